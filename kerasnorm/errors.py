@@ -1,0 +1,51 @@
+"""One exception family: what must hold, what was received, what to try."""
+
+from __future__ import annotations
+
+
+class KerasNormError(ValueError):
+    """Something asked of kerasnorm could not be done.
+
+    Args:
+        message: What must hold and what was received, as one or two sentences.
+        model: Name of the model concerned, where there is one.
+        layer: Name of the layer concerned, where there is one.
+        hint: What to try instead, as one sentence.
+
+    The rendered text is `message`, prefixed by where it happened and followed by the hint:
+
+    >>> raise KerasNormError("gamma holds NaN.", model="net", layer="bn_1", hint="Retrain it.")
+    Traceback (most recent call last):
+    ...
+    kerasnorm.errors.KerasNormError: model 'net', layer 'bn_1': gamma holds NaN. Retrain it.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str | None = None,
+        layer: str | None = None,
+        hint: str | None = None,
+    ):
+        self.message = message
+        self.model = model
+        self.layer = layer
+        self.hint = hint
+        where = ", ".join(
+            f"{kind} '{name}'" for kind, name in (("model", model), ("layer", layer)) if name
+        )
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text} {hint}" if hint else text)
+
+
+class LoadError(KerasNormError):
+    """A file could not be read as a Keras model."""
+
+
+class SwapError(KerasNormError):
+    """A model could not be rewritten as asked."""
+
+
+class ExportError(KerasNormError):
+    """A model could not be written as a correct ONNX file."""

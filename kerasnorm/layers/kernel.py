@@ -1,0 +1,217 @@
+"""Which variables of a layer are its kernels, and which of their axes index output units.
+
+One table for every layer that is a linear map followed by a bias and an activation. The weight
+vector of one output unit is a slice of the kernel at fixed `unit_axes`; its norm is taken over
+all other axes. Everything that wraps or rewrites a layer asks here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kerasnorm.layers.affine import Affine
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One kernel of a layer: its variable and the axes that index output units."""
+
+    variable: keras.Variable
+    unit_axes: tuple[int, ...]
+
+    @property
+    def contracted_axes(self) -> tuple[int, ...]:
+        """The axes that a norm of one unit's weight vector runs over."""
+        return tuple(a for a in range(len(self.variable.shape)) if a not in self.unit_axes)
+
+    @property
+    def unit_shape(self) -> tuple[int, ...]:
+        """Shape of anything that has one value for each output unit."""
+        return tuple(self.variable.shape[a] for a in self.unit_axes)
+
+    @property
+    def broadcast_shape(self) -> tuple[int, ...]:
+        """`unit_shape` with ones at the contracted axes, ready to multiply the kernel."""
+        return tuple(
+            size if a in self.unit_axes else 1 for a, size in enumerate(self.variable.shape)
+        )
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where a layer class keeps one kernel: attribute, and unit axes counted from the end."""
+
+    attribute: str
+    unit_axes: tuple[int, ...] | Callable[[Any], tuple[int, ...]]
+
+    def of(self, layer: keras.Layer) -> Kernel:
+        variable = getattr(layer, self.attribute)
+        axes = self.unit_axes(layer) if callable(self.unit_axes) else self.unit_axes
+        rank = len(variable.shape)
+        return Kernel(variable, tuple(sorted(a % rank for a in axes)))
+
+
+def einsum_letters(equation: str) -> tuple[str, str, str]:
+    """'...x,xy->...y' as ('...x', 'xy', '...y')."""
+    operands, output = equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    return inputs, kernel, output
+
+
+def _einsum_unit_axes(layer) -> tuple[int, ...]:
+    _, kernel, output = einsum_letters(layer.equation)
+    return tuple(a for a, letter in enumerate(kernel) if letter in output)
+
+
+_LAST = (-1,)
+_layers = keras.layers
+# The gain of the kernel nearest to the output is always called `g`.
+_KERNELS: dict[type, dict[str, _Slot]] = {
+    Affine: {"g": _Slot("kernel", _LAST)},
+    _layers.Dense: {"g": _Slot("kernel", _LAST)},
+    _layers.EinsumDense: {"g": _Slot("kernel", _einsum_unit_axes)},
+    **{
+        cls: {"g": _Slot("kernel", _LAST)}
+        for cls in (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D)
+    },
+    **{
+        # (…, filters, inputs)
+        cls: {"g": _Slot("kernel", (-2,))}
+        for cls in (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DTranspose)
+    },
+    **{
+        # (…, inputs, multiplier): every pair is an output unit of its own
+        cls: {"g": _Slot("kernel", (-2, -1))}
+        for cls in (_layers.DepthwiseConv1D, _layers.DepthwiseConv2D)
+    },
+    **{
+        cls: {
+            "g": _Slot("pointwise_kernel", _LAST),
+            "g_depthwise": _Slot("depthwise_kernel", (-2, -1)),
+        }
+        for cls in (_layers.SeparableConv1D, _layers.SeparableConv2D)
+    },
+}
+
+
+def kernel_class(layer: keras.Layer) -> type | None:
+    """The class of the table that `layer` is an instance of, or None."""
+    return next((cls for cls in type(layer).__mro__ if cls in _KERNELS), None)
+
+
+def supported_classes() -> list[str]:
+    """Names of the classes in the table, for error messages."""
+    return sorted(cls.__name__ for cls in _KERNELS)
+
+
+def kernels_of(layer: keras.Layer) -> Mapping[str, Kernel]:
+    """The kernels of a built layer by the name of their gain; empty where it has none."""
+    cls = kernel_class(layer)
+    return {} if cls is None else {gain: slot.of(layer) for gain, slot in _KERNELS[cls].items()}
+
+
+def output_kernel(layer: keras.Layer) -> Kernel:
+    """The kernel nearest to the output, whose unit axes are the layer's output channels."""
+    return kernels_of(layer)["g"]
+
+
+def channel_axis(layer: keras.Layer, rank: int) -> int | None:
+    """The axis of the layer's output (of `rank` axes) that its channels run along.
+
+    None for an EinsumDense, whose units may run along several axes: `per_unit` places a vector
+    there.
+    """
+    if isinstance(layer, keras.layers.EinsumDense):
+        return None
+    if isinstance(layer, Affine):
+        return layer.axis % rank
+    if getattr(layer, "data_format", "channels_last") == "channels_first":
+        return 1
+    return rank - 1
+
+
+def per_unit(layer: keras.Layer, vector, axis: int, rank: int):
+    """A vector over output axis `axis` laid out to broadcast against the kernel's `unit_shape`.
+
+    Returns None where the units of the layer do not run along that axis: a vector there is not a
+    scaling of its units.
+    """
+    kernel = output_kernel(layer)
+    if isinstance(layer, keras.layers.EinsumDense):
+        letter = _output_letter(layer, axis, rank)
+        letters = einsum_letters(layer.equation)[1]
+        if letter is None or letter not in letters:
+            return None
+        position = kernel.unit_axes.index(letters.index(letter))
+        shape = [1] * len(kernel.unit_axes)
+        shape[position] = vector.size
+        return vector.reshape(shape)
+    if axis % rank != channel_axis(layer, rank) or vector.size != math.prod(kernel.unit_shape):
+        return None
+    return vector.reshape(kernel.unit_shape)
+
+
+def _output_letter(layer, axis: int, rank: int) -> str | None:
+    """The einsum letter of an output axis, None where `...` covers it."""
+    output = einsum_letters(layer.equation)[2]
+    before, dots, after = output.partition("...")
+    from_end = axis % rank - rank
+    if dots and -from_end <= len(after):
+        return after[from_end]
+    if axis % rank < len(before):
+        return before[axis % rank]
+    return None
+
+
+class _Reader(keras.Layer):
+    """Calls a function inside an autocast scope of this layer's own dtype."""
+
+    def call(self, anchor, function):
+        return function(anchor)
+
+
+@functools.cache
+def _reader(dtype: str) -> _Reader:
+    return _Reader(dtype=dtype)
+
+
+def in_dtype(dtype: str, function: Callable[[Any], Any], anchor):
+    """function(anchor), with every variable it reads read as `dtype`.
+
+    Under a mixed precision policy Keras hands out variables already rounded to the compute
+    dtype. A norm has to be taken before that rounding, and only a layer call can say so.
+    """
+    return _reader(dtype)(anchor, function=function)
+
+
+def call_with(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
+    """Call a built layer with other values in place of some of its variables, for this call only.
+
+    Gradients flow into `values`, the variables themselves stay as they are, and what the call
+    leaves behind (losses, seeds, statistics) is kept.
+
+    Args:
+        layer: A built layer.
+        values: Tensors by the `id` of the variable that each stands in for.
+    """
+    variables = layer.variables
+    with keras.StatelessScope(
+        [(v, values.get(id(v), v)) for v in variables],
+        collect_losses=True,
+        initialize_variables=False,
+    ) as scope:
+        before = [scope.get_current_value(v) for v in variables]
+        outputs = layer(*args, **kwargs)
+        after = [scope.get_current_value(v) for v in variables]
+    for variable, old, new in zip(variables, before, after, strict=True):
+        if new is not old:
+            variable.assign(new)
+    for loss in scope.losses:
+        layer.add_loss(loss)
+    return outputs
