@@ -7,5 +7,4 @@ from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError
 from kerasnorm.layers import Affine as Affine
 from kerasnorm.layers import WeightNorm as WeightNorm
-
 from kerasnorm.version import __version__ as __version__

@@ -1,0 +1,157 @@
+"""Back to plain Keras layers, wherever that is exact.
+
+1. WeightNorm(layer): the layer with kernel w = g · v / ‖v‖.
+2. Affine: EinsumDense with a diagonal kernel, "...c,c->...c".
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from kerasnorm.errors import SwapError
+from kerasnorm.layers import Affine, WeightNorm
+from kerasnorm.layers import kernel as kernels
+from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.graph import Call
+from kerasnorm.rewrite.rebuild import Replace, copy_layer, copy_state, rebuild
+
+
+def fold_norms(model: keras.Model) -> keras.Model:
+    """A copy of the model made of plain `keras.layers` only, which computes the same function.
+
+    Every WeightNorm becomes the layer it wraps with the finished kernel w = g·v/‖v‖, every Affine
+    an EinsumDense. The result loads where kerasnorm is not installed.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        A new model of the same inputs and outputs (shapes, dtypes, names); the source is not
+        touched and shares no variable with it. A model without such layers is copied as it is.
+
+    Raises:
+        SwapError: If a kerasnorm layer has no exact plain equivalent, naming all such layers.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), WeightNorm(keras.layers.Dense(2))])
+    >>> [type(layer).__name__ for layer in fold_norms(model).layers]
+    ['Dense']
+    """
+    return _fold(model, {WeightNorm: _fold_weight_norm, Affine: _fold_affine})
+
+
+def bake(model: keras.Model) -> keras.Model:
+    """A copy of the model in which every WeightNorm is the layer it wraps, kernel finished.
+
+    What `fold_norms` does, for WeightNorm alone: `Affine` stays, two operations in any runtime.
+    """
+    return _fold(model, {WeightNorm: _bake_weight_norm}, leave_others=True)
+
+
+_Fold = Callable[[keras.Layer, Call, str], Replace]
+
+
+def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
+    forest = graphs.forest(model)
+    edits: dict[Call, Replace] = {}
+    stuck: list[str] = []
+    for graph in forest.graphs.values():
+        taken = {call.operation.name for call in graph.calls}
+        by_layer: dict[int, Replace] = {}
+        for call in graph.calls:
+            layer = call.operation
+            if type(layer) in folds:
+                if id(layer) not in by_layer:
+                    name = _plain_name(layer, taken)
+                    by_layer[id(layer)] = folds[type(layer)](layer, call, name)
+                edits[call] = by_layer[id(layer)]
+            elif not graphs.has_graph(layer):
+                path = forest.paths[id(graph.model)]
+                stuck += [path + name for name in _own_layers(layer)]
+    if stuck and not leave_others:
+        raise SwapError(
+            "Only layers with an exact equivalent among keras.layers can be folded. Received "
+            f"{', '.join(dict.fromkeys(stuck))}.",
+            model=model.name,
+            hint="Keep the model as it is: it loads wherever kerasnorm is imported.",
+        )
+    return rebuild(forest, edits).model if edits or not leave_others else model
+
+
+def _plain_name(layer: keras.Layer, taken: set[str]) -> str:
+    inner = getattr(layer, "layer", layer).name
+    return layer.name if inner in taken - {layer.name} else inner
+
+
+def _own_layers(layer) -> list[str]:
+    """'name (Class)' of every kerasnorm layer at or inside a layer."""
+    if not isinstance(layer, keras.Layer):
+        return []
+    found = [layer, *graphs.sublayers(layer)]
+    return [
+        f"'{own.name}' ({type(own).__name__}{'' if own is layer else f' inside {layer.name}'})"
+        for own in found
+        if type(own).__module__.split(".")[0] == __name__.split(".")[0]
+    ]
+
+
+def _fold_weight_norm(layer: WeightNorm, call: Call, name: str) -> Replace:
+    if not isinstance(layer.layer, Affine):
+        return _bake_weight_norm(layer, call, name)
+    (kernel,) = layer.normalized_kernels().values()
+    return _diagonal(layer.layer, kernel, call, name)
+
+
+def _fold_affine(layer: Affine, call: Call, name: str) -> Replace:
+    return _diagonal(layer, layer.kernel, call, name)
+
+
+def _bake_weight_norm(layer: WeightNorm, call: Call, name: str) -> Replace:
+    def fill(plain: keras.Layer) -> None:
+        copy_state(layer.layer, plain)
+        for gain, kernel in kernels.kernels_of(plain).items():
+            kernel.variable.assign(layer.normalized_kernels()[gain])
+            kernel.variable.trainable = plain.trainable
+
+    return Replace(make=lambda: copy_layer(layer.layer, name=name), fill=fill)
+
+
+def _diagonal(layer: Affine, kernel, call: Call, name: str) -> Replace:
+    """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
+    rank = len(call.output.shape)
+    axis = layer.axis % rank
+    size = layer.kernel.shape[0]
+    if axis == rank - 1:
+        equation, output_shape, letter = "...c,c->...c", (size,), "c"
+    else:
+        letters = string.ascii_lowercase[:rank]
+        letter = letters[axis]
+        equation = f"{letters},{letter}->{letters}"
+        output_shape = tuple(size if a == axis else None for a in range(1, rank))
+
+    def make() -> keras.Layer:
+        return keras.layers.EinsumDense(
+            equation,
+            output_shape=output_shape,
+            bias_axes=letter if layer.use_bias else None,
+            kernel_regularizer=layer.kernel_regularizer,
+            bias_regularizer=layer.bias_regularizer,
+            kernel_constraint=layer.kernel_constraint,
+            bias_constraint=layer.bias_constraint,
+            trainable=layer.trainable,
+            dtype=layer.dtype_policy,
+            name=name,
+        )
+
+    def fill(plain: keras.Layer) -> None:
+        plain.kernel.assign(kernel)
+        if layer.use_bias:
+            bias = np.asarray(keras.ops.convert_to_numpy(layer.bias))
+            plain.bias.assign(bias.reshape(plain.bias.shape))
+
+    return Replace(make=make, fill=fill)

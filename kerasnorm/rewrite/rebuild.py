@@ -1,0 +1,274 @@
+"""Build a copy of a model with some of its calls replaced.
+
+The source is only read: every layer of the copy is a new one, made from the source layer's
+config and given its weights.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm.errors import SwapError
+from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.graph import Call, Forest, Graph
+
+
+@dataclass(frozen=True, eq=False)
+class Skip:
+    """Let a call's only input through in its place.
+
+    Attributes:
+        into: Name of the layer that does the work of the call now.
+    """
+
+    into: str
+
+
+@dataclass(frozen=True, eq=False)
+class Replace:
+    """Call another layer in place of the source's. Calls that share one `Replace` share the layer.
+
+    Attributes:
+        make: Gives the new, unbuilt layer.
+        fill: Sets the weights of the new layer once it is built.
+    """
+
+    make: Callable[[], keras.Layer]
+    fill: Callable[[keras.Layer], None]
+
+
+Edits = Mapping[Call, Skip | Replace]
+
+
+@dataclass
+class Rebuilt:
+    """A rebuilt model, the name each source layer has in it, and what could not be kept."""
+
+    model: keras.Model
+    layers: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
+    """Copy a model, with its weights, flags and compile state, and apply `edits` on the way.
+
+    Args:
+        forest: The graphs of the source model.
+        edits: What to do with single calls; all others are copied.
+
+    Returns:
+        The copy, which shares no variable with the source, the map from old to new layer names
+        (paths such as "backbone/conv" for nested models), and notes on what was not kept.
+
+    Raises:
+        SwapError: If a layer cannot be copied from its config.
+    """
+    builder = _Builder(forest, edits)
+    with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
+        model = builder.model(forest.root)
+        builder.carry_state()
+    result = Rebuilt(model, builder.names, builder.notes)
+    _carry_compile_state(forest.root.model, result)
+    return result
+
+
+class _Builder:
+    """Makes each layer once, calls them in graph order, then carries the state over."""
+
+    def __init__(self, forest: Forest, edits: Edits):
+        self.forest = forest
+        self.edits = edits
+        self.names: dict[str, str] = {}
+        self.notes: list[str] = []
+        self._made: dict[int, Any] = {}  # by id of the source operation or of the Replace
+        self._copies: list[tuple[keras.Layer, keras.Layer]] = []
+        self._filled: list[tuple[Replace, keras.Layer]] = []
+
+    def custom_objects(self) -> dict[str, type]:
+        """The layer classes in use, so that wrappers around a user's own class can be copied."""
+        layers = [self.forest.root.model, *graphs.sublayers(self.forest.root.model)]
+        return {type(layer).__name__: type(layer) for layer in layers if not _is_keras_own(layer)}
+
+    def model(self, graph: Graph) -> keras.Model:
+        source = graph.model
+        if isinstance(source, keras.Sequential):
+            copy = self._sequential(graph)
+        else:
+            copy = self._functional(graph)
+        if not source.trainable:
+            copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
+        return copy
+
+    def carry_state(self) -> None:
+        for source, copy in self._copies:
+            copy_state(source, copy)
+        for edit, layer in self._filled:
+            edit.fill(layer)
+
+    def _functional(self, graph: Graph) -> keras.Model:
+        source = graph.model
+        tensors: dict[int, Any] = {}
+
+        def new(value):
+            return tensors.get(id(value), value)
+
+        for old in tree.flatten(graph.inputs):
+            layer = self._copy(graphs.input_layer(old))
+            tensors[id(old)] = layer.output
+            self._name(graph, layer, layer)
+        for call in graph.calls:
+            if call.is_input:
+                continue
+            args = tree.map_structure(new, call.args)
+            kwargs = {k: tree.map_structure(new, v) for k, v in call.kwargs.items()}
+            layer = self._layer(graph, call)
+            result = args[0] if layer is None else layer(*args, **kwargs)
+            for old, out in zip(call.outputs, tree.flatten(result), strict=True):
+                tensors[id(old)] = out
+        inputs = tree.map_structure(new, graph.inputs)
+        outputs = tree.map_structure(new, graph.outputs)
+        if graphs.is_plain_functional(source):
+            return keras.Model(inputs, outputs, name=source.name)
+        try:
+            return type(source)(inputs, outputs, name=source.name)
+        except TypeError:
+            self.notes.append(
+                f"model '{source.name}' was a {type(source).__name__}, whose constructor does not "
+                "take inputs and outputs; it is a plain functional model now"
+            )
+            return keras.Model(inputs, outputs, name=source.name)
+
+    def _sequential(self, graph: Graph) -> keras.Sequential:
+        source = graph.model
+        entry = self._copy(graphs.input_layer(graph.inputs))
+        copies = [self._layer(graph, call) for call in graph.layer_calls()]
+        return keras.Sequential(
+            [entry, *(layer for layer in copies if layer is not None)], name=source.name
+        )
+
+    def _layer(self, graph: Graph, call: Call):
+        """The new layer for a call, None where its input goes straight through."""
+        source, edit = call.operation, self.edits.get(call)
+        if isinstance(edit, Skip):
+            self._name(graph, source, edit.into)
+            return None
+        if isinstance(edit, Replace):
+            if id(edit) not in self._made:
+                self._made[id(edit)] = edit.make()
+                self._filled.append((edit, self._made[id(edit)]))
+            self._name(graph, source, self._made[id(edit)])
+            return self._made[id(edit)]
+        if id(source) not in self._made:
+            self._made[id(source)] = self._copy(source)
+        self._name(graph, source, self._made[id(source)])
+        return self._made[id(source)]
+
+    def _copy(self, source):
+        if not isinstance(source, keras.Layer):
+            return graphs.copied_operation(source)
+        if graphs.has_graph(source):
+            return self.model(self.forest.graphs[id(source)])
+        copy = copy_layer(source)
+        self._copies.append((source, copy))
+        return copy
+
+    def _name(self, graph: Graph, source, new) -> None:
+        if isinstance(source, keras.Layer):
+            path = self.forest.paths[id(graph.model)]
+            self.names[path + source.name] = path + (new if isinstance(new, str) else new.name)
+
+
+def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
+    """A new, unbuilt layer from a layer's config.
+
+    Args:
+        layer: The layer to copy.
+        **changes: Config entries that differ.
+
+    Raises:
+        SwapError: If the layer's class cannot be made from its config.
+    """
+    try:
+        return type(layer).from_config({**layer.get_config(), **changes})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise SwapError(
+            f"A layer is copied through its config, and {type(layer).__name__} cannot be made "
+            f"from its own: {reason}",
+            layer=layer.name,
+            hint="Give the class a `get_config` and `from_config` that restore it.",
+        ) from error
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Give a copied layer the weights, vocabularies, seeds and trainable flags of its source.
+
+    Raises:
+        SwapError: If the copy's variables are not those of the source.
+    """
+    pairs = [(source, target)]
+    pairs += zip(graphs.sublayers(source), graphs.sublayers(target), strict=False)
+    of_source, of_target = source.variables, target.variables
+    if [(v.name, v.shape) for v in of_source] != [(v.name, v.shape) for v in of_target]:
+        raise SwapError(
+            f"The copy of a layer must have the variables of its source. Received "
+            f"{[f'{v.name} {v.shape}' for v in of_target]} for "
+            f"{[f'{v.name} {v.shape}' for v in of_source]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds (LoRA? quantization?).",
+        )
+    for old, new in zip(of_source, of_target, strict=True):
+        new.assign(old)
+    for old_layer, new_layer in pairs:
+        _carry_other_state(old_layer, new_layer)
+        if new_layer.trainable != old_layer.trainable:
+            new_layer.trainable = old_layer.trainable
+    for old, new in zip(of_source, of_target, strict=True):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+
+
+def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:
+    """State that is not in variables: what a layer derives on loading, and lookup tables."""
+    if not source.built:
+        return
+    derives = hasattr(source, "finalize_state") or not _is_keras_own(source)
+    if derives and _overrides(source, "load_own_variables"):
+        store: dict[str, Any] = {}
+        source.save_own_variables(store)
+        if store:
+            values = {name: keras.ops.convert_to_numpy(v) for name, v in store.items()}
+            target.load_own_variables(values)
+    if _overrides(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
+
+
+def _is_keras_own(layer: keras.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _overrides(layer: keras.Layer, method: str) -> bool:
+    return getattr(type(layer), method, None) is not getattr(keras.Layer, method, None)
+
+
+def _carry_compile_state(source: keras.Model, result: Rebuilt) -> None:
+    if not source.compiled:
+        return
+    try:
+        config = source.get_compile_config()
+        if config:
+            result.model.compile_from_config(config)
+    except Exception as error:
+        # a loss or metric of the user's own may fail in any way when it is made anew
+        result.notes.append(f"not compiled: the source's compile state cannot be copied ({error})")
+    else:
+        if not result.model.compiled:
+            result.notes.append("not compiled: the source does not tell how it was compiled")

@@ -1,0 +1,1 @@
+"""One family of rules for each target: the algebra on top, then the code."""
