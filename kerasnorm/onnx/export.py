@@ -1,0 +1,152 @@
+"""`export_onnx`: a Keras model as an ONNX file that was checked before it was kept."""
+
+from __future__ import annotations
+
+import collections
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasnorm.errors import ExportError
+from kerasnorm.files import replace_whole
+from kerasnorm.layers import WeightNorm
+from kerasnorm.onnx.check import check
+from kerasnorm.onnx.convert import all_nodes, quiet, to_onnx, trace
+from kerasnorm.onnx.layer_names import all_layers
+from kerasnorm.onnx.signature import signature_of
+
+_OLDEST_OPSET = 13
+# One protocol buffer message holds no more.
+_LARGEST_FILE = 2**31 - 2**20
+
+
+@dataclass(frozen=True)
+class OnnxExport:
+    """What `export_onnx` wrote.
+
+    Args:
+        path: The file.
+        opset: Version of the ONNX operators in it.
+        max_difference: Largest difference seen between ONNX Runtime and Keras, relative to the
+            largest entry of the output it was seen in.
+        op_counts: How many operations of each type the file holds.
+    """
+
+    path: Path
+    opset: int
+    max_difference: float
+    op_counts: dict[str, int]
+
+
+def export_onnx(
+    model: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    opset: int = 17,
+    inputs: Any = None,
+    tolerance: float | None = None,
+    overwrite: bool = True,
+) -> OnnxExport:
+    """Writes a Keras model as an ONNX file and checks it in ONNX Runtime before keeping it.
+
+    Batch size, and height, width and time where the model leaves them open, stay open. Inputs
+    keep the model's input names; outputs are named by dict key, else by output layer. WeightNorm
+    is folded into the kernels; every other layer is exported as it computes at inference. The
+    model itself is not changed.
+
+    The check compares answers at batch 1 and 3. It sees what reaches an output: a softmax that
+    is saturated on the inputs hides differences before it, so export logits, or pass typical
+    `inputs`, where that matters.
+
+    Args:
+        model: Functional, Sequential, or any other model that was called once.
+        path: The file to write. An existing file is replaced in one step, or not at all.
+        opset: Version of the ONNX operators, 13 or later.
+        inputs: What to check on: an array, a list of arrays, or a dict by input name, batch
+            first. Without them, seeded random numbers: standard normal, integers below every
+            vocabulary.
+        tolerance: Largest difference allowed, relative to the largest entry of each output.
+            Without it 1e-5 for models that compute in float32, 1e-2 in float16.
+        overwrite: Whether an existing file may be replaced.
+
+    Returns:
+        An `OnnxExport`: `.path`, `.opset`, `.max_difference`, `.op_counts`.
+
+    Raises:
+        ExportError: If the request cannot be met (opset, path, an unbuilt model, a layer that
+            ONNX cannot express) or the file's answers differ from the model's. No file is
+            written then, and one that was there stays as it was.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
+    >>> export_onnx(model, "head.onnx").op_counts
+    {'MatMul': 1, 'Add': 1}
+    """
+    _check_request(model, path, opset, overwrite)
+    with replace_whole(path, error=ExportError) as temporary, quiet():
+        signature = signature_of(model, inputs)
+        traced = trace(_without_weight_norm(model), signature)
+        proto = to_onnx(model, traced, opset)
+        _write(model, proto, temporary)
+        difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)
+    counts = collections.Counter(node.op_type for node in all_nodes(proto.graph))
+    return OnnxExport(Path(path), opset, difference, dict(counts))
+
+
+def _check_request(model, path, opset: int, overwrite: bool) -> None:
+    import onnx
+
+    if keras.backend.backend() != "tensorflow":
+        raise ExportError(
+            "Export to ONNX needs Keras on the TensorFlow backend. "
+            f"Received: {keras.backend.backend()}.",
+            hint="Set KERAS_BACKEND=tensorflow before importing keras.",
+        )
+    if not isinstance(model, keras.Model):
+        raise ExportError(
+            f"`model` must be a keras.Model. Received: {type(model).__name__}.",
+            hint="Load a file with `kerasnorm.load_model` first.",
+        )
+    newest = onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"`opset` must be between {_OLDEST_OPSET} and {newest}, the newest that onnx "
+            f"{onnx.__version__} knows. Received: {opset}.",
+            model=model.name,
+        )
+    if not overwrite and os.path.lexists(path):
+        raise ExportError(
+            f"'{path}' exists.",
+            model=model.name,
+            hint="Remove it, choose another name, or pass `overwrite=True`.",
+        )
+    size = sum(variable.value.dtype.size * _entries(variable) for variable in model.variables)
+    if size > _LARGEST_FILE:
+        raise ExportError(
+            f"One ONNX file holds weights of up to 2 GB. The model's are {size / 2**30:.1f} GB.",
+            model=model.name,
+            hint="Export its parts one by one.",
+        )
+
+
+def _entries(variable) -> int:
+    count = 1
+    for size in variable.shape:
+        count *= size
+    return count
+
+
+def _without_weight_norm(model: keras.Model) -> keras.Model:
+    if not any(isinstance(layer, WeightNorm) for layer in all_layers(model)):
+        return model
+    from kerasnorm.rewrite.fold import bake
+
+    return bake(model)
+
+
+def _write(model, proto, path: Path) -> None:
+    path.write_bytes(proto.SerializeToString())
