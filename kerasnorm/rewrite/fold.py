@@ -1,13 +1,14 @@
 """Back to plain Keras layers, wherever that is exact.
 
 1. WeightNorm(layer): the layer with kernel w = g · v / ‖v‖.
-2. Affine: EinsumDense with a diagonal kernel, "...c,c->...c".
+2. Affine: EinsumDense with a diagonal kernel, "bhwc,c->bhwc".
 """
 
 from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,7 +17,7 @@ from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.graph import Call
+from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, copy_layer, copy_state, rebuild
 
 
@@ -53,7 +54,7 @@ def bake(model: keras.Model) -> keras.Model:
     return _fold(model, {WeightNorm: _bake_weight_norm}, leave_others=True)
 
 
-_Fold = Callable[[keras.Layer, Call, str], Replace]
+_Fold = Callable[[Any, list[Call], str], Replace]
 
 
 def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
@@ -62,14 +63,10 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
     stuck: list[str] = []
     for graph in forest.graphs.values():
         taken = {call.operation.name for call in graph.calls}
-        by_layer: dict[int, Replace] = {}
-        for call in graph.calls:
-            layer = call.operation
+        for layer, calls in _by_layer(graph):
             if type(layer) in folds:
-                if id(layer) not in by_layer:
-                    name = _plain_name(layer, taken)
-                    by_layer[id(layer)] = folds[type(layer)](layer, call, name)
-                edits[call] = by_layer[id(layer)]
+                fold = folds[type(layer)](layer, calls, _plain_name(layer, taken))
+                edits.update(dict.fromkeys(calls, fold))
             elif not graphs.has_graph(layer):
                 path = forest.paths[id(graph.model)]
                 stuck += [path + name for name in _own_layers(layer)]
@@ -81,6 +78,13 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
             hint="Keep the model as it is: it loads wherever kerasnorm is imported.",
         )
     return rebuild(forest, edits).model if edits or not leave_others else model
+
+
+def _by_layer(graph: Graph) -> list[tuple[keras.Layer, list[Call]]]:
+    calls: dict[int, list[Call]] = {}
+    for call in graph.calls:
+        calls.setdefault(id(call.operation), []).append(call)
+    return [(group[0].operation, group) for group in calls.values()]
 
 
 def _plain_name(layer: keras.Layer, taken: set[str]) -> str:
@@ -100,18 +104,18 @@ def _own_layers(layer) -> list[str]:
     ]
 
 
-def _fold_weight_norm(layer: WeightNorm, call: Call, name: str) -> Replace:
+def _fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace:
     if not isinstance(layer.layer, Affine):
-        return _bake_weight_norm(layer, call, name)
+        return _bake_weight_norm(layer, calls, name)
     (kernel,) = layer.normalized_kernels().values()
-    return _diagonal(layer.layer, kernel, call, name)
+    return _diagonal(layer.layer, kernel, calls, name)
 
 
-def _fold_affine(layer: Affine, call: Call, name: str) -> Replace:
-    return _diagonal(layer, layer.kernel, call, name)
+def _fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace:
+    return _diagonal(layer, layer.kernel, calls, name)
 
 
-def _bake_weight_norm(layer: WeightNorm, call: Call, name: str) -> Replace:
+def _bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace:
     def fill(plain: keras.Layer) -> None:
         copy_state(layer.layer, plain)
         for gain, kernel in kernels.kernels_of(plain).items():
@@ -121,18 +125,19 @@ def _bake_weight_norm(layer: WeightNorm, call: Call, name: str) -> Replace:
     return Replace(make=lambda: copy_layer(layer.layer, name=name), fill=fill)
 
 
-def _diagonal(layer: Affine, kernel, call: Call, name: str) -> Replace:
+def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace:
     """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
-    rank = len(call.output.shape)
+    shapes = [call.output.shape for call in calls]
+    rank = len(shapes[0])
     axis = layer.axis % rank
-    size = layer.kernel.shape[0]
-    if axis == rank - 1:
-        equation, output_shape, letter = "...c,c->...c", (size,), "c"
-    else:
-        letters = string.ascii_lowercase[:rank]
-        letter = letters[axis]
-        equation = f"{letters},{letter}->{letters}"
-        output_shape = tuple(size if a == axis else None for a in range(1, rank))
+    # Every axis has its letter: with "..." Keras 3.15 infers height and width the wrong way round.
+    letters = string.ascii_lowercase[:rank]
+    letter = letters[axis]
+    equation = f"{letters},{letter}->{letters}"
+    # Sizes have to be named, or the layers behind it would not know them.
+    output_shape = tuple(
+        sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)
+    )[1:]
 
     def make() -> keras.Layer:
         return keras.layers.EinsumDense(

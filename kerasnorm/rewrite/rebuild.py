@@ -37,10 +37,12 @@ class Replace:
     Attributes:
         make: Gives the new, unbuilt layer.
         fill: Sets the weights of the new layer once it is built.
+        keywords: The keyword arguments of the call that the new layer takes; None for all.
     """
 
     make: Callable[[], keras.Layer]
     fill: Callable[[keras.Layer], None]
+    keywords: frozenset[str] | None = None
 
 
 Edits = Mapping[Call, Skip | Replace]
@@ -126,9 +128,13 @@ class _Builder:
             if call.is_input:
                 continue
             args = tree.map_structure(new, call.args)
-            kwargs = {k: tree.map_structure(new, v) for k, v in call.kwargs.items()}
+            kwargs = {
+                k: tree.map_structure(new, v)
+                for k, v in call.kwargs.items()
+                if self._takes(call, k)
+            }
             layer = self._layer(graph, call)
-            result = args[0] if layer is None else layer(*args, **kwargs)
+            result = new(call.inputs[0]) if layer is None else layer(*args, **kwargs)
             for old, out in zip(call.outputs, tree.flatten(result), strict=True):
                 tensors[id(old)] = out
         inputs = tree.map_structure(new, graph.inputs)
@@ -151,6 +157,10 @@ class _Builder:
         return keras.Sequential(
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
         )
+
+    def _takes(self, call: Call, keyword: str) -> bool:
+        edit = self.edits.get(call)
+        return not isinstance(edit, Replace) or edit.keywords is None or keyword in edit.keywords
 
     def _layer(self, graph: Graph, call: Call):
         """The new layer for a call, None where its input goes straight through."""

@@ -1,0 +1,140 @@
+"""What happened to each BatchNorm call, for people and for machines."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["exact", "matched", "calibrated", "refused"]
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """The fate of one BatchNorm call.
+
+    Attributes:
+        name: Path of the BatchNorm layer; a second call of one layer is "name#2".
+        target: What was asked for: "weight", "layer", "cosine", or "none" for a site left out.
+        verdict: `exact`; `matched` from stored statistics; `calibrated` on data; `refused`.
+        rule: Name of the rule that decided, with the number of its case.
+        becomes: The layer kind it turned into; "BatchNorm" where it stays.
+        partner: Path of the layer that took it in, or None.
+        reason: Why this rule: what stood in the way of a better one, or of any.
+        fit: R² against the source's activation on held-out rows, where data was given.
+    """
+
+    name: str
+    target: str
+    verdict: Verdict
+    rule: str
+    becomes: str
+    partner: str | None = None
+    reason: str = ""
+    fit: float | None = None
+
+
+@dataclass
+class Report:
+    """The records of a swap, or of what a swap would do.
+
+    `str(report)` is a table for people, `to_dict()` is ready for JSON.
+
+    Attributes:
+        model: Name of the source model.
+        target: What was asked for: "weight", "layer", "cosine", or "mixed".
+        sites: One record for each BatchNorm call.
+        layers: The name in the result of each layer of the source; paths for nested models.
+        notes: What could not be kept, in plain sentences.
+        repairs: What was mended while loading the source.
+    """
+
+    model: str
+    target: str
+    sites: list[SiteRecord]
+    layers: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+
+    @property
+    def refused(self) -> list[SiteRecord]:
+        """The sites that stay BatchNorm."""
+        return [site for site in self.sites if site.verdict == "refused"]
+
+    def counts(self) -> dict[str, int]:
+        """How many sites became what, most frequent first."""
+        return dict(Counter(site.becomes for site in self.sites).most_common())
+
+    def summary(self) -> str:
+        """One line that says it all."""
+        if not self.sites:
+            return f"{self.model}: no BatchNorm found."
+        return "; ".join(
+            f"{self.model} → {target}: {len(sites)} BatchNorm calls: {_tally(sites)}"
+            for target, sites in self._by_target().items()
+        )
+
+    def _by_target(self) -> dict[str, list[SiteRecord]]:
+        targets: dict[str, list[SiteRecord]] = {}
+        for site in self.sites:
+            targets.setdefault(site.target, []).append(site)
+        return targets
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, in types that JSON knows."""
+        return {
+            "model": self.model,
+            "target": self.target,
+            "sites": [dataclasses.asdict(site) for site in self.sites],
+            "layers": dict(self.layers),
+            "notes": list(self.notes),
+            "repairs": list(self.repairs),
+            "counts": self.counts(),
+        }
+
+    def table(self):
+        """The records as a `rich.table.Table`."""
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        columns: dict[str, Callable[[SiteRecord], str]] = {"BatchNorm": lambda site: site.name}
+        if len(self._by_target()) > 1:
+            columns["target"] = lambda site: site.target
+        columns["verdict"] = lambda site: site.verdict
+        columns["becomes"] = lambda site: site.becomes
+        if any(site.fit is not None for site in self.sites):
+            columns["R²"] = lambda site: "" if site.fit is None else f"{site.fit:.4f}"
+        columns["why"] = lambda site: site.reason
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for site in self.sites:
+            table.add_row(*(Text(cell(site)) for cell in columns.values()))
+        return table
+
+    def __str__(self) -> str:
+        from rich.console import Console
+
+        console = Console(width=120, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self.summary(), markup=False, soft_wrap=True)
+            if self.sites:
+                console.print(self.table())
+            for line in (*self.notes, *(f"repaired: {repair}" for repair in self.repairs)):
+                console.print(f"- {line}", markup=False)
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _tally(sites: list[SiteRecord]) -> str:
+    """'7 exact: 5 WeightNorm(Conv2D), 2 WeightNorm(Affine)', one such for each verdict."""
+    kinds: dict[str, Counter[str]] = {}
+    for site in sites:
+        kinds.setdefault(site.verdict, Counter())[site.becomes] += 1
+    return "; ".join(
+        f"{counts.total()} {verdict} ("
+        + ", ".join(f"{count} {kind}" for kind, count in counts.most_common())
+        + ")"
+        for verdict, counts in kinds.items()
+    )

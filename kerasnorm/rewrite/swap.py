@@ -1,0 +1,180 @@
+"""`swap_norms` and `inspect_norms`: decide each site, carry it out, report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import keras
+
+from kerasnorm.errors import SwapError
+from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import match
+from kerasnorm.rewrite.graph import Call, Forest
+from kerasnorm.rewrite.match import Hidden, Site
+from kerasnorm.rewrite.rebuild import Replace, Skip, rebuild
+from kerasnorm.rewrite.report import Report, SiteRecord
+from kerasnorm.rewrite.rules import to_weight
+
+_RULES = {"weight": to_weight}
+
+SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The result of `swap_norms`.
+
+    Attributes:
+        model: The swapped model.
+        report: What happened to each BatchNorm call.
+    """
+
+    model: keras.Model
+    report: Report
+
+
+def swap_norms(
+    model: keras.Model,
+    to: str | dict[str, str],
+    *,
+    sites: SiteChoice | None = None,
+    strict: bool = False,
+) -> Swap:
+    """Replace the BatchNorm of a trained model by another normalization.
+
+    `to="weight"` is exact at inference and needs no data: with a = γ/s and s = sqrt(v + ε), a
+    linear layer in front of a BatchNorm takes it in as v = W, g = a·‖W‖, b = β + (b₀ − m)·a; any
+    other BatchNorm becomes `WeightNorm(Affine())`. A BatchNorm called with `training=True` has no
+    such form and is refused.
+
+    The source model is not touched and shares no variable with the result. Layer names, weights,
+    trainable flags, dtype policies, regularizers and the compile state (the optimizer's slots
+    aside) are kept; what cannot be is in `report.notes`, new names are in `report.layers`.
+
+    Args:
+        model: A built Functional or Sequential model, others nested in it included.
+        to: "weight", or a dict from site name to target; sites not named stay.
+        sites: Names of the sites to swap, or a predicate on a site's record (see
+            `inspect_norms`); the others stay BatchNorm. None for all.
+        strict: Whether a refused site, or a model without BatchNorm, is an error.
+
+    Returns:
+        A `Swap` with `.model` and `.report`.
+
+    Raises:
+        SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
+            `to` or `sites` name what does not exist, or `strict` and something was refused.
+
+    Example:
+
+    >>> layers = keras.layers
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    ... )
+    >>> swap = swap_norms(model, to="weight")
+    >>> [type(layer).__name__ for layer in swap.model.layers]
+    ['WeightNorm']
+    """
+    forest = graphs.forest(model)
+    found, hidden = match.find_sites(forest)
+    targets = _targets(to, sites, found, hidden, forest)
+    edits: dict[Call, Skip | Replace] = {}
+    records: list[SiteRecord] = []
+    notes: list[str] = []
+    shared: dict[int, Skip | Replace] = {}
+    for site in found:
+        target = targets.get(site.name)
+        if target is None:
+            records.append(
+                SiteRecord(
+                    site.name, "none", "refused", "sites", "BatchNorm", reason="not asked for"
+                )
+            )
+            continue
+        rule = _RULES[target]
+        plan = rule.check(site, forest)
+        records.append(plan.record)
+        for call, edit in rule.rewrite(site, plan).items():
+            # one BatchNorm called in several places stays one layer
+            in_place = call is site.call and isinstance(edit, Replace)
+            edits[call] = shared.setdefault(id(site.layer), edit) if in_place else edit
+        notes += rule.lost(site, plan)
+    records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
+    report = Report(model.name, to if isinstance(to, str) else "mixed", records)
+    if strict:
+        _insist(report)
+    rebuilt = rebuild(forest, edits)
+    report.layers, report.notes = rebuilt.layers, notes + rebuilt.notes
+    return Swap(rebuilt.model, report)
+
+
+def inspect_norms(model: keras.Model) -> Report:
+    """What a swap would do to each BatchNorm call; nothing is changed.
+
+    Args:
+        model: A built Functional or Sequential model.
+
+    Returns:
+        A `Report` with one record for each BatchNorm call and target.
+
+    Raises:
+        SwapError: If the model has no graph (subclassed, or not built).
+    """
+    forest = graphs.forest(model)
+    found, hidden = match.find_sites(forest)
+    records: list[SiteRecord] = []
+    for target, rule in _RULES.items():
+        records += [rule.check(site, forest).record for site in found]
+        records += [_hidden_record(inner, target) for inner in hidden]
+    return Report(model.name, ", ".join(_RULES), records)
+
+
+def _targets(
+    to, sites: SiteChoice | None, found: list[Site], hidden: list[Hidden], forest: Forest
+) -> dict[str, str]:
+    """The target of each site that is to be swapped."""
+    names = [site.name for site in found]
+    wanted = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
+    for target in wanted.values():
+        if target not in _RULES:
+            raise SwapError(
+                f"`to` must be one of {', '.join(repr(rule) for rule in _RULES)}. "
+                f"Received: to={target!r}."
+            )
+    if callable(sites):
+        chosen = {
+            site.name
+            for site in found
+            if site.name in wanted and sites(_RULES[wanted[site.name]].check(site, forest).record)
+        }
+    else:
+        chosen = set(wanted if sites is None else sites)
+    unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in hidden})
+    if unknown:
+        raise SwapError(
+            f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
+            hint=f"They are: {', '.join(names)}.",
+        )
+    return {name: target for name, target in wanted.items() if name in chosen}
+
+
+def _hidden_record(inner: Hidden, target: str) -> SiteRecord:
+    return SiteRecord(
+        inner.name,
+        target,
+        "refused",
+        "graph",
+        "BatchNorm",
+        reason=f"it is inside '{inner.holder}', where no graph shows its calls",
+    )
+
+
+def _insist(report: Report) -> None:
+    if not report.sites:
+        raise SwapError("`strict` needs a BatchNorm to swap. Received none.", model=report.model)
+    if report.refused:
+        refusals = "; ".join(f"'{site.name}': {site.reason}" for site in report.refused)
+        raise SwapError(
+            f"`strict` allows no refused site. Received {refusals}.", model=report.model
+        )
