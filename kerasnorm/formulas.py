@@ -18,6 +18,9 @@ from keras import ops
 # makes v / ‖v‖ = 0 and keeps the gradient finite. `norm` scales first, so that the norm of every
 # vector but the zero vector is at least 1 before it is compared with this.
 _ZERO_NORM_SQUARED = 0.5
+# ‖x‖² of a patch is a sum of squares of entries scaled to at most 1. Below this, the derivative
+# of 1 / ‖x‖, which goes like squares ** −1.5, would overflow in float32.
+_VANISHING = 1e-24
 
 
 def norm(v, axes: Sequence[int]):
@@ -52,24 +55,85 @@ def affine(x, gain=None, bias=None):
     return x if bias is None else x + bias
 
 
-def centered_moments(x, axes: Sequence[int]):
-    """(c, v): x minus its mean over `axes`, and the variance (the mean of c²), dimensions kept.
+def weighted_mean(x, axes: Sequence[int], weights=None, sum_replicas=None):
+    """Mean of x over `axes`, dimensions kept.
+
+    Args:
+        x: Tensor.
+        axes: The axes of the set that is averaged.
+        weights: Optional, 1 or 0 for each entry of x (broadcast against x). Entries with weight 0
+            do not count, whatever they are; the mean of nothing is 0.
+        sum_replicas: Optional function that adds each tensor of a list up over all replicas, so
+            that the mean is that of the whole batch.
+    """
+    if weights is None and sum_replicas is None:
+        return ops.mean(x, axis=axes, keepdims=True)
+    if weights is None:
+        weights = ops.ones_like(x)
+    else:
+        weights = ops.broadcast_to(weights, ops.shape(x))
+        x = ops.where(weights > 0, x, ops.zeros_like(x))
+    total = ops.sum(x, axis=axes, keepdims=True)
+    count = ops.sum(weights, axis=axes, keepdims=True)
+    if sum_replicas is not None:
+        total, count = sum_replicas([total, count])
+    return total / ops.where(count > 0, count, ops.ones_like(count))
+
+
+def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
+    """(c, μ, v): x minus its mean over `axes`, that mean, and the variance (the mean of c²).
+
+    Dimensions are kept; `weights` and `sum_replicas` are those of `weighted_mean`.
 
     Where |mean| is far larger than the deviation, the mean itself is only known to the precision
     of x. A second mean over the centred values repairs that at almost no cost: with c₀ = x − μ,
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
-    rough = x - ops.mean(x, axis=axes, keepdims=True)
-    delta = ops.mean(rough, axis=axes, keepdims=True)
-    squares = ops.mean(ops.square(rough), axis=axes, keepdims=True)
+    mean = weighted_mean(x, axes, weights, sum_replicas)
+    rough = x - mean
+    delta = weighted_mean(rough, axes, weights, sum_replicas)
+    squares = weighted_mean(ops.square(rough), axes, weights, sum_replicas)
     # rounding may leave a constant vector a variance of −1e-15
-    return rough - delta, ops.maximum(squares - ops.square(delta), 0.0)
+    variance = ops.maximum(squares - ops.square(delta), 0.0)
+    return rough - delta, mean + delta, variance
 
 
-def standardize(x, axes: Sequence[int], epsilon: float):
+def standardize(x, axes: Sequence[int], epsilon: float, weights=None):
     """(x − μ) / sqrt(var + ε), mean and variance over `axes`.
 
     Ba et al. 2016, https://arxiv.org/abs/1607.06450, equation 3.
     """
-    centered, variance = centered_moments(x, axes)
+    centered, _, variance = centered_moments(x, axes, weights)
     return centered * ops.rsqrt(variance + epsilon)
+
+
+def moving_average(old, new, momentum: float):
+    """momentum · old + (1 − momentum) · new."""
+    return old * momentum + new * (1.0 - momentum)
+
+
+def joint_direction(w, bias, axes: Sequence[int]):
+    """([w, b] / ‖[w, b]‖) as the pair (w / N, b / N), with N = sqrt(‖w‖² + b²) over `axes` of w.
+
+    `bias` has size 1 along `axes`; None stands for no bias. Where w and b are all zero, so is the
+    result.
+    """
+    if bias is None:
+        return w / norm(w, axes), None
+    largest = ops.maximum(ops.max(ops.abs(w), axis=axes, keepdims=True), ops.abs(bias))
+    largest = ops.stop_gradient(ops.where(largest > 0, largest, ops.ones_like(largest)))
+    w, bias = w / largest, bias / largest
+    squares = ops.sum(ops.square(w), axis=axes, keepdims=True) + ops.square(bias)
+    length = ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))
+    return w / length, bias / length
+
+
+def inverse_length(squares):
+    """1 / sqrt(squares), and 0 (with gradient 0) where `squares` vanishes.
+
+    A patch of zeros has no direction: its cosine is 0 and it asks nothing of the layer before.
+    """
+    vanishing = squares < _VANISHING
+    return ops.where(
+        vanishing, ops.zeros_like(squares), ops.rsqrt(ops.where(vanishing, 1.0, squares))
+    )

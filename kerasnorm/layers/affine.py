@@ -93,7 +93,7 @@ class Affine(keras.layers.Layer):
                 constraint=self.bias_constraint,
             )
 
-    def call(self, inputs):
+    def call(self, inputs, mask=None):
         shape = [1] * len(inputs.shape)
         shape[self.axis] = -1
         bias = None if self.bias is None else ops.reshape(self.bias, shape)

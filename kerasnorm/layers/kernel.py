@@ -169,6 +169,28 @@ def _output_letter(layer, axis: int, rank: int) -> str | None:
     return None
 
 
+def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
+    """Raise if the layer's kernel is quantized or has LoRA factors."""
+    if layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
+        raise ValueError(
+            f"{wrapper} needs a layer with a plain kernel. Received: layer '{layer.name}', which "
+            "is quantized or LoRA-enabled. Wrap it before that."
+        )
+
+
+def require_known_channels(wrapper: str, layer: keras.Layer, input_shape) -> None:
+    """Raise if the size of the axis that sets the kernel's shape is unknown."""
+    if layer.built or isinstance(layer, keras.layers.EinsumDense):
+        return
+    axis = channel_axis(layer, len(input_shape))
+    if input_shape[axis] is None:
+        raise ValueError(
+            f"{wrapper} must know the size of axis {axis} of the input of layer '{layer.name}' "
+            f"to make its kernel. Received: input_shape={tuple(input_shape)}. Give the size in "
+            "`Input`."
+        )
+
+
 class _Reader(keras.Layer):
     """Calls a function inside an autocast scope of this layer's own dtype."""
 

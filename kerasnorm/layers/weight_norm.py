@@ -58,14 +58,11 @@ class WeightNorm(keras.layers.Wrapper):
                 f"{', '.join(kernels.supported_classes())}. Received: {layer} of type "
                 f"{type(layer).__name__}."
             )
-        if layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
-            raise ValueError(
-                "WeightNorm needs a layer with a plain kernel. Received: layer "
-                f"'{layer.name}', which is quantized or LoRA-enabled. Wrap it before that."
-            )
+        kernels.require_plain_kernel("WeightNorm", layer)
         self.supports_masking = layer.supports_masking
 
     def build(self, input_shape):
+        kernels.require_known_channels("WeightNorm", self.layer, input_shape)
         super().build(input_shape)
         for name, kernel in kernels.kernels_of(self.layer).items():
             gain = self.add_weight(

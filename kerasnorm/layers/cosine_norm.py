@@ -1,0 +1,177 @@
+"""`CosineNorm`: the cosine of the angle between weights and input."""
+
+from __future__ import annotations
+
+import math
+
+import keras
+from keras import ops
+
+from kerasnorm import formulas
+from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers.patches import Contraction, refusal
+
+
+@keras.saving.register_keras_serializable(package="kerasnorm")
+class CosineNorm(keras.layers.Wrapper):
+    """Replaces the dot product of a linear layer by a cosine.
+
+    Plain, the bias joins both vectors:
+
+        h = f( ([w, b] · [x, 1]) / (‖[w, b]‖ · ‖[x, 1]‖) ),   |·| ≤ 1
+
+    (without a bias, w·x / (‖w‖·‖x‖)). With `rescale=True` the cosine gets a gain and the bias
+    stays outside, so that the layer can stand where an ordinary one stood:
+
+        h = f( g · (w · x) / (‖w‖ · sqrt(‖x‖² + damping²)) + b )
+
+    - w, b and the activation f are the wrapped layer's own.
+    - `g`, one value per output unit, starts at sqrt(fan-in): inputs with entries around 1 then
+      give pre-activations around 1.
+    - `damping` is in the units of ‖x‖. At 0 the output does not depend on the scale of x; as it
+      grows, the layer tends to a linear one.
+    - `centered=True` subtracts from w and from x their own means first (Pearson correlation).
+
+    For a convolution, x is the patch at each position, padding included, of the channels of one
+    group. For a transposed convolution it is the patch of the input spread out by the strides,
+    the zeros in between included: with strides, only part of w meets entries of x, so that the
+    cosine stays below 1. A vector x of zeros gives 0 before the outer bias.
+
+    Lengths and quotients are computed in float32 or wider; x is scaled by its largest entry
+    before squaring, so that entries of 1e-30 and 1e30 are safe. The kernel's constraint, if any,
+    applies to w as the optimizer leaves it, before normalization.
+
+    Args:
+        layer: The layer to wrap: Dense, EinsumDense that contracts only shared letters,
+            Conv1D/2D/3D (groups included), DepthwiseConv1D/2D, Conv1D/2D/3DTranspose.
+        rescale: Whether to multiply by a gain and add the bias outside.
+        damping: Number ≥ 0, with `rescale=True` only.
+        centered: Whether to subtract the means.
+        **kwargs: Base layer keyword arguments (e.g. `name`). `dtype` defaults to the wrapped
+            layer's own policy.
+
+    Input and output shapes: those of the wrapped layer. The output has the layer's compute dtype;
+    integer inputs are cast to it.
+
+    Raises:
+        ValueError: If the layer is of another kind, quantized or LoRA-enabled, or `damping` is
+            negative or given without `rescale`; on build, if the bias of an EinsumDense has other
+            axes than its output units.
+
+    Example:
+
+    >>> import numpy as np
+    >>> layer = CosineNorm(keras.layers.Conv2D(32, 3))
+    >>> layer(np.ones((1, 8, 8, 3), "float32")).shape
+    TensorShape([1, 6, 6, 32])
+
+    Reference: Luo et al., 2017, https://arxiv.org/abs/1702.05870
+    """
+
+    def __init__(self, layer, rescale=False, damping=0.0, centered=False, **kwargs):
+        if isinstance(layer, keras.Layer):
+            kwargs.setdefault("dtype", layer.dtype_policy)
+        super().__init__(layer, **kwargs)
+        reason = refusal(layer)
+        if reason:
+            raise ValueError(
+                f"CosineNorm cannot wrap layer '{layer.name}': {reason}. Received: {layer}."
+            )
+        kernels.require_plain_kernel("CosineNorm", layer)
+        if damping < 0 or (damping and not rescale):
+            raise ValueError(
+                "`damping` must be at least 0, and needs rescale=True (the plain form has the "
+                f"1 in [x, 1]). Received: damping={damping}, rescale={rescale}."
+            )
+        self.rescale = rescale
+        self.damping = damping
+        self.centered = centered
+        self.supports_masking = layer.supports_masking
+        # the wrapped layer is not called, so that its penalty on outputs is taken here
+        self.activity_regularizer = layer.activity_regularizer
+        self.autocast = False  # a float32 input may hold what float16 cannot
+
+    def build(self, input_shape):
+        kernels.require_known_channels("CosineNorm", self.layer, input_shape)
+        super().build(input_shape)
+        contraction = Contraction(self.layer, len(input_shape))
+        bias = self.layer.bias
+        if not self.rescale and bias is not None and contraction.bias_to_units(bias) is None:
+            raise ValueError(
+                "CosineNorm joins the bias to the weights of each output unit, so the bias needs "
+                f"the axes of the units. Received: equation='{self.layer.equation}', "
+                f"bias_axes='{self.layer.bias_axes}'. Use rescale=True, or bias_axes=None."
+            )
+        if self.rescale:
+            kernel = kernels.output_kernel(self.layer)
+            self.g = self.add_weight(
+                name="g",
+                shape=kernel.unit_shape,
+                initializer=keras.initializers.Constant(math.sqrt(contraction.size)),
+                dtype=kernel.variable.dtype,
+                autocast=False,
+            )
+
+    def call(self, inputs):
+        inputs = ops.convert_to_tensor(inputs)
+        x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
+        return kernels.in_dtype(self.variable_dtype, self._cosine, x)
+
+    def _cosine(self, x):
+        contraction = Contraction(self.layer, len(x.shape))
+        bias = None if self.layer.bias is None else ops.convert_to_tensor(self.layer.bias)
+        inner = None if self.rescale or bias is None else contraction.bias_to_units(bias)
+        # what stands beside x in its length: the 1 of [x, 1], or the damping
+        beside = self.damping if self.rescale else float(inner is not None)
+        w, inner = self._direction(inner)
+
+        largest = ops.max(ops.abs(x), axis=contraction.axes, keepdims=True)
+        scale = ops.stop_gradient(ops.maximum(largest, beside))
+        scale = ops.where(scale > 0, scale, ops.ones_like(scale))
+        x = x / scale
+        correction = None
+        if self.centered:
+            x, correction, squares = contraction.centered(x)
+            low = ops.cast(x, self.compute_dtype)
+        else:
+            low = ops.cast(x, self.compute_dtype)
+            # the length of what is contracted, rounding included
+            squares = contraction.squared_lengths(ops.cast(low, x.dtype))
+        scale = contraction.to_output(scale)
+        dots = ops.cast(contraction.apply(ops.cast(w, self.compute_dtype), low), x.dtype)
+        if correction is not None:
+            dots = dots + correction(ops.cast(w, x.dtype))
+        if inner is not None:
+            dots = dots + contraction.units_to_output(ops.cast(inner, x.dtype)) / scale
+        y = dots * formulas.inverse_length(squares + ops.square(beside / scale))
+        if self.rescale:
+            gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
+            y = linear.add_bias(self.layer, y * gain, bias)
+        y = ops.cast(y, self.compute_dtype)
+        return y if self.layer.activation is None else self.layer.activation(y)
+
+    def _direction(self, bias):
+        """[w, b] / ‖[w, b]‖ as a kernel and a bias with one value per unit."""
+        kernel = kernels.output_kernel(self.layer)
+        w = ops.convert_to_tensor(kernel.variable)
+        if self.centered:
+            w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
+        if bias is not None:
+            bias = ops.reshape(bias, kernel.broadcast_shape)
+        w, bias = formulas.joint_direction(w, bias, kernel.contracted_axes)
+        return w, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
+
+    def compute_output_shape(self, input_shape):
+        return self.layer.compute_output_shape(input_shape)
+
+    def compute_mask(self, inputs, mask=None):
+        return self.layer.compute_mask(inputs, mask)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rescale": self.rescale,
+            "damping": self.damping,
+            "centered": self.centered,
+        }

@@ -1,0 +1,93 @@
+"""The linear map of a layer on its own: without its bias and its activation.
+
+Bound to no particular kernel or number of channels, so that the same call contracts inputs with
+weights, or sums squares with a kernel of ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from keras import layers, ops
+
+from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers.affine import Affine
+
+_CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
+_TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
+_DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
+_SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+
+
+def linear_map(layer, weights: Mapping[str, Any], x):
+    """The layer's contraction of x with `weights`, given by the name of their gain."""
+    w = weights["g"]
+    if isinstance(layer, Affine):
+        return x * ops.reshape(w, _at(layer.axis, len(x.shape)))
+    if isinstance(layer, layers.Dense):
+        return ops.matmul(x, w)
+    if isinstance(layer, layers.EinsumDense):
+        return ops.einsum(layer.equation, x, w)
+    if isinstance(layer, layers.Embedding):
+        return ops.take(w, ops.cast(x, "int32"), axis=0)
+    if isinstance(layer, _TRANSPOSED):
+        return ops.conv_transpose(
+            x, w, output_padding=layer.output_padding, **_geometry(layer, layer.padding)
+        )
+    x, padding = _pad_causal(layer, x)
+    if isinstance(layer, _SEPARABLE):
+        return ops.separable_conv(x, weights["g_depthwise"], w, **_geometry(layer, padding))
+    if isinstance(layer, _DEPTHWISE):
+        return ops.depthwise_conv(x, w, **_geometry(layer, padding))
+    return ops.conv(x, w, **_geometry(layer, padding))
+
+
+def add_bias(layer, y, bias):
+    """y + bias, the bias laid out as the layer lays out its own."""
+    if bias is None:
+        return y
+    axis = kernels.channel_axis(layer, len(y.shape))
+    return y + (bias if axis is None else ops.reshape(bias, _at(axis, len(y.shape))))
+
+
+def is_convolution(layer) -> bool:
+    """Whether the layer slides its kernel over patches of the input."""
+    return isinstance(layer, _CONVOLUTIONS + _TRANSPOSED + _DEPTHWISE + _SEPARABLE)
+
+
+def is_transposed(layer) -> bool:
+    return isinstance(layer, _TRANSPOSED)
+
+
+def is_depthwise(layer) -> bool:
+    return isinstance(layer, _DEPTHWISE)
+
+
+def is_separable(layer) -> bool:
+    return isinstance(layer, _SEPARABLE)
+
+
+def _at(axis: int, rank: int) -> tuple[int, ...]:
+    shape = [1] * rank
+    shape[axis] = -1
+    return tuple(shape)
+
+
+def _geometry(layer, padding: str) -> dict[str, Any]:
+    return {
+        "strides": tuple(layer.strides),
+        "padding": padding,
+        "dilation_rate": tuple(layer.dilation_rate),
+        "data_format": layer.data_format,
+    }
+
+
+def _pad_causal(layer, x):
+    if layer.padding != "causal":
+        return x, layer.padding
+    left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+    time = 1 if layer.data_format == "channels_last" else 2
+    widths = [(0, 0)] * len(x.shape)
+    widths[time] = (left, 0)
+    return ops.pad(x, widths), "valid"

@@ -1,0 +1,182 @@
+"""The input vectors that a linear layer contracts, one for each position of its output.
+
+A dense layer contracts one axis of its input, an einsum some of them, a convolution a patch at
+every position. What CosineNorm asks of these vectors — length, mean, where they lie in the
+output — is answered here. Patches are never extracted: a sum over a patch is a convolution with
+a kernel of ones over as many channels as there are groups.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import string
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from kerasnorm import formulas
+from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers import linear_map as linear
+
+
+def refusal(layer) -> str | None:
+    """Why the layer is not one contraction of input vectors with weight vectors, or None."""
+    name = type(layer).__name__
+    if kernels.kernel_class(layer) is None:
+        return f"it needs a linear layer with one kernel, and {name} is none"
+    if linear.is_separable(layer):
+        return (
+            f"{name} contracts twice, so there is no single weight vector; use DepthwiseConv and "
+            "a Conv of kernel size 1, each wrapped"
+        )
+    if isinstance(layer, kernels.Affine):
+        return "each weight vector of Affine is a single number, whose cosine is its sign"
+    if isinstance(layer, layers.EinsumDense):
+        inputs, kernel, output = (
+            set(s.replace("...", "")) for s in kernels.einsum_letters(layer.equation)
+        )
+        stray = (inputs ^ kernel) - output
+        if stray or not (inputs & kernel) - output:
+            return (
+                f"equation '{layer.equation}' must contract the input with the kernel over "
+                "shared letters, and sum over no others"
+            )
+    return None
+
+
+class Contraction:
+    """Where the contracted vectors of a built layer lie, for inputs of one rank."""
+
+    def __init__(self, layer: keras.Layer, rank: int):
+        self.layer = layer
+        self.rank = rank
+        self.sliding = linear.is_convolution(layer)
+        self.size = math.prod(
+            kernels.output_kernel(layer).variable.shape[a]
+            for a in kernels.output_kernel(layer).contracted_axes
+        )
+        if isinstance(layer, layers.EinsumDense):
+            self._inputs, self._kernel, self._output = _without_dots(layer.equation, rank)
+            self.axes = tuple(a for a, x in enumerate(self._inputs) if x not in self._output)
+        elif self.sliding:
+            self.axes = tuple(range(1, rank))
+        else:
+            self.axes = (rank - 1,)
+
+    def apply(self, weights, x):
+        """The contraction of x with a kernel."""
+        return linear.linear_map(self.layer, {"g": weights}, x)
+
+    def to_output(self, t):
+        """A tensor with one value per vector (`axes` kept as ones), laid out as the output."""
+        if not isinstance(self.layer, layers.EinsumDense):
+            return t
+        kept = "".join(x for x in self._inputs if x in self._output)
+        order = [kept.index(x) for x in self._output if x in kept]
+        t = ops.transpose(ops.squeeze(t, self.axes), order)
+        for position, letter in enumerate(self._output):
+            if letter not in kept:
+                t = ops.expand_dims(t, position)
+        return t
+
+    def units_to_output(self, t):
+        """A tensor with one value per output unit, laid out to broadcast against the output."""
+        if not isinstance(self.layer, layers.EinsumDense):
+            shape = [1] * self.rank
+            shape[self._channels] = -1
+            return ops.reshape(t, shape)
+        letters = [x for x in self._kernel if x in self._output]
+        order = sorted(range(len(letters)), key=lambda i: self._output.index(letters[i]))
+        sizes = dict(zip(letters, t.shape, strict=True))
+        return ops.reshape(ops.transpose(t, order), [sizes.get(x, 1) for x in self._output])
+
+    def bias_to_units(self, bias):
+        """The layer's bias with one value per output unit, or None if it has other axes."""
+        kernel = kernels.output_kernel(self.layer)
+        if not isinstance(self.layer, layers.EinsumDense):
+            return ops.reshape(bias, kernel.unit_shape)
+        letters = [x for x in self._kernel if x in self._output]
+        axes = self.layer.bias_axes
+        if set(axes) != set(letters):
+            return None
+        present = sorted(axes, key=self._output.index)
+        sizes = dict(zip(letters, kernel.unit_shape, strict=True))
+        bias = ops.reshape(bias, [sizes[x] for x in present])
+        return ops.transpose(bias, [present.index(x) for x in letters])
+
+    def squared_lengths(self, x):
+        """‖x‖² of every vector, laid out as the output."""
+        if not self.sliding:
+            return self.to_output(ops.sum(ops.square(x), axis=self.axes, keepdims=True))
+        return self._per_filter(self._patch_sums(ops.square(x)))
+
+    def centered(self, x):
+        """(x̃, correction, ‖x − x̄‖²) of every vector, x̄ its own mean.
+
+        For a kernel of mean 0, `apply(kernel, x̃) + correction(kernel)` is its contraction with
+        the centred vectors. A shift common to all entries of a sample drops out of both, and
+        taking it off first keeps the digits that Σx² − (Σx)²/n would lose; where a patch reaches
+        into the padding, whose zeros the shift would make −m, the correction puts it right.
+        """
+        if not self.sliding:
+            x, _, _ = formulas.centered_moments(x, self.axes)
+            return x, lambda weights: 0.0, self.squared_lengths(x)
+        shift = ops.stop_gradient(ops.mean(x, axis=self.axes, keepdims=True))
+        ones = ops.ones_like(x[:1])
+        outside = self.size - self._patch_sums(ones)
+        x = x - shift
+        sums = self._patch_sums(x) - outside * shift
+        squares = self._patch_sums(ops.square(x)) + outside * ops.square(shift)
+        variances = squares - ops.square(sums) / self.size
+        # below this, only the rounding of the difference is left
+        rounding = 8 * np.finfo(keras.backend.standardize_dtype(x.dtype)).eps
+        variances = ops.where(variances > rounding * squares, variances, ops.zeros_like(variances))
+        at_border = self._per_filter(outside) > 0
+
+        def correction(weights):
+            reach = self.apply(weights, ones)
+            return shift * ops.where(at_border, reach, ops.zeros_like(reach))
+
+        return x, correction, self._per_filter(variances)
+
+    @property
+    def _channels(self) -> int:
+        axis = kernels.channel_axis(self.layer, self.rank)
+        return self.rank - 1 if axis is None else axis
+
+    @property
+    def _groups(self) -> int:
+        if linear.is_depthwise(self.layer):
+            return self.layer.kernel.shape[-2]
+        return getattr(self.layer, "groups", 1)
+
+    def _patch_sums(self, x):
+        """Sums over each group's patches: the layer's own sliding, with a kernel of ones."""
+        groups, axis = self._groups, self._channels
+        if groups == 1:
+            x = ops.sum(x, axis=axis, keepdims=True)
+        elif not linear.is_depthwise(self.layer):
+            shape = list(ops.shape(x))
+            shape[axis : axis + 1] = [groups, x.shape[axis] // groups]
+            x = ops.sum(ops.reshape(x, shape), axis=axis + 1)
+        depthwise = linear.is_depthwise(self.layer)
+        channels = (groups, 1) if depthwise else (1, groups)
+        ones = ops.ones((*self.layer.kernel_size, *channels), dtype=x.dtype)
+        return self.apply(ones, x)
+
+    def _per_filter(self, t):
+        """One value per group, repeated for each filter of the group."""
+        if self._groups == 1:
+            return t
+        kernel = kernels.output_kernel(self.layer)
+        return ops.repeat(t, math.prod(kernel.unit_shape) // self._groups, axis=self._channels)
+
+
+def _without_dots(equation: str, rank: int) -> tuple[str, str, str]:
+    """The equation's three parts with `...` spelled out for an input of `rank` axes."""
+    inputs, kernel, output = kernels.einsum_letters(equation)
+    unused = (x for x in string.ascii_letters if x not in equation)
+    dots = "".join(itertools.islice(unused, rank - len(inputs.replace("...", ""))))
+    return inputs.replace("...", dots), kernel, output.replace("...", dots)
