@@ -1,13 +1,20 @@
 """Take BatchNorm out of a trained Keras model, keep what the model knows, ship it as ONNX."""
 
+from kerasnorm import command_line_log as command_line_log  # before Keras starts TensorFlow
+
+# isort: split
+
 from kerasnorm import layers as layers
 from kerasnorm.errors import ExportError as ExportError
 from kerasnorm.errors import KerasNormError as KerasNormError
 from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError
 from kerasnorm.layers import Affine as Affine
-from kerasnorm.layers import BatchNorm as BatchNorm
-from kerasnorm.layers import CosineNorm as CosineNorm
-from kerasnorm.layers import LayerNorm as LayerNorm
 from kerasnorm.layers import WeightNorm as WeightNorm
+from kerasnorm.loading import load_model as load_model
+from kerasnorm.loading import load_report as load_report
+from kerasnorm.onnx import export_onnx as export_onnx
+from kerasnorm.rewrite.fold import fold_norms as fold_norms
+from kerasnorm.rewrite.swap import inspect_norms as inspect_norms
+from kerasnorm.rewrite.swap import swap_norms as swap_norms
 from kerasnorm.version import __version__ as __version__
