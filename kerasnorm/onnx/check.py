@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,12 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import ExportError
-from kerasnorm.onnx.convert import Traced, first_line
-from kerasnorm.onnx.layer_names import all_layers, layer_of
+from kerasnorm.onnx.convert import Traced
+from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.locate import first_difference
+from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, arrays_for
+from kerasnorm.rewrite.graph import sublayers
 
 # Largest difference allowed, relative to the largest entry of the output, by the coarsest dtype
 # that the model computes in. In float32 trained networks of up to 150 layers differ by 1e-7 to
@@ -23,6 +26,7 @@ TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e
 
 _SEED = 0
 _BATCHES = (1, 3)
+_LARGEST_BATCH = 64
 # Integers above this are rare in what models take (pixels, flags, months).
 _INTEGER_LIMIT = 100
 
@@ -38,7 +42,7 @@ class Difference:
 
 def tolerance_for(model: keras.Model) -> float:
     """The tolerance that goes with the coarsest dtype among a model's layers."""
-    dtypes = {layer.compute_dtype for layer in all_layers(model)} | {model.compute_dtype}
+    dtypes = {layer.compute_dtype for layer in sublayers(model)} | {model.compute_dtype}
     return max((TOLERANCES[d] for d in dtypes if d in TOLERANCES), default=TOLERANCES["float32"])
 
 
@@ -72,7 +76,7 @@ def check(
             difference is above the tolerance; names the first layer whose output differs.
     """
     tolerance = tolerance_for(model) if tolerance is None else tolerance
-    session = _session(model, path)
+    session = _session(traced, path)
     worst: tuple[Difference, list[np.ndarray]] | None = None
     for batch in batches(model, signature, inputs):
         expected = _reference(model, signature, batch)
@@ -85,7 +89,7 @@ def check(
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
     if not difference.relative <= tolerance:
-        layer = first_difference(model, path, traced, batch, tolerance, difference.output)
+        layer = first_difference(path, traced, batch, tolerance, difference.output)
         raise ExportError(
             f"ONNX Runtime and Keras differ in output '{difference.output}' by "
             f"{difference.relative:.2g} of its largest entry ({difference.scale:.3g}); allowed is "
@@ -125,19 +129,18 @@ def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[floa
 
 def batches(model: keras.Model, signature: Signature, inputs: Any) -> list[list[np.ndarray]]:
     """The inputs to compare on, one flat list of arrays for each batch."""
-    fixed = {spec.shape[0] for spec in signature.inputs if spec.shape and spec.shape[0]}
-    sizes = tuple(fixed)[:1] or _BATCHES
     if inputs is None:
         generator = np.random.default_rng(_SEED)
         limit = _integer_limit(model)
         return [
             [random_input(spec, size, generator, limit, number) for spec in signature.inputs]
-            for number, size in enumerate(sizes)
+            for number, size in enumerate(_BATCHES)
         ]
     given = arrays_for(signature, inputs, model)
     rows = len(given[0])
-    wanted = sizes if fixed else (1, max(rows, _BATCHES[-1]))
-    return [[array[np.arange(size) % rows] for array in given] for size in wanted]
+    everything = np.arange(max(rows, _BATCHES[-1])) % rows
+    parts = np.array_split(everything, math.ceil(len(everything) / _LARGEST_BATCH))
+    return [[array[part] for array in given] for part in (everything[:1], *parts)]
 
 
 def random_input(spec, batch: int, generator, limit: int, number: int) -> np.ndarray:
@@ -146,9 +149,7 @@ def random_input(spec, batch: int, generator, limit: int, number: int) -> np.nda
     # Multiples of 16 and large enough to survive five halvings; another one for each batch, so
     # that a size fixed by mistake shows. Volumes stay small enough to compute.
     choice = ((32, 48) if free > 2 else (96, 128))[number % 2]
-    shape = [choice if size is None else size for size in spec.shape]
-    if shape:
-        shape[0] = batch if spec.shape[0] is None else spec.shape[0]
+    shape = [batch, *(choice if size is None else size for size in spec.shape[1:])]
     if spec.dtype == "bool":
         return generator.integers(0, 2, shape).astype(bool)
     if "int" in spec.dtype:
@@ -161,8 +162,8 @@ def _integer_limit(model) -> int:
     """Below every vocabulary in the model."""
     sizes = [
         getattr(layer, attribute, None)
-        for layer in all_layers(model)
-        for attribute in ("input_dim", "num_tokens", "num_bins")
+        for layer in sublayers(model)
+        for attribute in ("input_dim", "num_tokens")
     ]
     return min([size for size in sizes if isinstance(size, int)], default=_INTEGER_LIMIT)
 
@@ -173,7 +174,7 @@ def _wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def _session(model, path):
+def _session(traced, path):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -184,9 +185,10 @@ def _session(model, path):
         )
     except Exception as failure:
         raise ExportError(
-            f"ONNX Runtime {onnxruntime.__version__} cannot run the model: {first_line(failure)}",
-            model=model.name,
-            layer=layer_of(model, str(failure)),
+            f"ONNX Runtime {onnxruntime.__version__} cannot run the model: "
+            f"{reason(failure).replace(os.fspath(path), 'the file')}",
+            model=traced.model.name,
+            layer=layer_of(traced.model, str(failure)),
             hint="Try another opset, or a model that computes in float32.",
         ) from failure
 
@@ -197,7 +199,7 @@ def _reference(model, signature, batch) -> list[np.ndarray]:
         outputs = keras.tree.flatten(signature.call(model, batch))
     except Exception as failure:
         raise ExportError(
-            f"Keras could not call the model on inputs of shapes {shapes}: {first_line(failure)}",
+            f"Keras could not call the model on inputs of shapes {shapes}: {reason(failure)}",
             model=model.name,
             hint="Pass `inputs=` that the model accepts.",
         ) from failure
@@ -219,7 +221,7 @@ def _answer(model, session, traced, batch) -> list[np.ndarray]:
         return session.run(traced.output_names, feeds)
     except Exception as failure:
         raise ExportError(
-            f"ONNX Runtime failed on inputs of shapes {shapes}: {first_line(failure)}",
+            f"ONNX Runtime failed on inputs of shapes {shapes}: {reason(failure)}",
             model=model.name,
-            layer=layer_of(model, str(failure)),
+            layer=layer_of(traced.model, str(failure)),
         ) from failure

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import re
-import sys
-import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from kerasnorm.errors import ExportError
+from kerasnorm.errors import ExportError, SwapError
+from kerasnorm.layers import WeightNorm
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
+from kerasnorm.onnx.silence import collected_errors
+from kerasnorm.rewrite.fold import bake
+from kerasnorm.rewrite.graph import sublayers
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
@@ -29,11 +27,13 @@ class Traced:
     """A model as a TensorFlow graph with its weights inside.
 
     Args:
+        model: The model that the graph was made of.
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
     """
 
+    model: keras.Model
     graph: Any
     inputs: list[str]
     outputs: list[str]
@@ -44,6 +44,8 @@ class Traced:
 def trace(model: keras.Model, signature: Signature) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
+    WeightNorm is folded into the kernels first.
+
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
     """
@@ -51,9 +53,10 @@ def trace(model: keras.Model, signature: Signature) -> Traced:
     import tf2onnx
 
     names: list[str] = []
+    folded = _without_weight_norm(model)
 
     def answer(*tensors):
-        outputs = signature.call(model, tensors)
+        outputs = signature.call(folded, tensors)
         names[:] = output_names(model, outputs, [spec.name for spec in signature.inputs])
         # An output of its own for each name, also where two are the same tensor or an input.
         return [tf.identity(tensor) for tensor in keras.tree.flatten(outputs)]
@@ -66,12 +69,23 @@ def trace(model: keras.Model, signature: Signature) -> Traced:
         graph = tf2onnx.tf_loader.from_function(function, inputs, outputs)
     except Exception as failure:
         raise ExportError(
-            f"TensorFlow could not trace the model: {first_line(failure)}",
+            f"TensorFlow could not trace the model: {reason(failure)}",
             model=model.name,
-            layer=layer_of(model, str(failure)),
+            layer=layer_of(folded, str(failure)),
             hint="A model can be exported if `tf.function` can call it on inputs of free size.",
         ) from failure
-    return Traced(graph, inputs, outputs, [spec.name for spec in signature.inputs], names)
+    return Traced(folded, graph, inputs, outputs, [spec.name for spec in signature.inputs], names)
+
+
+def _without_weight_norm(model: keras.Model) -> keras.Model:
+    if not any(isinstance(layer, WeightNorm) for layer in sublayers(model)):
+        return model
+    try:
+        return bake(model)
+    except SwapError:
+        # A model that is code, not a graph, cannot be rebuilt. Its weights are constants in the
+        # trace all the same, and TensorFlow folds what is computed from constants.
+        return model
 
 
 def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
@@ -108,7 +122,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
         )
         converted = optimizer.optimize_graph(converted)
     proto = converted.make_model(_description(model), graph_name=model.name)
-    _refuse_foreign_operations(model, proto, complaints)
+    _refuse_foreign_operations(traced.model, proto, complaints)
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
     _label(model, proto)
@@ -117,9 +131,9 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as failure:
         raise ExportError(
-            f"The conversion gave an invalid ONNX model: {first_line(failure)}",
+            f"The conversion gave an invalid ONNX model: {reason(failure)}",
             model=model.name,
-            layer=layer_of(model, str(failure)),
+            layer=layer_of(traced.model, str(failure)),
         ) from failure
     return proto
 
@@ -131,14 +145,18 @@ def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:
     for node in all_nodes(proto.graph):
         if node.domain or onnx.defs.has(node.op_type, opset):
             continue
-        reason = next((text for text in complaints if node.name in text), None)
         raise ExportError(
             f"The operation '{node.name}' of type {node.op_type} has no translation to ONNX "
-            f"opset {opset}." + (f" {reason}" if reason else ""),
+            f"opset {opset}.{_complaint(node, complaints)}",
             model=model.name,
             layer=layer_of(model, node.name),
             hint="Try a later opset, or replace the layer by one of standard operations.",
         )
+
+
+def _complaint(node, complaints: list[str]) -> str:
+    about = [text for text in complaints if node.name in text and "is not supported" not in text]
+    return f" {about[0]}" if about else ""
 
 
 def all_nodes(graph) -> Iterator[Any]:
@@ -157,7 +175,7 @@ def _at_opset(model, proto, opset: int):
         return version_converter.convert_version(proto, opset)
     except Exception as failure:
         raise ExportError(
-            f"The model cannot be written in opset {opset}: {first_line(failure)}",
+            f"The model cannot be written in opset {opset}: {reason(failure)}",
             model=model.name,
             layer=layer_of(model, str(failure)),
             hint=f"Use opset {_TF2ONNX_OPSET} or earlier.",
@@ -214,80 +232,3 @@ def _name_free_sizes(proto) -> None:
             found = known.type.tensor_type.shape.dim[axis]
             ours = found.HasField("dim_param") and not found.dim_param.startswith("unk__")
             size.dim_param = found.dim_param if ours else f"{value.name}_axis_{axis}"
-
-
-def first_line(failure: BaseException) -> str:
-    """The first line of an exception's text that says something, closed with a full stop."""
-    lines = [line.strip() for line in str(failure).splitlines()]
-    text = next(
-        (line for line in lines if line and not line.startswith(("in user code", "File "))),
-        type(failure).__name__,
-    )
-    return text if text.endswith(".") else f"{text}."
-
-
-@contextlib.contextmanager
-def collected_errors() -> Iterator[list[str]]:
-    """tf2onnx's complaints as a list instead of log lines."""
-    texts: list[str] = []
-
-    class Collector(logging.Handler):
-        def emit(self, record):
-            reason = f" {first_line(record.exc_info[1])}" if record.exc_info else ""
-            texts.append(record.getMessage().splitlines()[0] + reason)
-
-    collector = Collector(logging.ERROR)
-    logger = logging.getLogger("tf2onnx")
-    logger.addHandler(collector)
-    try:
-        yield texts
-    finally:
-        logger.removeHandler(collector)
-
-
-_TENSORFLOW_LOG_LINE = re.compile(rb"^([IWE]\d{4} \d\d:|WARNING: All log messages before absl)")
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Holds back the log of TensorFlow and tf2onnx; everything else printed meanwhile is kept."""
-    loggers = [logging.getLogger(name) for name in ("tf2onnx", "tensorflow", "absl")]
-    before = [(logger, logger.propagate, logger.level) for logger in loggers]
-    null = logging.NullHandler()
-    for logger in loggers:
-        logger.propagate = False
-        logger.addHandler(null)
-    try:
-        with _filtered_stderr(), warnings.catch_warnings():
-            # Neither is about the user's model: both come from the converters' own old idioms.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        for logger, propagate, level in before:
-            logger.propagate = propagate
-            logger.setLevel(level)
-            logger.removeHandler(null)
-
-
-@contextlib.contextmanager
-def _filtered_stderr() -> Iterator[None]:
-    # TensorFlow's C++ side writes to the file descriptor, and its log level is fixed at import.
-    try:
-        saved = os.dup(2)
-    except OSError:  # a process without a standard error stream
-        yield
-        return
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
-            for line in held:
-                if not _TENSORFLOW_LOG_LINE.match(line):
-                    os.write(2, line)

@@ -12,11 +12,11 @@ import keras
 
 from kerasnorm.errors import ExportError
 from kerasnorm.files import replace_whole
-from kerasnorm.layers import WeightNorm
 from kerasnorm.onnx.check import check
-from kerasnorm.onnx.convert import all_nodes, quiet, to_onnx, trace
-from kerasnorm.onnx.layer_names import all_layers
+from kerasnorm.onnx.convert import all_nodes, to_onnx, trace
 from kerasnorm.onnx.signature import signature_of
+from kerasnorm.onnx.silence import silence
+from kerasnorm.rewrite.graph import sublayers
 
 _OLDEST_OPSET = 13
 # One protocol buffer message holds no more.
@@ -87,9 +87,9 @@ def export_onnx(
     {'MatMul': 1, 'Add': 1}
     """
     _check_request(model, path, opset, overwrite)
-    with replace_whole(path, error=ExportError) as temporary, quiet():
+    with replace_whole(path, error=ExportError) as temporary, silence():
         signature = signature_of(model, inputs)
-        traced = trace(_without_weight_norm(model), signature)
+        traced = trace(model, signature)
         proto = to_onnx(model, traced, opset)
         _write(model, proto, temporary)
         difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)
@@ -124,6 +124,14 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
             model=model.name,
             hint="Remove it, choose another name, or pass `overwrite=True`.",
         )
+    for layer in sublayers(model):
+        if getattr(layer, "stateful", False):
+            raise ExportError(
+                "An ONNX model has no memory between calls. Received: a layer with stateful=True.",
+                model=model.name,
+                layer=layer.name,
+                hint="Rebuild the layer with stateful=False, its state as an input and an output.",
+            )
     size = sum(variable.value.dtype.size * _entries(variable) for variable in model.variables)
     if size > _LARGEST_FILE:
         raise ExportError(
@@ -138,14 +146,6 @@ def _entries(variable) -> int:
     for size in variable.shape:
         count *= size
     return count
-
-
-def _without_weight_norm(model: keras.Model) -> keras.Model:
-    if not any(isinstance(layer, WeightNorm) for layer in all_layers(model)):
-        return model
-    from kerasnorm.rewrite.fold import bake
-
-    return bake(model)
 
 
 def _write(model, proto, path: Path) -> None:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import re
+
 import keras
 
-
-def all_layers(model: keras.Model) -> list[keras.Layer]:
-    """Every layer of a model, those inside other layers and models too."""
-    return list(model._flatten_layers(include_self=False, recursive=True))
+from kerasnorm.rewrite.graph import sublayers
 
 
-def layer_of(model: keras.Model, operation: str) -> str | None:
+def layer_of(model: keras.Model, text: str) -> str | None:
     """Name of the innermost layer in an operation's path, None if there is none.
 
     Args:
         model: The model that was traced.
-        operation: A name like "functional_1/conv/Conv2D", or a text that holds one.
+        text: A name like "sequential_1/conv_1/Conv2D", or a text that holds one.
 
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
-    >>> layer_of(model, "sequential/head/MatMul")
+    >>> layer_of(model, "sequential_1/head_1/MatMul")
     'head'
     """
-    # A layer's name may hold slashes of its own, so names are searched for, not split off.
-    found = {
-        layer.name: operation.rfind(f"/{layer.name}/")
-        for layer in all_layers(model)
-        if f"/{layer.name}/" in operation
-    }
-    return max(found, key=lambda name: (found[name] + len(name), len(name)), default=None)
+    names = {layer.name for layer in sublayers(model)}
+    # Keras opens the scope of a layer twice for each call, so in a traced graph it carries a
+    # number that TensorFlow added: dense_1 is the layer `dense`, even if a `dense_1` exists.
+    return _innermost(names, text, r"_\d+") or _innermost(names, text, "")
+
+
+def _innermost(names: set[str], text: str, suffix: str) -> str | None:
+    ends = {}
+    for name in names:
+        # Names may hold slashes of their own, so they are searched for, not split off.
+        for match in re.finditer(rf"(?<![\w]){re.escape(name)}{suffix}(?=/)", text):
+            ends[name] = match.end(), len(name)
+    return max(ends, key=ends.__getitem__, default=None)

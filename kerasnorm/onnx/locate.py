@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import keras
 import numpy as np
 
 from kerasnorm.onnx.convert import Traced
@@ -19,7 +18,6 @@ from kerasnorm.onnx.layer_names import layer_of
 
 
 def first_difference(
-    model: keras.Model,
     path: str | os.PathLike[str],
     traced: Traced,
     batch: list[np.ndarray],
@@ -29,7 +27,8 @@ def first_difference(
     """Name of the first layer whose output differs, None if none can be told.
 
     Args:
-        model, path, traced: The model, the file made from it, and the graph in between.
+        path: The file.
+        traced: The graph it was made from.
         batch: Inputs on which `output` differs.
         tolerance: What counts as different, relative to each tensor's own largest entry.
         output: Name of the output that is wrong.
@@ -59,11 +58,11 @@ def first_difference(
                 seen.add(name)
                 waiting.append(name)
     for node in sorted(guilty, key=lambda node: order[id(node)]):
-        layer = layer_of(model, node.output[0]) or layer_of(model, node.name)
+        layer = layer_of(traced.model, node.output[0]) or layer_of(traced.model, node.name)
         if layer:
             return layer
     node = producers.get(output)
-    return layer_of(model, node.name) if node is not None and not guilty else None
+    return layer_of(traced.model, node.name) if node is not None and not guilty else None
 
 
 def _common_tensors(proto, traced: Traced) -> list[str]:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import ExportError
+from kerasnorm.rewrite.graph import input_layer
 
 
 @dataclass(frozen=True)
@@ -56,12 +57,14 @@ def signature_of(model: keras.Model, inputs: Any = None) -> Signature:
     tensors = _declared_inputs(model)
     if tensors is not None:
         structure = (_declared_structure(model, tensors),)
-        specs = [Spec(t.name, tuple(t.shape), t.dtype) for t in tensors]
+        # A batch size that the model states is where it was built, not what it needs.
+        specs = [Spec(input_layer(t).name, (None, *t.shape[1:]), t.dtype) for t in tensors]
         if any(getattr(t, "sparse", False) for t in tensors):
             raise ExportError("ONNX has no sparse inputs.", model=model.name)
     elif inputs is not None:
         arrays = keras.tree.map_structure(np.asarray, inputs)
-        structure = (keras.tree.map_structure(lambda _: 0, arrays),)
+        several = isinstance(arrays, (list, tuple)) and len(_parameters(model)) == len(arrays) > 1
+        structure = keras.tree.map_structure(lambda _: 0, tuple(arrays) if several else (arrays,))
         specs = [
             Spec(name, (None, *array.shape[1:]), str(array.dtype))
             for name, array in zip(
@@ -195,12 +198,31 @@ def _first_call_shapes(model) -> tuple[Any, ...]:
             model=model.name,
             hint="Call it once on data, or pass `inputs=`.",
         )
-    return tuple(config["shapes_dict"].values() if "shapes_dict" in config else config.values())
+    shapes = tuple(config["shapes_dict"].values() if "shapes_dict" in config else config.values())
+    if len(shapes) < len(_parameters(model)):
+        raise ExportError(
+            f"The model takes the arguments {_parameters(model)}, and Keras keeps the shape of the "
+            "first only.",
+            model=model.name,
+            hint="Pass `inputs=`, one array for each.",
+        )
+    return shapes
+
+
+def _parameters(model) -> list[str]:
+    """The arguments that a call of the model cannot do without."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(model.call).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        and parameter.name not in ("training", "mask")
+    ]
 
 
 def _argument_names(model, structure) -> list[str]:
     """Dict keys where the model takes a dict, else the names of the arguments of its `call`."""
-    parameters = [name for name in inspect.signature(model.call).parameters]
+    parameters = _parameters(model)
     names = []
     for path, _ in keras.tree.flatten_with_path(structure):
         argument, *inside = path
