@@ -11,6 +11,7 @@ from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError
 from kerasnorm.layers import Affine as Affine
 from kerasnorm.layers import WeightNorm as WeightNorm
+from kerasnorm.layers import data_init as data_init
 from kerasnorm.loading import load_model as load_model
 from kerasnorm.loading import load_report as load_report
 from kerasnorm.onnx import export_onnx as export_onnx

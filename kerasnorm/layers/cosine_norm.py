@@ -11,6 +11,7 @@ from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction, refusal
+from kerasnorm.layers.substitution import in_dtype
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -116,7 +117,7 @@ class CosineNorm(keras.layers.Wrapper):
     def call(self, inputs):
         inputs = ops.convert_to_tensor(inputs)
         x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
-        return kernels.in_dtype(self.variable_dtype, self._cosine, x)
+        return in_dtype(self.variable_dtype, self._cosine, x)
 
     def _cosine(self, x):
         contraction = Contraction(self.layer, len(x.shape))

@@ -1,14 +1,16 @@
 """Which variables of a layer are its kernels, and which of their axes index output units.
 
-One table for every layer that is a linear map followed by a bias and an activation. The weight
-vector of one output unit is a slice of the kernel at fixed `unit_axes`; its norm is taken over
-all other axes. Everything that wraps or rewrites a layer asks here.
+One table for every layer that is a linear map followed by a bias and an activation, and a second
+one for the layers whose kernels can be normalized but that are more than that: recurrent layers
+and their cells, and Embedding. The weight vector of one output unit is a slice of the kernel at
+fixed `unit_axes`; its norm is taken over all other axes. Everything that wraps or rewrites a layer
+asks here.
 """
 
 from __future__ import annotations
 
-import functools
 import math
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,13 +47,13 @@ class Kernel:
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where a layer class keeps one kernel: attribute, and unit axes counted from the end."""
+    """Where a layer class keeps one kernel: attribute path, and unit axes counted from the end."""
 
     attribute: str
     unit_axes: tuple[int, ...] | Callable[[Any], tuple[int, ...]]
 
     def of(self, layer: keras.Layer) -> Kernel:
-        variable = getattr(layer, self.attribute)
+        variable = operator.attrgetter(self.attribute)(layer)
         axes = self.unit_axes(layer) if callable(self.unit_axes) else self.unit_axes
         rank = len(variable.shape)
         return Kernel(variable, tuple(sorted(a % rank for a in axes)))
@@ -98,26 +100,54 @@ _KERNELS: dict[type, dict[str, _Slot]] = {
         for cls in (_layers.SeparableConv1D, _layers.SeparableConv2D)
     },
 }
+_CELLS = (_layers.SimpleRNNCell, _layers.LSTMCell, _layers.GRUCell)
+_OTHER_KERNELS: dict[type, dict[str, _Slot]] = {
+    # a one-hot vector times a matrix: the output units are the columns
+    _layers.Embedding: {"g": _Slot("embeddings", _LAST)},
+    # the gates lie side by side along the last axis
+    **{
+        cls: {"g": _Slot("kernel", _LAST), "g_recurrent": _Slot("recurrent_kernel", _LAST)}
+        for cls in _CELLS
+    },
+    **{
+        cls: {
+            "g": _Slot("cell.kernel", _LAST),
+            "g_recurrent": _Slot("cell.recurrent_kernel", _LAST),
+        }
+        for cls in (_layers.SimpleRNN, _layers.LSTM, _layers.GRU)
+    },
+}
+_ALL_KERNELS = _KERNELS | _OTHER_KERNELS
 
 
 def kernel_class(layer: keras.Layer) -> type | None:
-    """The class of the table that `layer` is an instance of, or None."""
+    """The linear class of the table that `layer` is an instance of, or None."""
     return next((cls for cls in type(layer).__mro__ if cls in _KERNELS), None)
 
 
 def supported_classes() -> list[str]:
-    """Names of the classes in the table, for error messages."""
-    return sorted(cls.__name__ for cls in _KERNELS)
+    """Names of all classes with kernels that can be normalized, for error messages."""
+    return sorted(cls.__name__ for cls in _ALL_KERNELS)
+
+
+def has_kernels(layer: keras.Layer) -> bool:
+    """Whether the layer is of a class, linear or not, whose kernels can be normalized."""
+    return any(cls in _ALL_KERNELS for cls in type(layer).__mro__)
+
+
+def is_cell(layer: keras.Layer) -> bool:
+    """Whether the layer is a recurrent cell of the table."""
+    return isinstance(layer, _CELLS)
 
 
 def kernels_of(layer: keras.Layer) -> Mapping[str, Kernel]:
     """The kernels of a built layer by the name of their gain; empty where it has none."""
-    cls = kernel_class(layer)
-    return {} if cls is None else {gain: slot.of(layer) for gain, slot in _KERNELS[cls].items()}
+    cls = next((cls for cls in type(layer).__mro__ if cls in _ALL_KERNELS), None)
+    return {} if cls is None else {g: slot.of(layer) for g, slot in _ALL_KERNELS[cls].items()}
 
 
 def output_kernel(layer: keras.Layer) -> Kernel:
-    """The kernel nearest to the output, whose unit axes are the layer's output channels."""
+    """The kernel nearest to the output, whose unit axes are a linear layer's output channels."""
     return kernels_of(layer)["g"]
 
 
@@ -180,7 +210,7 @@ def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
 
 def require_known_channels(wrapper: str, layer: keras.Layer, input_shape) -> None:
     """Raise if the size of the axis that sets the kernel's shape is unknown."""
-    if layer.built or isinstance(layer, keras.layers.EinsumDense):
+    if layer.built or isinstance(layer, (keras.layers.EinsumDense, keras.layers.Embedding)):
         return
     axis = channel_axis(layer, len(input_shape))
     if input_shape[axis] is None:
@@ -189,51 +219,3 @@ def require_known_channels(wrapper: str, layer: keras.Layer, input_shape) -> Non
             f"to make its kernel. Received: input_shape={tuple(input_shape)}. Give the size in "
             "`Input`."
         )
-
-
-class _Reader(keras.Layer):
-    """Calls a function inside an autocast scope of this layer's own dtype."""
-
-    def call(self, anchor, function):
-        return function(anchor)
-
-
-@functools.cache
-def _reader(dtype: str) -> _Reader:
-    return _Reader(dtype=dtype)
-
-
-def in_dtype(dtype: str, function: Callable[[Any], Any], anchor):
-    """function(anchor), with every variable it reads read as `dtype`.
-
-    Under a mixed precision policy Keras hands out variables already rounded to the compute
-    dtype. A norm has to be taken before that rounding, and only a layer call can say so.
-    """
-    return _reader(dtype)(anchor, function=function)
-
-
-def call_with(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
-    """Call a built layer with other values in place of some of its variables, for this call only.
-
-    Gradients flow into `values`, the variables themselves stay as they are, and what the call
-    leaves behind (losses, seeds, statistics) is kept.
-
-    Args:
-        layer: A built layer.
-        values: Tensors by the `id` of the variable that each stands in for.
-    """
-    variables = layer.variables
-    with keras.StatelessScope(
-        [(v, values.get(id(v), v)) for v in variables],
-        collect_losses=True,
-        initialize_variables=False,
-    ) as scope:
-        before = [scope.get_current_value(v) for v in variables]
-        outputs = layer(*args, **kwargs)
-        after = [scope.get_current_value(v) for v in variables]
-    for variable, old, new in zip(variables, before, after, strict=True):
-        if new is not old:
-            variable.assign(new)
-    for loss in scope.losses:
-        layer.add_loss(loss)
-    return outputs

@@ -92,19 +92,36 @@ class Contraction:
         sizes = dict(zip(letters, t.shape, strict=True))
         return ops.reshape(ops.transpose(t, order), [sizes.get(x, 1) for x in self._output])
 
+    def unit_axes_of_output(self) -> tuple[int, ...]:
+        """The axes of the output that its units run along."""
+        if not isinstance(self.layer, layers.EinsumDense):
+            return (self._channels,)
+        return tuple(a for a, x in enumerate(self._output) if x in self._kernel)
+
+    def output_to_units(self, t):
+        """The inverse of `units_to_output`: the shape that gains have."""
+        kernel = kernels.output_kernel(self.layer)
+        if isinstance(self.layer, layers.EinsumDense):
+            letters = [x for x in self._kernel if x in self._output]
+            present = sorted(letters, key=self._output.index)
+            sizes = dict(zip(letters, kernel.unit_shape, strict=True))
+            t = ops.reshape(t, [sizes[x] for x in present])
+            t = ops.transpose(t, [present.index(x) for x in letters])
+        return ops.reshape(t, kernel.unit_shape)
+
     def bias_to_units(self, bias):
         """The layer's bias with one value per output unit, or None if it has other axes."""
-        kernel = kernels.output_kernel(self.layer)
-        if not isinstance(self.layer, layers.EinsumDense):
-            return ops.reshape(bias, kernel.unit_shape)
-        letters = [x for x in self._kernel if x in self._output]
-        axes = self.layer.bias_axes
-        if set(axes) != set(letters):
-            return None
-        present = sorted(axes, key=self._output.index)
-        sizes = dict(zip(letters, kernel.unit_shape, strict=True))
-        bias = ops.reshape(bias, [sizes[x] for x in present])
-        return ops.transpose(bias, [present.index(x) for x in letters])
+        if isinstance(self.layer, layers.EinsumDense):
+            letters = {x for x in self._kernel if x in self._output}
+            if set(self.layer.bias_axes) != letters:
+                return None
+        return self.output_to_units(bias)
+
+    def units_to_bias(self, t):
+        """The inverse of `bias_to_units`: one value per unit, in the shape of the bias."""
+        if isinstance(self.layer, layers.EinsumDense):
+            t = self.units_to_output(t)
+        return ops.reshape(t, self.layer.bias.shape)
 
     def squared_lengths(self, x):
         """‖x‖² of every vector, laid out as the output."""

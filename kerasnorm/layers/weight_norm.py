@@ -2,41 +2,87 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import keras
 from keras import ops
 
 from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers import masks
+from kerasnorm.layers.patches import Contraction
+from kerasnorm.layers.recurrent_face import RecurrentFace
+from kerasnorm.layers.substitution import call_with, in_dtype
+
+_watchers: list[Callable[[WeightNorm, Any], None]] = []
+
+
+@contextlib.contextmanager
+def watching_calls(watcher: Callable[[WeightNorm, Any], None]):
+    """Have every call of every WeightNorm layer reported, with its inputs, before it happens."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
-class WeightNorm(keras.layers.Wrapper):
-    """Reparametrizes the kernel of a linear layer as direction times length.
+class WeightNorm(RecurrentFace, keras.layers.Wrapper):
+    """Reparametrizes the kernel of a layer as direction times length.
 
     w_i = g_i · v_i / ‖v_i‖ for each output unit i, so that ‖w_i‖ = |g_i|. Every other part of the
     wrapped layer (bias, activation, padding, …) stays its own.
 
     - `v` is the wrapped layer's own kernel variable: `wrapper.layer.kernel`.
     - `g`, one value per output unit, starts at ‖v_i‖: the wrapped layer computes what it computed
-      before, whether freshly initialized or trained.
+      before, whether freshly initialized or trained. `data_init` starts it from data instead.
 
     The norm runs over all axes of the kernel but those of the output units: the last one for
     Dense and Conv, the one before it for the transposed convolutions, the last two for depthwise
     convolutions. Separable convolutions have two kernels and a second gain, `g_depthwise`.
-    Gains and norms are kept and computed in the variables' dtype under a mixed precision policy.
+    Recurrent layers and cells have one norm per gate and unit, in the kernel (`g`) and in the
+    recurrent kernel (`g_recurrent`). For Embedding, a matrix that one-hot vectors are multiplied
+    with, the units are the columns and the norm runs over the vocabulary.
 
-    A unit whose kernel is all zeros has no direction; it starts with g = 0.
+    With `mean_only`, the mean of the pre-activation t = w·x is taken off before the wrapped
+    layer's bias and activation, h = f(t − μ + b):
+
+    - `"batch"`: the mean of each unit over the batch and all positions; at inference the moving
+      mean, which starts at 0 and takes steps of 1 − `momentum` in training. Masked entries do not
+      count. `trainable = False` freezes it.
+    - `"layer"`: the mean over the units at each position.
+
+    A unit whose kernel is all zeros starts with g = 0, so that it still puts out zeros; its v
+    gets a direction (in the wrapped layer's own variable), so that it can learn.
+
+    g does not follow when values are assigned to the wrapped layer's kernel: w then keeps its
+    length and only turns. Call `reset_gain` after loading a bare layer's weights that way. A
+    weights file without gains is refused. A kernel constraint acts on v: it can restrict the
+    direction of w (`NonNeg`) but not its length (`MaxNorm`). A kernel regularizer acts on v as
+    well, and so not on the function.
 
     Args:
-        layer: The layer to wrap: Dense, EinsumDense, Conv1D/2D/3D, their transposes, depthwise
-            and separable convolutions, or `Affine`. Built or not.
+        layer: The layer to wrap, built or not: Dense, EinsumDense, Conv1D/2D/3D, their
+            transposes, depthwise and separable convolutions, `Affine`, Embedding, SimpleRNN,
+            LSTM, GRU and their cells.
+        mean_only: None, `"batch"` or `"layer"`.
+        momentum: Of the moving mean with `mean_only="batch"`.
         **kwargs: Base layer keyword arguments (e.g. `name`). `dtype` defaults to the wrapped
             layer's own policy.
 
-    Input and output shapes and dtypes: those of the wrapped layer.
+    Input and output shapes and dtypes: those of the wrapped layer. Gains and norms are kept and
+    computed in the variables' dtype under a mixed precision policy. To normalize in two
+    directions, write `Bidirectional(WeightNorm(LSTM(8)))`.
 
     Raises:
-        ValueError: If the layer is of another kind, or is quantized or LoRA-enabled.
+        ValueError: If the layer is of another kind, or is quantized or LoRA-enabled; if
+            `mean_only` is none of the above, or given for a layer without a single
+            pre-activation; on build, if the size that sets the kernel's shape is unknown.
 
     Example:
 
@@ -48,48 +94,153 @@ class WeightNorm(keras.layers.Wrapper):
     Reference: Salimans & Kingma, 2016, https://arxiv.org/abs/1602.07868
     """
 
-    def __init__(self, layer, **kwargs):
+    def __init__(self, layer, mean_only=None, momentum=0.99, **kwargs):
         if isinstance(layer, keras.Layer):
             kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
-        if kernels.kernel_class(layer) is None:
+        if not kernels.has_kernels(layer):
             raise ValueError(
                 "WeightNorm needs a layer with a kernel to normalize, one of "
                 f"{', '.join(kernels.supported_classes())}. Received: {layer} of type "
                 f"{type(layer).__name__}."
             )
         kernels.require_plain_kernel("WeightNorm", layer)
+        if kernels.is_cell(layer) and (layer.dropout or layer.recurrent_dropout):
+            # RNN draws a cell's masks once per sequence, and only for cells it knows
+            raise ValueError(
+                "WeightNorm cannot wrap a recurrent cell with dropout. Received: cell "
+                f"'{layer.name}', dropout={layer.dropout}, recurrent_dropout="
+                f"{layer.recurrent_dropout}. Wrap the layer, as in WeightNorm(LSTM(8, dropout=0.1))"
+                "."
+            )
+        if mean_only not in (None, "batch", "layer"):
+            raise ValueError(
+                f"`mean_only` must be None, 'batch' or 'layer'. Received: mean_only={mean_only!r}."
+            )
+        if mean_only and kernels.kernel_class(layer) is None:
+            raise ValueError(
+                "`mean_only` needs a linear layer, with one pre-activation to take the mean of. "
+                f"Received: mean_only={mean_only!r}, layer '{layer.name}' of type "
+                f"{type(layer).__name__}. Use mean_only=None."
+            )
+        self.mean_only = mean_only
+        self.momentum = momentum
         self.supports_masking = layer.supports_masking
+        if mean_only:
+            # the wrapped layer is then not called, so that its penalty on outputs is taken here
+            self.activity_regularizer = layer.activity_regularizer
 
-    def build(self, input_shape):
+    def build(self, input_shape, *args):
         kernels.require_known_channels("WeightNorm", self.layer, input_shape)
-        super().build(input_shape)
+        if not self.layer.built:
+            self.layer.build(input_shape, *args)
         for name, kernel in kernels.kernels_of(self.layer).items():
             gain = self.add_weight(
                 name=name,
                 shape=kernel.unit_shape,
-                initializer=_length_of(kernel),
+                initializer=_start_of(kernel),
                 dtype=kernel.variable.dtype,
                 autocast=False,
             )
             setattr(self, name, gain)
             if not kernel.contracted_axes:
                 kernel.variable.trainable = False  # each v_i is a number: only its sign counts
+        if self.mean_only == "batch":
+            self.moving_mean = self.add_weight(
+                name="moving_mean",
+                shape=kernels.output_kernel(self.layer).unit_shape,
+                initializer="zeros",
+                trainable=False,
+                autocast=False,
+            )
 
-    def call(self, inputs, **kwargs):
-        return kernels.call_with(self.layer, self._weights_by_variable(), inputs, **kwargs)
+    def call(self, inputs, *args, training=None, mask=None, **kwargs):
+        for watcher in _watchers:
+            watcher(self, inputs)
+        if self.mean_only:
+            return self._call_mean_only(inputs, training, mask)
+        accepted = inspect.signature(self.layer.call).parameters
+        for name, value in (("training", training), ("mask", mask)):
+            if value is not None and name in accepted:
+                kwargs[name] = value
+        return call_with(self.layer, self._weights_by_variable(), inputs, *args, **kwargs)
+
+    def _call_mean_only(self, inputs, training, mask):
+        t = self.pre_activation(inputs)
+        contraction = Contraction(self.layer, len(inputs.shape))
+        units = contraction.unit_axes_of_output()
+        if self.mean_only == "layer":
+            mean = formulas.weighted_mean(t, units)
+        elif training and self.trainable:
+            others = tuple(a for a in range(len(t.shape)) if a not in units)
+            mean = formulas.weighted_mean(
+                t, others, None if mask is None else masks.as_weights(mask, t)
+            )
+            self._step_moving_mean(mean, contraction)
+        else:
+            mean = contraction.units_to_output(ops.cast(self.moving_mean, t.dtype))
+
+        def finish(t):
+            y = linear.add_bias(self.layer, t, self.layer.bias)
+            y = ops.cast(y, self.compute_dtype)
+            activation = getattr(self.layer, "activation", None)
+            return y if activation is None else activation(y)
+
+        return in_dtype(self.variable_dtype, finish, t - mean)
+
+    def _step_moving_mean(self, mean, contraction):
+        old = contraction.units_to_output(ops.convert_to_tensor(self.moving_mean))
+        new = formulas.moving_average(old, ops.cast(mean, old.dtype), self.momentum)
+        self.moving_mean.assign(contraction.output_to_units(new))
+
+    def pre_activation(self, inputs, unit_gain=False):
+        """t = w · x of a linear layer: before any mean, bias and activation.
+
+        Args:
+            inputs: What the layer is called on.
+            unit_gain: Whether to put 1 in place of `g`.
+
+        Returns:
+            A tensor of the output's shape, in float32 or wider.
+        """
+        weights = self.normalized_kernels()
+        if unit_gain:
+            kernel = kernels.output_kernel(self.layer)
+            weights["g"] = _weight(kernel, ops.ones_like(ops.convert_to_tensor(self.g)))
+        weights = {name: ops.cast(w, self.compute_dtype) for name, w in weights.items()}
+        x = ops.cast(inputs, self.compute_dtype)
+        t = linear.linear_map(self.layer, weights, x)
+        return ops.cast(t, keras.backend.result_type(t.dtype, "float32"))
 
     def normalized_kernels(self):
         """The weights that the layer computes with, by the name of their gain.
 
         Returns:
-            A dict of tensors in the variables' dtype: `{"g": w}`, and `"g_depthwise"` for
-            separable convolutions.
+            A dict of tensors in the variables' dtype: `{"g": w}`, with `"g_depthwise"` for
+            separable convolutions and `"g_recurrent"` for recurrent layers.
         """
         return {
             name: _weight(kernel, getattr(self, name))
             for name, kernel in kernels.kernels_of(self.layer).items()
         }
+
+    def reset_gain(self):
+        """Set every gain to the length of its v, so that w = v.
+
+        For use after assigning a bare layer's trained weights to `wrapper.layer`.
+        """
+        for name, kernel in kernels.kernels_of(self.layer).items():
+            gain = getattr(self, name)
+            gain.assign(_start_of(kernel)(gain.shape, gain.dtype))
+
+    def load_own_variables(self, store):
+        if not store.keys() and self.variables:
+            raise ValueError(
+                f"The weights of WeightNorm '{self.name}' must include its gain. Received: a file "
+                "without one, from a layer that was not wrapped when it was saved. Load it into "
+                "the bare layer, then wrap that."
+            )
+        super().load_own_variables(store)
 
     def _weights_by_variable(self):
         weights = self.normalized_kernels()
@@ -98,11 +249,18 @@ class WeightNorm(keras.layers.Wrapper):
             for name, kernel in kernels.kernels_of(self.layer).items()
         }
 
-    def compute_output_shape(self, input_shape):
-        return self.layer.compute_output_shape(input_shape)
+    def compute_output_shape(self, input_shape, *args):
+        return self.layer.compute_output_shape(input_shape, *args)
 
     def compute_mask(self, inputs, mask=None):
         return self.layer.compute_mask(inputs, mask)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "mean_only": self.mean_only,
+            "momentum": self.momentum,
+        }
 
 
 def _weight(kernel: kernels.Kernel, gain):
@@ -113,16 +271,29 @@ def _weight(kernel: kernels.Kernel, gain):
         g = ops.reshape(g, kernel.broadcast_shape)
         return formulas.normalized_weight(v, g, kernel.contracted_axes)
 
-    return kernels.in_dtype(gain.dtype, weight, gain)
+    return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
 
 
-def _length_of(kernel: kernels.Kernel):
-    """An initializer that gives ‖v_i‖, and 0 where v_i is zero."""
+def _start_of(kernel: kernels.Kernel):
+    """An initializer that gives ‖v_i‖; and 0 where v_i is zero, which it gives a direction."""
 
     def initializer(shape, dtype=None):
         v = ops.cast(ops.convert_to_tensor(kernel.variable), dtype)
         length = formulas.norm(v, kernel.contracted_axes)
-        zero = ops.all(ops.equal(v, 0), axis=kernel.contracted_axes, keepdims=True)
+        zero = ops.equal(v, 0)
+        if kernel.contracted_axes:
+            zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
+        _give_direction(kernel, zero)
         return ops.reshape(ops.where(zero, ops.zeros_like(length), length), shape)
 
     return initializer
+
+
+def _give_direction(kernel: kernels.Kernel, zero):
+    v = ops.convert_to_tensor(kernel.variable)
+    if kernel.contracted_axes:
+        # any direction would do; a fixed seed makes it the same one every time
+        direction = keras.random.normal(v.shape, dtype=v.dtype, seed=0)
+    else:
+        direction = ops.ones_like(v)
+    kernel.variable.assign(ops.where(zero, direction, v))
