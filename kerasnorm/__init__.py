@@ -10,6 +10,9 @@ from kerasnorm.errors import KerasNormError as KerasNormError
 from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError
 from kerasnorm.layers import Affine as Affine
+from kerasnorm.layers import BatchNorm as BatchNorm
+from kerasnorm.layers import CosineNorm as CosineNorm
+from kerasnorm.layers import LayerNorm as LayerNorm
 from kerasnorm.layers import WeightNorm as WeightNorm
 from kerasnorm.layers import data_init as data_init
 from kerasnorm.loading import load_model as load_model
