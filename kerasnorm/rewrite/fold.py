@@ -17,6 +17,7 @@ from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import match
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, copy_layer, copy_state, rebuild
 
@@ -49,12 +50,16 @@ def fold_norms(model: keras.Model) -> keras.Model:
 def bake(model: keras.Model) -> keras.Model:
     """A copy of the model in which every WeightNorm is the layer it wraps, kernel finished.
 
-    What `fold_norms` does, for WeightNorm alone: `Affine` stays, two operations in any runtime.
+    What `fold_norms` does, for WeightNorm alone. `Affine` stays, and what `fold_norms` made of one
+    becomes an `Affine` again: a multiplication and an addition in any runtime, where a general
+    einsum is a matrix product between reshapes.
     """
-    return _fold(model, {WeightNorm: _bake_weight_norm}, leave_others=True)
+    folds: dict[type, _Fold] = {WeightNorm: _bake_weight_norm, keras.layers.EinsumDense: _as_affine}
+    return _fold(model, folds, leave_others=True)
 
 
-_Fold = Callable[[Any, list[Call], str], Replace]
+# Gives the replacement, or the reason why there is none; None for a layer that may stay.
+_Fold = Callable[[Any, list[Call], str], Replace | str | None]
 
 
 def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
@@ -63,13 +68,16 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
     stuck: list[str] = []
     for graph in forest.graphs.values():
         taken = {call.operation.name for call in graph.calls}
+        path = forest.paths[id(graph.model)]
         for layer, calls in _by_layer(graph):
             if type(layer) in folds:
                 fold = folds[type(layer)](layer, calls, _plain_name(layer, taken))
-                edits.update(dict.fromkeys(calls, fold))
+                if isinstance(fold, Replace):
+                    edits.update(dict.fromkeys(calls, fold))
+                elif fold:
+                    stuck.append(f"'{path}{layer.name}' ({fold})")
             elif not graphs.has_graph(layer):
-                path = forest.paths[id(graph.model)]
-                stuck += [path + name for name in _own_layers(layer)]
+                stuck += _own_layers(layer, path)
     if stuck and not leave_others:
         raise SwapError(
             "Only layers with an exact equivalent among keras.layers can be folded. Received "
@@ -92,26 +100,25 @@ def _plain_name(layer: keras.Layer, taken: set[str]) -> str:
     return layer.name if inner in taken - {layer.name} else inner
 
 
-def _own_layers(layer) -> list[str]:
-    """'name (Class)' of every kerasnorm layer at or inside a layer."""
+def _own_layers(layer, path: str) -> list[str]:
+    """'name' (class) of every kerasnorm layer at or inside a layer."""
     if not isinstance(layer, keras.Layer):
         return []
-    found = [layer, *graphs.sublayers(layer)]
     return [
-        f"'{own.name}' ({type(own).__name__}{'' if own is layer else f' inside {layer.name}'})"
-        for own in found
+        f"'{path}{own.name}' ({type(own).__name__}{'' if own is layer else f' in {layer.name}'})"
+        for own in (layer, *graphs.sublayers(layer))
         if type(own).__module__.split(".")[0] == __name__.split(".")[0]
     ]
 
 
-def _fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace:
+def _fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | str:
     if not isinstance(layer.layer, Affine):
         return _bake_weight_norm(layer, calls, name)
     (kernel,) = layer.normalized_kernels().values()
     return _diagonal(layer.layer, kernel, calls, name)
 
 
-def _fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace:
+def _fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
     return _diagonal(layer, layer.kernel, calls, name)
 
 
@@ -125,8 +132,10 @@ def _bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replac
     return Replace(make=lambda: copy_layer(layer.layer, name=name), fill=fill)
 
 
-def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace:
+def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | str:
     """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
+    if any(graphs.attached_mask(call.output) is not None for call in calls):
+        return "it passes on a mask, which EinsumDense would drop"
     shapes = [call.output.shape for call in calls]
     rank = len(shapes[0])
     axis = layer.axis % rank
@@ -159,4 +168,29 @@ def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace:
             bias = np.asarray(keras.ops.convert_to_numpy(layer.bias))
             plain.bias.assign(bias.reshape(plain.bias.shape))
 
-    return Replace(make=make, fill=fill)
+    return Replace(make, fill, keywords=frozenset(["inputs"]))
+
+
+def _as_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> Replace | None:
+    """The way back from `_diagonal`."""
+    inputs, letter, output = kernels.einsum_letters(layer.equation)
+    diagonal = inputs == output and len(letter) == 1 and layer.bias_axes in (None, letter)
+    linear = layer.activation is keras.activations.linear
+    if not (diagonal and linear and "." not in inputs and match.has_plain_kernel(layer)):
+        return None
+
+    def make() -> keras.Layer:
+        return Affine(
+            axis=inputs.index(letter),
+            use_bias=layer.bias is not None,
+            trainable=layer.trainable,
+            dtype=layer.dtype_policy,
+            name=name,
+        )
+
+    def fill(affine: keras.Layer) -> None:
+        affine.kernel.assign(layer.kernel)
+        if layer.bias is not None:
+            affine.bias.assign(keras.ops.reshape(layer.bias, (-1,)))
+
+    return Replace(make, fill)

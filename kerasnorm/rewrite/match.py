@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.layers import BatchNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite.graph import Call, Forest, Graph
@@ -64,24 +65,17 @@ class Hidden:
     holder: str
 
 
-def is_batch_norm(layer) -> bool:
+BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
+
+
+def is_batch_norm(layer: Any) -> bool:
     """Whether a layer is Keras's BatchNormalization or ours, subclasses included."""
-    return isinstance(layer, batch_norm_classes())
-
-
-def batch_norm_classes() -> tuple[Any, ...]:
-    """The classes whose `call` is known."""
-    from kerasnorm import layers
-
-    return (
-        keras.layers.BatchNormalization,
-        *((layers.BatchNorm,) if hasattr(layers, "BatchNorm") else ()),
-    )
+    return isinstance(layer, BATCH_NORMS)
 
 
 def has_known_call(layer: Any) -> bool:
     """Whether a BatchNorm, subclass or not, computes as one of the classes we know."""
-    return any(type(layer).call is known.call for known in batch_norm_classes())
+    return any(type(layer).call is known.call for known in BATCH_NORMS)
 
 
 def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
@@ -198,12 +192,14 @@ def has_own_mask(site: Site) -> bool:
     return mask is not None and mask is not graphs.attached_mask(site.call.inputs[0])
 
 
+def has_plain_kernel(layer: Any) -> bool:
+    """Whether a layer's kernel is one variable: not quantized, no LoRA factors beside it."""
+    quantized = getattr(layer, "quantization_mode", None) is not None
+    return not quantized and not getattr(layer, "lora_enabled", False)
+
+
 def _is_plain_linear(layer: Any) -> bool:
-    return (
-        kernels.kernel_class(layer) is type(layer)
-        and getattr(layer, "quantization_mode", None) is None
-        and not getattr(layer, "lora_enabled", False)
-    )
+    return kernels.kernel_class(layer) is type(layer) and has_plain_kernel(layer)
 
 
 def _is_linear_activation(layer) -> bool:

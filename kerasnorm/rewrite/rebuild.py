@@ -6,6 +6,7 @@ config and given its weights.
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ class Replace:
     Attributes:
         make: Gives the new, unbuilt layer.
         fill: Sets the weights of the new layer once it is built.
-        keywords: The keyword arguments of the call that the new layer takes; None for all.
+        keywords: The keyword arguments of the call that the new layer gets; None for those that
+            it has parameters for.
     """
 
     make: Callable[[], keras.Layer]
@@ -128,12 +130,12 @@ class _Builder:
             if call.is_input:
                 continue
             args = tree.map_structure(new, call.args)
+            layer = self._layer(graph, call)
             kwargs = {
                 k: tree.map_structure(new, v)
                 for k, v in call.kwargs.items()
-                if self._takes(call, k)
+                if self._takes(layer, call, k)
             }
-            layer = self._layer(graph, call)
             result = new(call.inputs[0]) if layer is None else layer(*args, **kwargs)
             for old, out in zip(call.outputs, tree.flatten(result), strict=True):
                 tensors[id(old)] = out
@@ -158,9 +160,18 @@ class _Builder:
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
         )
 
-    def _takes(self, call: Call, keyword: str) -> bool:
+    def _takes(self, layer, call: Call, keyword: str) -> bool:
+        """Whether a layer gets a keyword argument of the source's call.
+
+        Keras records `mask` and `training` with every call of a layer that knows them. The layer
+        that replaces it may not.
+        """
         edit = self.edits.get(call)
-        return not isinstance(edit, Replace) or edit.keywords is None or keyword in edit.keywords
+        if not isinstance(edit, Replace):
+            return True
+        if edit.keywords is not None:
+            return keyword in edit.keywords
+        return keyword in inspect.signature(layer.call).parameters
 
     def _layer(self, graph: Graph, call: Call):
         """The new layer for a call, None where its input goes straight through."""
