@@ -13,7 +13,7 @@ import numpy as np
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.convert import Traced
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.locate import first_difference
+from kerasnorm.onnx.locate import first_layers_that_differ
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, arrays_for
 from kerasnorm.rewrite.graph import sublayers
@@ -89,21 +89,28 @@ def check(
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
     if not difference.relative <= tolerance:
-        layer = first_difference(path, traced, batch, tolerance, difference.output)
         raise ExportError(
             f"ONNX Runtime and Keras differ in output '{difference.output}' by "
             f"{difference.relative:.2g} of its largest entry ({difference.scale:.3g}); allowed is "
-            f"{tolerance:.2g}. "
-            + (
-                f"The first layer whose output differs is '{layer}'."
-                if layer
-                else "No single layer could be found to differ."
-            ),
+            f"{tolerance:.2g}. {_origin(path, traced, batch, tolerance, difference.output)}",
             model=model.name,
             hint="No file was written. Pass `inputs=` of the kind the model is for, or a larger "
             "`tolerance=` where this is harmless.",
         )
     return difference.relative
+
+
+def _origin(path, traced, batch, tolerance: float, output: str) -> str:
+    try:
+        layers = first_layers_that_differ(path, traced, batch, tolerance, output)
+    except Exception:  # an addition to an error message must not take the error's place
+        layers = []
+    if not layers:
+        return "No single layer could be found to differ."
+    if len(layers) == 1:
+        return f"The first layer whose output differs is '{layers[0]}'."
+    names = ", ".join(f"'{name}'" for name in layers)
+    return f"The first layer whose output differs is one of {names}, which are computed as one."
 
 
 def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[float, float]:

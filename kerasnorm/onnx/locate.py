@@ -3,7 +3,8 @@
 tf2onnx keeps the names of many of the tensors of the TensorFlow graph it translates. Each such
 tensor is computed on both sides and compared. From the wrong output the search goes back through
 tensors that differ (or cannot be compared) and stops at those that agree: the earliest tensor
-reached that differs is where the fault arose.
+reached that differs is where the fault arose. Where several layers became one operation, as a
+convolution and the batch normalization after it do, they are suspects together.
 """
 
 from __future__ import annotations
@@ -15,16 +16,20 @@ import numpy as np
 
 from kerasnorm.onnx.convert import Traced
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.rewrite.graph import sublayers
+
+# Moved and renamed freely by tf2onnx: their names say nothing about where a fault is.
+_LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
 
-def first_difference(
+def first_layers_that_differ(
     path: str | os.PathLike[str],
     traced: Traced,
     batch: list[np.ndarray],
     tolerance: float,
     output: str,
-) -> str | None:
-    """Name of the first layer whose output differs, None if none can be told.
+) -> list[str]:
+    """Name of the first layer whose output differs; several where they were made one operation.
 
     Args:
         path: The file.
@@ -36,13 +41,12 @@ def first_difference(
     import onnx
 
     proto = onnx.load(os.fspath(path))
-    common = _common_tensors(proto, traced)
-    expected = _run_tensorflow(traced, batch, common)
-    received = _run_onnx(proto, traced, batch, common)
+    counterparts = _counterparts(proto, traced)
+    expected = _run_tensorflow(traced, batch, list(counterparts.values()))
+    received = _run_onnx(proto, traced, batch, list(counterparts))
     differs = {
-        name: _differs(expected[name], received[name], tolerance)
-        for name in common
-        if name in received
+        name: _differs(reference, answer, tolerance)
+        for name, reference, answer in zip(counterparts, expected, received, strict=True)
     }
     producers = {name: node for node in proto.graph.node for name in node.output}
     order = {id(node): position for position, node in enumerate(proto.graph.node)}
@@ -58,14 +62,32 @@ def first_difference(
                 seen.add(name)
                 waiting.append(name)
     for node in sorted(guilty, key=lambda node: order[id(node)]):
-        layer = layer_of(traced.model, node.output[0]) or layer_of(traced.model, node.name)
-        if layer:
-            return layer
-    node = producers.get(output)
-    return layer_of(traced.model, node.name) if node is not None and not guilty else None
+        layers = _layers_between(traced.model, node, producers, differs)
+        if layers:
+            return layers
+    return []
 
 
-def _common_tensors(proto, traced: Traced) -> list[str]:
+def _layers_between(model, node, producers, differs) -> list[str]:
+    """The layers from the last tensors that could be compared up to `node`, in the model's order."""
+    waiting, texts = [node], []
+    while waiting:
+        node = waiting.pop()
+        if node.op_type not in _LAYOUT:
+            texts += [node.output[0], node.name]
+            texts += [name for name in node.input if name not in producers]
+        # Further back only through what could not be compared.
+        waiting += [
+            producers[name]
+            for name in node.input
+            if name in producers and differs.get(name) is None
+        ]
+    found = {layer_of(model, text) for text in texts}
+    return [layer.name for layer in sublayers(model) if layer.name in found]
+
+
+def _counterparts(proto, traced: Traced) -> dict[str, str]:
+    """ONNX tensors that exist in the TensorFlow graph too, with their names there."""
     import tensorflow as tf
 
     with tf.Graph().as_default() as graph:
@@ -76,14 +98,15 @@ def _common_tensors(proto, traced: Traced) -> list[str]:
             for tensor in operation.outputs
             if tensor.dtype.is_floating
         }
-    return [name for node in proto.graph.node for name in node.output if name in known]
+    inside = {name: name for node in proto.graph.node for name in node.output if name in known}
+    return inside | dict(zip(traced.output_names, traced.outputs, strict=True))
 
 
-def _run_tensorflow(traced: Traced, batch, names: list[str]) -> dict[str, np.ndarray]:
+def _run_tensorflow(traced: Traced, batch, names: list[str]) -> list[np.ndarray]:
     import tensorflow as tf
 
     @tf.function(autograph=False)
-    def intermediates(*inputs):
+    def tensors(*inputs):
         return tf.graph_util.import_graph_def(
             traced.graph,
             input_map=dict(zip(traced.inputs, inputs, strict=True)),
@@ -91,24 +114,24 @@ def _run_tensorflow(traced: Traced, batch, names: list[str]) -> dict[str, np.nda
             name="",
         )
 
-    values = intermediates(*[tf.constant(array) for array in batch]) if names else []
-    return {name: value.numpy() for name, value in zip(names, values, strict=True)}
+    return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
 
-def _run_onnx(proto, traced: Traced, batch, names: list[str]) -> dict[str, np.ndarray]:
+def _run_onnx(proto, traced: Traced, batch, names: list[str]) -> list[np.ndarray]:
     import onnx
     import onnxruntime
 
     exposed = onnx.ModelProto()
     exposed.CopyFrom(proto)
-    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    exposed.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for name in names if name not in traced.output_names
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    feeds = dict(zip(traced.input_names, batch, strict=True))
-    return dict(zip(names, session.run(names, feeds), strict=True))
+    return session.run(names, dict(zip(traced.input_names, batch, strict=True)))
 
 
 def _differs(reference: np.ndarray, answer: np.ndarray, tolerance: float) -> bool | None:
