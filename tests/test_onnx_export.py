@@ -369,11 +369,11 @@ def perturb_initializer(scope):
     ("scope", "origin"),
     [
         # A convolution and the normalization after it are one operation in the file.
-        ("image_net_1/conv_1/", "one of 'conv', 'bn', 'relu', which are computed as one"),
-        ("image_net_1/bn_1/", "one of 'conv', 'bn', 'relu', which are computed as one"),
+        ("image_net_1/conv_1/", "one of 'conv', 'bn', 'relu', which the file does not tell apart"),
+        ("image_net_1/bn_1/", "one of 'conv', 'bn', 'relu', which the file does not tell apart"),
         ("image_net_1/conv_1_2/convolution", "'conv_1'"),
         ("image_net_1/ln_1/Reshape", "'ln'"),
-        ("image_net_1/dense_1/Cast", "'dense'"),
+        ("image_net_1/dense_1/Cast", "one of 'pool', 'dense', which the file does not tell apart"),
         ("image_net_1/dense_1_2/Cast", "'dense_1'"),
     ],
 )

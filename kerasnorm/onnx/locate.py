@@ -69,7 +69,7 @@ def first_layers_that_differ(
 
 
 def _layers_between(model, node, producers, differs) -> list[str]:
-    """The layers from the last tensors that could be compared up to `node`, in the model's order."""
+    """The layers after the last tensors that agree, up to `node`, in the order of the model."""
     waiting, texts = [node], []
     while waiting:
         node = waiting.pop()
