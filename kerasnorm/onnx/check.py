@@ -110,7 +110,10 @@ def _origin(path, traced, batch, tolerance: float, output: str) -> str:
     if len(layers) == 1:
         return f"The first layer whose output differs is '{layers[0]}'."
     names = ", ".join(f"'{name}'" for name in layers)
-    return f"The first layer whose output differs is one of {names}, which the file does not tell apart."
+    return (
+        f"The first layer whose output differs is one of {names}, which the file does not tell "
+        "apart."
+    )
 
 
 def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
