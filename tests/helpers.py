@@ -1,0 +1,109 @@
+"""The tolerance policy, and NumPy float64 oracles for every formula of the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# max|Δ| / max|reference| per tensor, by the dtype that the layer computes in. 16-bit formats keep
+# 11 and 8 bits; a sum of a few dozen products loses a few units in the last place.
+TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 6e-3, "bfloat16": 5e-2}
+
+
+def assert_close(actual, expected, dtype="float32", *, factor=1.0, what=""):
+    """Compare a tensor with its float64 reference by the policy above.
+
+    Args:
+        dtype: The dtype that the result was computed in.
+        factor: Loosens the tolerance; whoever passes one says why on the line above.
+        what: Name of the tensor, for the message.
+    """
+    actual = np.asarray(actual, "float64")
+    expected = np.asarray(expected, "float64")
+    assert actual.shape == expected.shape, (what, actual.shape, expected.shape)
+    scale = np.abs(expected).max(initial=0) or 1.0
+    error = np.abs(actual - expected).max(initial=0) / scale
+    limit = TOLERANCE[dtype] * factor
+    assert error <= limit, f"{what}: relative error {error:.2e} > {limit:.0e}"
+
+
+def material(*parts: str) -> Path:
+    """A file of the trained models and data, or skip the test."""
+    root = os.environ.get("KERASNORM_MATERIAL")
+    folder = Path(root) if root else Path(__file__).parents[2] / "shared" / "material"
+    path = folder.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"needs {'/'.join(parts)} of the test material (KERASNORM_MATERIAL)")
+    return path
+
+
+def gradient(function, tensors: list[np.ndarray]) -> list[np.ndarray]:
+    """Gradients of a real function of float64 arrays, exact to rounding, by complex steps.
+
+    With f analytic, Im f(x + ih) / h = f'(x) up to h²: no difference is taken, nothing cancels.
+    """
+    step = 1e-30
+    gradients = []
+    for k, tensor in enumerate(tensors):
+        result = np.zeros(tensor.size)
+        for i in range(tensor.size):
+            moved = tensor.astype("complex128")
+            moved.reshape(-1)[i] += 1j * step
+            result[i] = function(*tensors[:k], moved, *tensors[k + 1 :]).imag / step
+        gradients.append(result.reshape(tensor.shape))
+    return gradients
+
+
+def standardize(x, axes, epsilon, weights=None):
+    """(x − μ) / sqrt(var + ε)."""
+    if weights is None:
+        mean = x.mean(axes, keepdims=True)
+        variance = ((x - mean) ** 2).mean(axes, keepdims=True)
+    else:
+        weights = np.broadcast_to(weights, x.shape)
+        count = weights.sum(axes, keepdims=True)
+        mean = (weights * x).sum(axes, keepdims=True) / count
+        variance = (weights * (x - mean) ** 2).sum(axes, keepdims=True) / count
+    return (x - mean) / np.sqrt(variance + epsilon)
+
+
+def direction(v, axes):
+    """v / ‖v‖."""
+    return v / np.sqrt((v * v).sum(axes, keepdims=True))
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def simple_rnn(x, kernel, recurrent, bias):
+    """The last state of an Elman network."""
+    h = np.zeros((x.shape[0], recurrent.shape[0]))
+    for t in range(x.shape[1]):
+        h = np.tanh(x[:, t] @ kernel + h @ recurrent + bias)
+    return h
+
+
+def lstm(x, kernel, recurrent, bias):
+    """The last state of an LSTM, gates in the order input, forget, cell, output."""
+    h = c = np.zeros((x.shape[0], recurrent.shape[0]))
+    for t in range(x.shape[1]):
+        i, f, g, o = np.split(x[:, t] @ kernel + h @ recurrent + bias, 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+    return h
+
+
+def gru(x, kernel, recurrent, bias):
+    """The last state of a GRU with two biases, gates in the order update, reset, candidate."""
+    h = np.zeros((x.shape[0], recurrent.shape[0]))
+    for t in range(x.shape[1]):
+        xz, xr, xh = np.split(x[:, t] @ kernel + bias[0], 3, axis=-1)
+        hz, hr, hh = np.split(h @ recurrent + bias[1], 3, axis=-1)
+        z = sigmoid(xz + hz)
+        candidate = np.tanh(xh + sigmoid(xr + hr) * hh)
+        h = z * h + (1 - z) * candidate
+    return h

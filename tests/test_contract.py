@@ -1,0 +1,227 @@
+"""Every layer keeps the same promises: right values and gradients, in every mode and precision.
+
+The everyday run takes every layer eagerly, and compiled, traced and trained every fourth one; the
+slow run takes all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import zlib
+
+import keras
+import numpy as np
+import pytest
+from gradients import BACKEND, output_and_gradients
+from helpers import assert_close, gradient
+from layer_cases import CASES
+
+_BY_NAME = {case.name: case for case in CASES}
+names = pytest.mark.parametrize("name", _BY_NAME)
+sample = pytest.mark.parametrize("name", list(_BY_NAME)[::4])
+
+
+def inputs_of(case):
+    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+    if case.integers:
+        return rng.integers(case.integers, size=case.shape)
+    # entries that float16 and bfloat16 hold exactly, so that every precision sees the same input
+    return np.round(rng.normal(size=case.shape) * 32 + 16) / 32
+
+
+def random_weights(layer, name):
+    """Values that exercise the formula: signed gains, positive variances."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()) + 1)
+    values = []
+    for weight in layer.weights:
+        value = rng.normal(size=weight.shape)
+        if "variance" in weight.path or "stddev" in weight.path:
+            value = np.abs(value) + 0.5
+        values.append(value.astype("float32").astype("float64"))
+    return values
+
+
+def build(case, dtype="float32"):
+    policy = {"float16": "mixed_float16", "bfloat16": "mixed_bfloat16"}.get(dtype, dtype)
+    keras.config.set_dtype_policy(policy)
+    try:
+        layer = case.make()
+        layer(keras.ops.convert_to_tensor(cast(inputs_of(case), dtype)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    layer.set_weights(random_weights(layer, case.name))
+    return layer
+
+
+def cast(x, dtype):
+    if np.issubdtype(x.dtype, np.integer):
+        return x.astype("int32")
+    return x.astype("float64" if dtype == "float64" else "float32")
+
+
+@functools.cache
+def reference(name):
+    """(output, cotangent, gradients in x and in all weights), in NumPy float64."""
+    case = _BY_NAME[name]
+    x, weights = inputs_of(case), random_weights(build(case), name)
+    y = case.oracle(x, *weights)
+    cotangent = np.random.default_rng(2).normal(size=y.shape)
+
+    def loss(*tensors):
+        tensors = (x, *tensors) if case.integers else tensors
+        return np.sum(case.oracle(*tensors) * cotangent)
+
+    tensors = weights if case.integers else [x, *weights]
+    gradients = gradient(loss, tensors)
+    return y, cotangent, [None, *gradients] if case.integers else gradients
+
+
+def check(name, dtype, mode):
+    case = _BY_NAME[name]
+    if "channels_first" in name and dtype in ("float16", "float64") and BACKEND == "tensorflow":
+        pytest.skip("TensorFlow has no channels-first convolution of this dtype on CPU")
+    layer = build(case, dtype)
+    expected, cotangent, gradients = reference(name)
+    x = cast(inputs_of(case), dtype)
+    cotangent = cotangent.astype("float64" if dtype == "float64" else "float32")
+    y, dx, dw = output_and_gradients(layer, x, cotangent, mode, **case.call)
+    # the rounding of a 16-bit state is carried from step to step
+    factor = 2.0 if case.recurrent and dtype in ("float16", "bfloat16") else 1.0
+    assert_close(y, expected, dtype, factor=factor, what="output")
+    if dx is not None:
+        assert_close(dx, gradients[0], dtype, factor=factor, what="gradient in the input")
+    ours = dict(zip((id(w) for w in layer.trainable_weights), dw, strict=True))
+    for weight, theirs in zip(layer.weights, gradients[1:], strict=True):
+        if id(weight) in ours:
+            what = f"gradient in {weight.path}"
+            assert_close(ours[id(weight)], theirs, dtype, factor=factor, what=what)
+
+
+@names
+def test_float32(name):
+    check(name, "float32", "eager")
+
+
+@names
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_other_precisions(name, dtype):
+    if dtype == "float64" and BACKEND == "jax":
+        pytest.skip("JAX computes in float32 unless its float64 mode is on")
+    check(name, dtype, "eager")
+
+
+@sample
+def test_compiled(name):
+    check(name, "float32", "jit")
+
+
+@names
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("mode", ["graph", "jit"])
+def test_every_mode_and_precision(name, mode, dtype):
+    check(name, dtype, mode)
+
+
+def two_call_model(case):
+    """A model of two inputs that go through one and the same layer."""
+    options = {"dtype": "int32"} if case.integers else {}
+    inputs = [keras.Input(case.shape[1:], **options) for _ in range(2)]
+    layer = case.make()
+    call = {key: value for key, value in case.call.items() if key == "training"}
+    model = keras.Model(inputs, [layer(x, **call) for x in inputs])
+    layer.set_weights(random_weights(layer, case.name))
+    return model, layer
+
+
+@names
+def test_called_twice_in_one_model(name):
+    case = _BY_NAME[name]
+    if "mask" in case.call:
+        pytest.skip("its oracle is for one mask")
+    if "renorm" in name:
+        pytest.skip("the first call moves statistics that the second one uses")
+    model, layer = two_call_model(case)
+    x = inputs_of(case)
+    weights = random_weights(layer, name)
+    inputs = [x, x[::-1].copy()]
+    outputs = model([cast(one, "float32") for one in inputs])
+    for one, y in zip(inputs, outputs, strict=True):
+        assert_close(keras.ops.convert_to_numpy(y), case.oracle(one, *weights))
+
+
+@names
+def test_config_round_trip(name):
+    case = _BY_NAME[name]
+    layer = build(case)
+    again = type(layer).from_config(layer.get_config())
+    x = keras.ops.convert_to_tensor(cast(inputs_of(case), "float32"))
+    again(x)
+    again.set_weights(layer.get_weights())
+    assert again.get_config() == layer.get_config()
+    expected, actual = (keras.ops.convert_to_numpy(one(x)) for one in (layer, again))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def fit_one_step(case):
+    model, _ = two_call_model(case)
+    before = [w.copy() for w in model.get_weights()]
+    x = cast(inputs_of(case), "float32")
+    targets = [np.ones(y.shape, "float32") for y in model([x, x])]
+    model.compile(keras.optimizers.SGD(0.1), ["mse", "mse"])
+    model.fit([x, x], targets, batch_size=len(x), epochs=1, verbose=0)
+    for weight, old in zip(model.weights, before, strict=True):
+        new = keras.ops.convert_to_numpy(weight)
+        assert np.isfinite(new).all(), weight.path
+        if weight.trainable:
+            assert not np.array_equal(new, old), f"{weight.path} did not learn"
+
+
+@sample
+def test_fit(name):
+    fit_one_step(_BY_NAME[name])
+
+
+@names
+@pytest.mark.slow
+def test_fit_every_layer(name):
+    fit_one_step(_BY_NAME[name])
+
+
+_LOAD_AND_PREDICT = """
+import sys, pathlib, numpy as np, keras, kerasnorm
+folder = pathlib.Path(sys.argv[1])
+for path in sorted(folder.glob("*.keras")):
+    try:
+        model = keras.saving.load_model(path)
+        x = np.load(path.with_suffix(".npy"))
+        outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
+        np.save(path.with_suffix(".out.npy"), np.stack(outputs))
+    except Exception as error:
+        path.with_suffix(".error").write_text(repr(error))
+"""
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory):
+    """A folder in which another process has left what the saved models put out there."""
+    folder = tmp_path_factory.mktemp("saved")
+    for index, case in enumerate(CASES):
+        model, _ = two_call_model(case)
+        x = cast(inputs_of(case), "float32")
+        np.save(folder / f"{index}.npy", x)
+        model.save(folder / f"{index}.keras")
+        outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
+        np.save(folder / f"{index}.expected.npy", np.stack(outputs))
+    subprocess.run([sys.executable, "-c", _LOAD_AND_PREDICT, str(folder)], check=True)
+    return folder
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=list(_BY_NAME))
+def test_keras_file_in_a_new_process(index, reloaded):
+    error = reloaded / f"{index}.error"
+    assert not error.exists(), error.read_text()
+    actual = np.load(reloaded / f"{index}.out.npy")
+    assert_close(actual, np.load(reloaded / f"{index}.expected.npy"))
