@@ -22,6 +22,7 @@ from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.onnx import check as checks
 from kerasnorm.onnx import export
 from kerasnorm.onnx.export import export_onnx
+from kerasnorm.onnx.signature import signature_of
 
 MATERIAL = Path(
     os.environ.get(
@@ -288,6 +289,13 @@ def test_half_precision(dtype, path):
     export_onnx(model, path)
 
 
+def test_constants_inside_a_layer_are_no_inputs(path):
+    image = keras.Input((4, 4, 3), name="image")
+    x = layers.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 4.0, 9.0], name="scaled")(image)
+    export_onnx(keras.Model(image, x), path)
+    assert inputs_of(path) == {"image": ["batch", 4, 4, 3]}
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_opsets(opset, path):
     assert export_onnx(image_net(), path, opset=opset).opset == opset
@@ -354,12 +362,12 @@ def perturbed(monkeypatch, change):
     monkeypatch.setattr(export, "to_onnx", wrong)
 
 
-def perturb_initializer(scope):
+def perturb_initializer(scope, factor=1.01):
     def change(proto):
         found = [t for t in proto.graph.initializer if t.name.startswith(scope)]
         assert len(found) == 1, [t.name for t in proto.graph.initializer]
         [tensor] = found
-        wrong = numpy_helper.to_array(tensor) * np.float32(1.01)
+        wrong = numpy_helper.to_array(tensor) * np.float32(factor)
         tensor.CopyFrom(numpy_helper.from_array(wrong, tensor.name))
 
     return change
@@ -411,6 +419,31 @@ def test_a_looser_tolerance_accepts_and_tells(path, monkeypatch):
 def test_a_tighter_tolerance_refuses(path):
     with pytest.raises(ExportError, match=r"allowed is 1e-12"):
         export_onnx(image_net(), path, tolerance=1e-12)
+
+
+def test_a_model_that_amplifies_rounding_is_not_held_to_what_it_cannot_keep(path, monkeypatch):
+    # Every answer is off by 1e-4, ten times the tolerance.
+    model = dense_net()
+    perturbed(monkeypatch, perturb_initializer("dense_net_1/head_1/", 1 + 1e-4))
+    with pytest.raises(ExportError, match=r"allowed is 1e-05"):
+        export_onnx(model, path)
+    monkeypatch.setattr(checks, "rounding_sensitivity", lambda *args: 1e-4)
+    assert export_onnx(model, path).max_difference == pytest.approx(1e-4, rel=0.01)
+    with pytest.raises(ExportError, match=r"allowed is 1e-05"):
+        export_onnx(model, path, tolerance=1e-5)
+    monkeypatch.setattr(checks, "rounding_sensitivity", lambda *args: 1.0)
+    perturbed(monkeypatch, perturb_initializer("dense_net_1/head_1/", 1.01))
+    with pytest.raises(ExportError, match=r"allowed is 0\.001"):
+        export_onnx(model, path)
+
+
+def test_rounding_sensitivity_is_how_far_the_answer_moves():
+    x = np.linspace(1, 2, 8, dtype="float32").reshape(2, 4)
+    gentle = keras.Sequential([keras.Input((4,)), layers.Rescaling(3.0)])
+    steep = keras.Sequential([keras.Input((4,)), layers.Rescaling(1000.0, offset=-1500.0)])
+    signature = signature_of(gentle)
+    assert checks.rounding_sensitivity(gentle, signature, [x]) < 2e-7
+    assert 2e-7 < checks.rounding_sensitivity(steep, signature, [x]) < 1e-6
 
 
 def test_answers_that_are_not_finite_are_an_error(path, monkeypatch):

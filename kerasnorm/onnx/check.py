@@ -19,10 +19,17 @@ from kerasnorm.onnx.signature import Signature, arrays_for
 from kerasnorm.rewrite.graph import sublayers
 
 # Largest difference allowed, relative to the largest entry of the output, by the coarsest dtype
-# that the model computes in. In float32 trained networks of up to 150 layers differ by 1e-7 to
-# 5e-6. The two runtimes round float16 at different places (ONNX Runtime's CPU computes it in
-# float32), which costs some units of 2^-11 = 5e-4 a layer.
-TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 5e-2}
+# that the model computes in. In float32 trained networks differ by 1e-7 to 3e-6. The two runtimes
+# round float16 at different places (ONNX Runtime's CPU computes it in float32), which costs some
+# units of 2^-11 = 5e-4 a layer; bfloat16 has 8 times larger units.
+TOLERANCES = {"float64": 1e-10, "float32": 1e-5, "float16": 1e-2, "bfloat16": 8e-2}
+
+# Deep networks without training amplify rounding: InceptionV3 with random weights is off by 3e-4
+# in Keras and by 2e-4 in ONNX Runtime, both against float64. Moving the inputs by one rounding
+# step moved five such networks' answers by 0.3 to 1 times the difference between the runtimes.
+_AMPLIFICATION = 4
+# Beyond this many tolerances the answer is noise, and agreement would prove nothing.
+_MOST_TOLERANCES = 100
 
 _SEED = 0
 _BATCHES = (1, 3)
@@ -42,8 +49,12 @@ class Difference:
 
 def tolerance_for(model: keras.Model) -> float:
     """The tolerance that goes with the coarsest dtype among a model's layers."""
-    dtypes = {layer.compute_dtype for layer in sublayers(model)} | {model.compute_dtype}
+    dtypes = _compute_dtypes(model)
     return max((TOLERANCES[d] for d in dtypes if d in TOLERANCES), default=TOLERANCES["float32"])
+
+
+def _compute_dtypes(model) -> set[str]:
+    return {layer.compute_dtype for layer in sublayers(model)} | {model.compute_dtype}
 
 
 def check(
@@ -66,7 +77,8 @@ def check(
         path: The file.
         signature, traced: What the file was made from.
         inputs: What to run on; None for seeded random inputs.
-        tolerance: The largest difference allowed; None for that of the model's dtype.
+        tolerance: The largest difference allowed; None for that of the model's dtype, more where
+            the model itself amplifies rounding.
 
     Returns:
         The largest difference over all outputs and batches.
@@ -75,7 +87,7 @@ def check(
         ExportError: If ONNX Runtime cannot run the file, an answer is not finite, or a
             difference is above the tolerance; names the first layer whose output differs.
     """
-    tolerance = tolerance_for(model) if tolerance is None else tolerance
+    allowed = tolerance_for(model) if tolerance is None else tolerance
     session = _session(traced, path)
     worst: tuple[Difference, list[np.ndarray]] | None = None
     for batch in batches(model, signature, inputs):
@@ -88,11 +100,14 @@ def check(
     if worst is None:
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
-    if not difference.relative <= tolerance:
+    if tolerance is None and difference.relative > allowed:
+        amplified = _AMPLIFICATION * rounding_sensitivity(model, signature, batch)
+        allowed = max(allowed, min(amplified, _MOST_TOLERANCES * allowed))
+    if not difference.relative <= allowed:
         raise ExportError(
             f"ONNX Runtime and Keras differ in output '{difference.output}' by "
             f"{difference.relative:.2g} of its largest entry ({difference.scale:.3g}); allowed is "
-            f"{tolerance:.2g}. {_origin(path, traced, batch, tolerance, difference.output)}",
+            f"{allowed:.2g}. {_origin(path, traced, batch, allowed, difference.output)}",
             model=model.name,
             hint="No file was written. Pass `inputs=` of the kind the model is for, or a larger "
             "`tolerance=` where this is harmless.",
@@ -114,6 +129,24 @@ def _origin(path, traced, batch, tolerance: float, output: str) -> str:
         f"The first layer whose output differs is one of {names}, which the file does not tell "
         "apart."
     )
+
+
+def rounding_sensitivity(model: keras.Model, signature: Signature, batch) -> float:
+    """How far the model's own answer moves when its inputs move by one rounding step.
+
+    A model that moves by more than another runtime is off gives no reason to blame that runtime.
+    """
+    generator = np.random.default_rng(_SEED)
+    dtypes = _compute_dtypes(model) & {"float16", "float32", "float64"}
+    step = max((float(np.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+    moved = [
+        (array * (1 + step * generator.choice([-1.0, 1.0], array.shape))).astype(array.dtype)
+        if np.issubdtype(array.dtype, np.floating)
+        else array
+        for array in batch
+    ]
+    before, after = (_reference(model, signature, inputs) for inputs in (batch, moved))
+    return max(relative_difference(x, y)[0] for x, y in zip(before, after, strict=True))
 
 
 def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[float, float]:

@@ -64,7 +64,8 @@ def trace(model: keras.Model, signature: Signature) -> Traced:
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     try:
         function = tf.function(answer, input_signature=specs).get_concrete_function()
-        inputs = [t.name for t in function.inputs if t.dtype != tf.resource]
+        # After the arguments come captured variables and constants, which freezing turns inward.
+        inputs = [t.name for t in function.inputs[: len(specs)]]
         outputs = [t.name for t in function.outputs]
         graph = tf2onnx.tf_loader.from_function(function, inputs, outputs)
     except Exception as failure:
