@@ -12,7 +12,7 @@ import json
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = _parser().parse_args(argv)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else WRONG_REQUEST
-    if not arguments.debug:
-        _silence_libraries()
     problem: Exception
     try:
-        return arguments.run(arguments)
+        with contextlib.nullcontext() if arguments.debug else _silent_libraries():
+            return arguments.run(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted; nothing was written.", 130)
     except (RequestError, LoadError) as error:
@@ -275,11 +274,20 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
-def _silence_libraries() -> None:
+@contextlib.contextmanager
+def _silent_libraries() -> Iterator[None]:
     """Nothing that Keras, TensorFlow or absl have to say is about what the user asked."""
-    warnings.simplefilter("ignore")
-    for name in ("absl", "tensorflow", "tf2onnx"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 if __name__ == "__main__":

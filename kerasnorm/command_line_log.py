@@ -36,6 +36,6 @@ def silent_stderr() -> Iterator[None]:
 
 
 if is_command_line() and "--debug" not in sys.argv:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with silent_stderr():
         import keras  # noqa: F401

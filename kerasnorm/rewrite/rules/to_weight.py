@@ -46,6 +46,8 @@ class Plan:
     record: SiteRecord
     statistics: Statistics | None = None
     partner: Call | None = None
+    name: str = ""
+    """Of the partner once it is wrapped."""
 
 
 def check(site: Site, forest: Forest) -> Plan:
@@ -86,6 +88,7 @@ def check(site: Site, forest: Forest) -> Plan:
         ),
         found,
         partner,
+        _name_of_partner(site, partner, forest),
     )
 
 
@@ -96,8 +99,8 @@ def rewrite(site: Site, plan: Plan) -> dict[Call, Skip | Replace]:
     if plan.partner is None:
         return {site.call: _as_affine(site, plan.statistics)}
     return {
-        plan.partner: _taken_in(plan.partner.operation, site, plan.statistics),
-        site.call: Skip(into=_name_of_partner(site, plan.partner)),
+        plan.partner: _taken_in(plan.partner.operation, plan.name, site, plan.statistics),
+        site.call: Skip(into=plan.name),
     }
 
 
@@ -124,10 +127,10 @@ def _refused(site: Site, reason: str) -> Plan:
     return Plan(SiteRecord(site.name, TARGET, "refused", "to_weight", "BatchNorm", reason=reason))
 
 
-def _name_of_partner(site: Site, partner: Call) -> str:
+def _name_of_partner(site: Site, partner: Call, forest: Forest) -> str:
     """The partner's own name, or the BatchNorm's where that names an output of the model."""
-    named = site.layer if site.graph.is_output(site.call.output) else partner.operation
-    return named.name
+    is_output = site.graph is forest.root and site.graph.is_output(site.call.output)
+    return site.layer.name if is_output else partner.operation.name
 
 
 def _bias_in_the_way(layer: keras.Layer, found: Statistics, site: Site) -> str | None:
@@ -162,14 +165,11 @@ def _along_bias(layer: keras.Layer, vector: np.ndarray, site: Site) -> np.ndarra
     return vector.reshape([-1 if axis == rank - from_end else 1 for axis in range(rank)])
 
 
-def _taken_in(layer: keras.Layer, site: Site, found: Statistics) -> Replace:
+def _taken_in(layer: keras.Layer, name: str, site: Site, found: Statistics) -> Replace:
     changes: dict[str, Any] = {"use_bias": True} if "use_bias" in layer.get_config() else {}
     if isinstance(layer, keras.layers.EinsumDense) and layer.bias is None:
         output = kernels.einsum_letters(layer.equation)[2]
         changes = {"bias_axes": output[site.axis - site.rank]}
-    name = layer.name
-    if site.graph.is_output(site.call.output):
-        name = site.layer.name
 
     def make() -> keras.Layer:
         return WeightNorm(

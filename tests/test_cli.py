@@ -1,0 +1,225 @@
+"""The command line: exit codes, error texts, files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+
+import kerasnorm
+from kerasnorm.cli import main
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.keras"
+    tiny_models.conv_bn_relu().save(path)
+    return path
+
+
+def run(*argv) -> int:
+    return main([str(argument) for argument in argv])
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_swap_writes_everything(model, tmp_path, capsys):
+    outputs = [tmp_path / name for name in ("out.keras", "out.onnx", "out.json")]
+    assert run("swap", model, "--to", "weight", "--output", outputs[0], "--onnx", outputs[1],
+               "--report", outputs[2]) == 0  # fmt: skip
+    swapped = kerasnorm.load_model(outputs[0])
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(swapped(x), keras.models.load_model(model)(x), atol=1e-6)
+    assert json.loads(outputs[2].read_text())["counts"] == {"WeightNorm(Conv2D)": 1}
+    said = capsys.readouterr()
+    assert "1 exact (1 WeightNorm(Conv2D))" in said.out
+    assert f"wrote {outputs[1]}" in said.out
+    assert not said.err
+
+
+def test_fold_and_export(model, tmp_path, capsys):
+    swapped, plain, onnx = (tmp_path / name for name in ("s.keras", "p.keras", "p.onnx"))
+    assert run("swap", model, "--to", "weight", "--output", swapped, "--quiet") == 0
+    assert run("fold", swapped, plain, "--quiet") == 0
+    assert capsys.readouterr() == ("", "")
+    assert run("export", plain, onnx) == 0
+    assert "largest difference between Keras and ONNX Runtime" in capsys.readouterr().out
+    assert onnx.stat().st_size > 0
+
+
+def test_inspect_json_is_json_alone(model, capsys):
+    assert run("inspect", model, "--json") == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["sites"][0]["name"] == "bn"
+    assert not said.err
+
+
+def test_no_batch_norm(tmp_path, capsys):
+    path, out = tmp_path / "plain.keras", tmp_path / "out.keras"
+    tiny_models.no_bn().save(path)
+    assert run("swap", path, "--to", "weight", "--output", out) == 0
+    assert "no BatchNorm found" in capsys.readouterr().out
+    assert out.exists()
+    out.unlink()
+    before = contents(tmp_path)
+    assert run("swap", path, "--to", "weight", "--output", out, "--strict") == 1
+    assert "needs a BatchNorm to swap" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_refused_site_under_strict(tmp_path, capsys):
+    path, out = tmp_path / "live.keras", tmp_path / "out.keras"
+    tiny_models.training_fixed().save(path)
+    assert run("swap", path, "--to", "weight", "--output", out, "--strict") == 1
+    assert "training=True" in capsys.readouterr().err
+    assert not out.exists()
+    assert run("swap", path, "--to", "weight", "--output", out) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "none.keras"], "There is no file"),
+        (["inspect", "text.keras"], "no zip archive"),
+        (["inspect", "text.h5"], "not an HDF5 file"),
+        (["swap", "model.keras", "--to", "weight", "--output", "no/out.keras"], "folder of"),
+        (["swap", "model.keras", "--to", "weight", "--output", "out.h5"], "must name a .keras"),
+        (["swap", "model.keras", "--to", "weight", "--output", "model.keras"], "exists"),
+        (
+            ["swap", "model.keras", "--to", "weight", "--output", "model.keras", "--force"],
+            "must not name the model itself",
+        ),
+        (["swap", "model.keras", "--to", "weight", "--onnx", "old.onnx"], "Pass --force"),
+        (["swap", "model.keras", "--to", "weight", "--onnx", "folder.onnx"], "is a folder"),
+        (["fold", "none.keras", "out.keras"], "There is no file"),
+        (["export", "model.keras", "old.onnx"], "Pass --force"),
+        (["export", "model.keras", "out.onnx", "--opset", "3"], "opset"),
+        (["swap", "model.keras", "--to", "weight", "--onnx", "o.onnx", "--opset", "99"], "opset"),
+        (["swap", "model.keras", "--to", "batch"], "invalid choice"),
+        (["swap", "model.keras"], "--to"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_requests_end_in_2_and_touch_nothing(arguments, message, model, tmp_path, capsys,
+                                                   monkeypatch):  # fmt: skip
+    (tmp_path / "text.keras").write_text("hello")
+    (tmp_path / "text.h5").write_text("hello")
+    (tmp_path / "old.onnx").write_text("old")
+    (tmp_path / "folder.onnx").mkdir()
+    monkeypatch.chdir(tmp_path)
+    before = contents(tmp_path)
+    assert run(*arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert not said.out
+    assert contents(tmp_path) == before
+
+
+def test_force_replaces(model, tmp_path):
+    out = tmp_path / "out.onnx"
+    out.write_text("old")
+    assert run("export", model, out, "--force", "--quiet") == 0
+    assert out.read_bytes() != b"old"
+
+
+def test_a_failed_parity_check_writes_nothing(model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("kerasnorm.cli.EXACT", 0.0)
+    monkeypatch.setattr("kerasnorm.compare.output_difference", lambda *_: 1e-3)
+    before = contents(tmp_path)
+    assert run("swap", model, "--to", "weight", "--output", tmp_path / "out.keras") == 1
+    assert "differ from the source's by 0.001" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_one_failing_output_leaves_all_of_them(model, tmp_path, capsys, monkeypatch):
+    def fail(*args, **kwargs):
+        raise kerasnorm.ExportError("It cannot be.")
+
+    monkeypatch.setattr(kerasnorm, "export_onnx", fail)
+    out = tmp_path / "out.keras"
+    out.write_text("old")
+    arguments = ["swap", model, "--to", "weight", "--output", out, "--onnx", tmp_path / "o.onnx"]
+    before = contents(tmp_path)
+    assert run(*arguments, "--force") == 1
+    assert contents(tmp_path) == before
+    assert "It cannot be." in capsys.readouterr().err
+
+
+def test_an_unexpected_failure_is_one_line_and_debug_shows_it(model, capsys, monkeypatch):
+    def fail(*args):
+        raise RuntimeError("first\nsecond")
+
+    monkeypatch.setattr(kerasnorm, "inspect_norms", fail)
+    assert run("inspect", model) == 1
+    assert capsys.readouterr().err == "kerasnorm: RuntimeError: first (--debug shows where)\n"
+    with pytest.raises(RuntimeError):
+        run("inspect", model, "--debug")
+
+
+def test_ctrl_c_leaves_the_old_file(model, tmp_path, capsys, monkeypatch):
+    def interrupt(self, path):
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    out = tmp_path / "out.keras"
+    out.write_text("old")
+    monkeypatch.setattr(keras.Model, "save", interrupt)
+    before = contents(tmp_path)
+    assert run("swap", model, "--to", "weight", "--output", out, "--force") == 130
+    assert contents(tmp_path) == before
+    assert "interrupted" in capsys.readouterr().err
+
+
+COMMAND = [sys.executable, "-m", "kerasnorm"]
+
+
+def test_as_a_user_runs_it(model, tmp_path):
+    """A process of its own: nothing but our own words on either stream."""
+    out = tmp_path / "out.onnx"
+    done = subprocess.run(
+        [*COMMAND, "swap", model, "--to", "weight", "--onnx", out], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.startswith("conv_bn_relu → weight: 1 BatchNorm calls: 1 exact")
+    wrong = subprocess.run([*COMMAND, "inspect", "none.keras"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "kerasnorm: There is no file 'none.keras'.\n"
+
+
+def test_a_kill_while_writing_leaves_the_old_file(model, tmp_path):
+    out = tmp_path / "out.keras"
+    out.write_bytes(b"old")
+    ready = tmp_path / "ready"
+    code = (
+        "import sys, time, pathlib, keras\n"
+        "from kerasnorm.cli import main\n"
+        "def slow(self, path):\n"
+        "    path.write_bytes(b'half')\n"
+        f"    pathlib.Path(r'{ready}').touch()\n"
+        "    time.sleep(60)\n"
+        "keras.Model.save = slow\n"
+        f"main(['swap', r'{model}', '--to', 'weight', '--output', r'{out}', '--force'])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not ready.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert out.read_bytes() == b"old"

@@ -1,0 +1,128 @@
+"""`fold_norms`: plain Keras layers, the same function."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+from keras import layers
+
+import kerasnorm
+from kerasnorm import Affine, SwapError, WeightNorm
+from kerasnorm.rewrite.fold import bake
+
+
+def test_the_folded_file_loads_without_kerasnorm(tmp_path):
+    model = kerasnorm.swap_norms(tiny_models.nested(), "weight").model
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
+    kerasnorm.fold_norms(model).save(tmp_path / "plain.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import sys; sys.modules['kerasnorm'] = None\n"
+        "import keras, numpy as np\n"
+        f"model = keras.models.load_model(r'{tmp_path / 'plain.keras'}')\n"
+        f"np.save(r'{tmp_path / 'y.npy'}', model(np.load(r'{tmp_path / 'x.npy'}')))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_swapped_file_loads_where_kerasnorm_is_imported(tmp_path):
+    model = kerasnorm.swap_norms(tiny_models.nested(), "weight").model
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 4)).astype("float32")
+    model.save(tmp_path / "swapped.keras")
+    np.save(tmp_path / "x.npy", x)
+    code = (
+        "import kerasnorm, keras, numpy as np\n"
+        f"model = keras.models.load_model(r'{tmp_path / 'swapped.keras'}')\n"
+        f"np.save(r'{tmp_path / 'y.npy'}', model(np.load(r'{tmp_path / 'x.npy'}')))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), model(x), rtol=1e-6, atol=1e-6)
+
+
+def wrapped(layer, shape, before=()):
+    inputs = keras.Input(shape)
+    x = inputs
+    for step in before:
+        x = step(x)
+    model = keras.Model(inputs, layer(x))
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        if variable.path.split("/")[-1] in ("g", "bias", "kernel"):
+            variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "plain"),
+    [
+        (lambda: WeightNorm(layers.Dense(3, activation="tanh")), (4,), "Dense"),
+        (lambda: WeightNorm(layers.SeparableConv2D(3, 2)), (5, 6, 2), "SeparableConv2D"),
+        (lambda: WeightNorm(Affine()), (4,), "EinsumDense"),
+        (lambda: Affine(), (5, 7, 4), "EinsumDense"),
+        (lambda: Affine(axis=1), (4, 5, 7), "EinsumDense"),
+        (lambda: Affine(axis=2, use_bias=False), (5, 4, 7), "EinsumDense"),
+        (lambda: Affine(), (None, None, 4), "EinsumDense"),
+    ],
+)
+def test_each_fold_is_exact(layer, shape, plain):
+    model = wrapped(layer(), shape)
+    folded = kerasnorm.fold_norms(model)
+    assert type(folded.layers[-1]).__name__ == plain
+    assert folded.output_shape == model.output_shape
+    sizes = [6 if size is None else size for size in shape]
+    x = np.random.default_rng(1).normal(size=(3, *sizes)).astype("float32")
+    np.testing.assert_allclose(folded(x), model(x), rtol=1e-6, atol=1e-6)
+
+
+def test_the_source_is_not_touched():
+    model = wrapped(WeightNorm(layers.Dense(3)), (4,))
+    before = model.get_weights()
+    folded = kerasnorm.fold_norms(model)
+    for variable in folded.variables:
+        variable.assign(variable * 0)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_names_do_not_collide():
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, name="dense")(inputs)
+    model = keras.Model(inputs, WeightNorm(layers.Dense(3, name="dense"), name="normed")(x))
+    assert [layer.name for layer in kerasnorm.fold_norms(model).layers][1:] == ["dense", "normed"]
+
+
+def test_a_model_of_plain_layers_is_copied():
+    model = tiny_models.dense_bn()
+    folded = kerasnorm.fold_norms(model)
+    assert folded is not model
+    x = np.ones((2, 5), "float32")
+    np.testing.assert_array_equal(folded(x), model(x))
+
+
+def test_what_cannot_be_folded_is_named():
+    inputs = keras.Input((6, 4))
+    x = layers.TimeDistributed(WeightNorm(layers.Dense(3), name="step"), name="steps")(inputs)
+    x = kerasnorm.CosineNorm(layers.Dense(2), name="cosine")(x)
+    with pytest.raises(SwapError, match=r"'step' \(WeightNorm in steps\).*'cosine' \(CosineNorm\)"):
+        kerasnorm.fold_norms(keras.Model(inputs, x))
+    masked = wrapped(Affine(name="affine"), (6, 4), before=[layers.Masking()])
+    with pytest.raises(SwapError, match=r"'affine' \(it passes on a mask"):
+        kerasnorm.fold_norms(masked)
+
+
+def test_bake_leaves_affine_and_brings_it_back():
+    model = wrapped(WeightNorm(Affine(axis=1, name="affine")), (4, 5))
+    x = np.random.default_rng(1).normal(size=(3, 4, 5)).astype("float32")
+    for source in (model, kerasnorm.fold_norms(model)):
+        baked = bake(source)
+        assert isinstance(baked.layers[-1], Affine)
+        np.testing.assert_allclose(baked(x), model(x), rtol=1e-6, atol=1e-6)
+    plain = tiny_models.no_bn()
+    assert bake(plain) is plain
+    einsum = wrapped(layers.EinsumDense("ab,bc->ac", 3), (4,))
+    assert bake(einsum) is einsum

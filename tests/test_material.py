@@ -1,0 +1,130 @@
+"""Real trained models: swapped to weight norm, exported, and compared where it counts."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from fidelity import (
+    SITE_TOLERANCE,
+    as_declared,
+    assert_no_batch_norm,
+    in_float64,
+    linearize_outputs,
+    site_differences,
+)
+from helpers import material
+
+import kerasnorm
+
+FASHION = ("fashion_resnet", "fashion_preact", "fashion_mobile", "fashion_dense")
+MODELS = {
+    "resnet8_cifar10.h5": 7,
+    "toycar_autoencoder.h5": 9,
+    "mini_xception_fer2013.hdf5": 14,
+    "miniresnet.h5": 6,
+    "miniresnetv2.h5": 5,
+    "mnist_cnn.keras": 5,
+    "fashion_resnet.keras": 13,
+    "fashion_preact.keras": 11,
+    "fashion_mobile.keras": 17,
+    "fashion_dense.keras": 21,
+}
+
+
+def loaded(name: str):
+    path = material("models", name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old optimizer configurations; nothing is trained here
+        return kerasnorm.load_model(path)
+
+
+def images(name: str) -> np.ndarray:
+    stem = name.split(".")[0]
+    if stem in FASHION:
+        return fashion()[0][:64]
+    return np.load(material("reference", f"{stem}.npz"))["x"]
+
+
+def fashion() -> tuple[np.ndarray, np.ndarray]:
+    data = np.load(material("data", "fashion_mnist.npz"))
+    return data["x_test"][..., None] / np.float32(255), data["y_test"]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exact_at_every_call(name):
+    source = loaded(name)
+    before = source.get_weights()
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert len(swap.report.sites) == MODELS[name]
+    assert_no_batch_norm(swap.model)
+    linearize_outputs(source, swap.model)
+    x = images(name)
+    differences = site_differences(source, swap, x)
+    assert max(differences.values()) <= _limit(source, x), differences
+    assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
+
+
+def _limit(source, x) -> float:
+    """1e-4, or 1e-3 where the source itself changes as much when computed in float64."""
+    exact = np.asarray(in_float64(source)(as_declared(source, x.astype("float64"))))
+    own = np.abs(np.asarray(source(as_declared(source, x))) - exact).max() / exact.std()
+    return 10 * SITE_TOLERANCE if own >= SITE_TOLERANCE else SITE_TOLERANCE
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_onnx_file_agrees_and_has_no_trace(name, tmp_path):
+    swap = kerasnorm.swap_norms(loaded(name), "weight")
+    export = kerasnorm.export_onnx(swap.model, tmp_path / "model.onnx")
+    assert export.max_difference <= 1e-5
+    assert "BatchNormalization" not in export.op_counts
+    graph = onnx.load(export.path).graph
+    assert not [node.name for node in graph.node if "WeightNorm" in node.name]
+    # a norm computed at run time would leave these
+    assert not {"Sqrt", "ReduceSum", "ReduceMax", "Abs", "Div"} & set(export.op_counts)
+
+
+@pytest.mark.parametrize("name", FASHION)
+def test_every_test_image_gets_the_same_answer(name, tmp_path):
+    import onnxruntime
+
+    x, y = fashion()
+    source = loaded(f"{name}.keras")
+    swap = kerasnorm.swap_norms(source, "weight")
+    folded = kerasnorm.fold_norms(swap.model)
+    file = kerasnorm.export_onnx(swap.model, tmp_path / "model.onnx").path
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    expected = source.predict(x, batch_size=500, verbose=0).argmax(-1)
+    # 92.9, 92.7, 92.2 and 92.2 %: were the source not itself, agreement would mean nothing
+    assert np.mean(expected == y) > 0.92
+    for answer in (
+        swap.model.predict(x, batch_size=500, verbose=0),
+        folded.predict(x, batch_size=500, verbose=0),
+        np.concatenate([session.run(None, {given.name: part})[0] for part in np.split(x, 20)]),
+    ):
+        assert np.array_equal(answer.argmax(-1), expected)
+
+
+def test_the_answers_are_those_on_record():
+    """Loading first: what is swapped must be what was trained."""
+    for name in MODELS:
+        stem = name.split(".")[0]
+        if stem in FASHION:
+            continue
+        data = np.load(material("reference", f"{stem}.npz"))
+        model = kerasnorm.swap_norms(loaded(name), "weight").model
+        answer = np.asarray(model(as_declared(model, data["x"])))
+        scale = np.abs(data["y0"]).max()
+        assert np.abs(answer - data["y0"]).max() <= 2e-5 * scale, name
+
+
+def test_a_training_configuration_of_another_keras_is_reported():
+    path = material("models", "mini_xception_fer2013.hdf5")
+    (repair,) = kerasnorm.load_report(path)
+    assert "training configuration was left out" in repair
+    assert not kerasnorm.load_model(path).compiled
+    assert isinstance(kerasnorm.load_model(path), keras.Model)

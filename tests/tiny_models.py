@@ -1,0 +1,249 @@
+"""Small models with names, one for each shape of graph that the rewriter must know."""
+
+from __future__ import annotations
+
+import keras
+from keras import layers
+
+BN = layers.BatchNormalization
+
+
+def dense_bn():
+    inputs = keras.Input((5,))
+    x = layers.Dense(4, name="dense")(inputs)
+    x = layers.ReLU()(BN(name="bn")(x))
+    return keras.Model(inputs, layers.Dense(3, name="head")(x), name="dense_bn")
+
+
+def conv_bn_relu():
+    inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.Conv2D(6, 3, use_bias=False, name="conv")(inputs)
+    x = layers.ReLU()(BN(name="bn")(x))
+    x = layers.GlobalAveragePooling2D()(x)
+    return keras.Model(
+        inputs, layers.Dense(3, activation="softmax", name="head")(x), name="conv_bn_relu"
+    )
+
+
+def sequential():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 3)),
+            layers.Conv2D(4, 3, name="conv"),
+            BN(name="bn"),
+            layers.Activation("relu"),
+            layers.Flatten(),
+            BN(name="bn_flat"),
+            layers.Dense(3, name="head"),
+        ],
+        name="sequential",
+    )
+
+
+def _behind(linear, shape):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, BN(name="bn")(linear(inputs)), name="behind_linear")
+
+
+LINEAR = {
+    "Dense": (lambda **k: layers.Dense(4, name="linear", **k), (5,)),
+    "Dense on a sequence": (lambda **k: layers.Dense(4, name="linear", **k), (6, 5)),
+    "EinsumDense": (
+        lambda **k: layers.EinsumDense("abc,cd->abd", (None, 4), name="linear", **k),
+        (6, 5),
+    ),
+    "EinsumDense, two output axes": (
+        lambda **k: layers.EinsumDense("ab,bcd->acd", (3, 4), name="linear", **k),
+        (5,),
+    ),
+    "EinsumDense, biases": (
+        lambda **k: layers.EinsumDense("ab,bcd->acd", (3, 4), bias_axes="cd", name="linear", **k),
+        (5,),
+    ),
+    "EinsumDense, dots": (
+        lambda **k: layers.EinsumDense("...x,xy->...y", 4, bias_axes="y", name="linear", **k),
+        (6, 5),
+    ),
+    "Conv1D": (lambda **k: layers.Conv1D(4, 3, name="linear", **k), (9, 3)),
+    "Conv1D causal": (
+        lambda **k: layers.Conv1D(4, 3, padding="causal", name="linear", **k),
+        (9, 3),
+    ),
+    "Conv2D": (lambda **k: layers.Conv2D(4, 3, strides=2, name="linear", **k), (9, 9, 3)),
+    "Conv2D groups": (lambda **k: layers.Conv2D(4, 3, groups=2, name="linear", **k), (9, 9, 6)),
+    "Conv3D": (lambda **k: layers.Conv3D(4, 2, name="linear", **k), (5, 5, 5, 2)),
+    "Conv1DTranspose": (lambda **k: layers.Conv1DTranspose(4, 3, name="linear", **k), (9, 3)),
+    "Conv2DTranspose": (lambda **k: layers.Conv2DTranspose(4, 3, name="linear", **k), (5, 5, 3)),
+    "Conv3DTranspose": (
+        lambda **k: layers.Conv3DTranspose(4, 2, name="linear", **k),
+        (4, 4, 4, 2),
+    ),
+    "DepthwiseConv1D": (lambda **k: layers.DepthwiseConv1D(3, name="linear", **k), (9, 3)),
+    "DepthwiseConv2D": (
+        lambda **k: layers.DepthwiseConv2D(3, depth_multiplier=2, name="linear", **k),
+        (9, 9, 3),
+    ),
+    "SeparableConv1D": (lambda **k: layers.SeparableConv1D(4, 3, name="linear", **k), (9, 3)),
+    "SeparableConv2D": (
+        lambda **k: layers.SeparableConv2D(4, 3, depth_multiplier=2, name="linear", **k),
+        (9, 9, 3),
+    ),
+}
+
+
+def behind_linear(kind: str, **arguments):
+    make, shape = LINEAR[kind]
+    return _behind(make(**arguments), shape)
+
+
+def bn_on_input():
+    inputs = keras.Input((5,))
+    return keras.Model(
+        inputs, layers.Dense(2, name="head")(BN(name="bn")(inputs)), name="bn_on_input"
+    )
+
+
+def bn_after_activation():
+    inputs = keras.Input((5,))
+    x = layers.Dense(4, activation="relu", name="dense")(inputs)
+    return keras.Model(
+        inputs, layers.Dense(2, name="head")(BN(name="bn")(x)), name="bn_after_activation"
+    )
+
+
+def pre_activation():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    y = layers.Conv2D(4, 3, padding="same", name="conv")(layers.ReLU()(BN(name="bn_1")(x)))
+    x = layers.Add()([x, y])
+    return keras.Model(inputs, layers.ReLU()(BN(name="bn_2")(x)), name="pre_activation")
+
+
+def conv_with_two_readers():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    return keras.Model(inputs, layers.Add()([x, BN(name="bn")(x)]), name="two_readers")
+
+
+def conv_that_is_an_output():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    return keras.Model(inputs, [x, BN(name="bn")(x)], name="conv_is_output")
+
+
+def two_bn_on_one_conv():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, name="conv")(inputs)
+    outputs = layers.Add()([BN(name="bn_1")(x), BN(name="bn_2")(x)])
+    return keras.Model(inputs, outputs, name="two_bn_on_one_conv")
+
+
+def shared_conv():
+    a, b = keras.Input((8, 8, 3), name="a"), keras.Input((8, 8, 3), name="b")
+    conv = layers.Conv2D(4, 3, name="conv")
+    outputs = [BN(name="bn_a")(conv(a)), BN(name="bn_b")(conv(b))]
+    return keras.Model([a, b], outputs, name="shared_conv")
+
+
+def shared_bn():
+    inputs = keras.Input((6,))
+    norm = BN(name="bn")
+    x = layers.Dense(6, name="first")(inputs)
+    x = layers.ReLU()(norm(x))
+    x = norm(layers.Add()([x, inputs]))
+    return keras.Model(inputs, norm(x), name="shared_bn")
+
+
+def nested():
+    inner_in = keras.Input((8, 8, 4))
+    x = BN(name="first")(inner_in)
+    x = layers.Conv2D(4, 3, padding="same", name="conv")(x)
+    inner = keras.Model(inner_in, BN(name="second")(x), name="block")
+    tail = keras.Sequential(
+        [keras.Input((8, 8, 4)), layers.Conv2D(2, 3, name="conv"), BN(name="bn")], name="tail"
+    )
+    inputs = keras.Input((8, 8, 4))
+    x = inner(layers.ReLU()(inner(inputs)))
+    return keras.Model(inputs, BN(name="bn")(tail(x)), name="nested")
+
+
+def structured():
+    inputs = {"b": keras.Input((4,), name="b"), "a": keras.Input((4,), name="a")}
+    x = BN(name="bn")(layers.Dense(4, name="dense")(inputs["a"]))
+    y = keras.ops.concatenate([x, inputs["b"] * 2.0 + 1.0], axis=-1)
+    z = keras.ops.where(y > 0, y, -0.1 * y)
+    outputs = {"z": z, "list": [x, layers.Dense(2, name="head")(z)]}
+    return keras.Model(inputs, outputs, name="structured")
+
+
+def masked():
+    inputs = keras.Input((7, 4))
+    x = layers.Dense(5, name="dense")(layers.Masking()(inputs))
+    x = layers.ReLU()(BN(name="bn")(x))
+    x = BN(name="bn_late")(x)
+    return keras.Model(inputs, layers.LSTM(3)(x), name="masked")
+
+
+def training_fixed():
+    inputs = keras.Input((5,))
+    x = BN(name="live")(layers.Dense(4, name="first")(inputs), training=True)
+    x = BN(name="stored")(layers.Dense(4, name="second")(x), training=False)
+    return keras.Model(inputs, x, name="training_fixed")
+
+
+def hidden():
+    inputs = keras.Input((6, 5))
+    x = layers.TimeDistributed(BN(name="inner"), name="per_step")(inputs)
+    return keras.Model(inputs, BN(name="bn")(layers.Dense(3, name="head")(x)), name="hidden")
+
+
+def channels_first():
+    inputs = keras.Input((4, 6))
+    x = layers.Permute((2, 1))(inputs)
+    x = BN(axis=1, name="bn")(x)
+    return keras.Model(inputs, layers.Flatten()(x), name="channels_first")
+
+
+def bare_affine():
+    inputs = keras.Input((5,))
+    x = layers.Dense(4, name="dense")(inputs)
+    x = BN(center=False, scale=False, name="bn")(x)
+    return keras.Model(inputs, x, name="bare_affine")
+
+
+def no_bn():
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, layers.Dense(2, name="head")(inputs), name="no_bn")
+
+
+def mixed_precision():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(4, 3, dtype="mixed_float16", name="conv")(inputs)
+    x = BN(dtype="mixed_float16", name="bn")(x)
+    x = layers.Conv2D(4, 3, dtype="mixed_float16", name="conv_2")(x)
+    x = BN(dtype="float32", name="bn_float32")(x)
+    return keras.Model(inputs, layers.GlobalAveragePooling2D(dtype="float32")(x), name="mixed")
+
+
+def compiled():
+    model = conv_bn_relu()
+    model.compile(
+        keras.optimizers.SGD(0.05, momentum=0.9),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def subclassed():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.norm = layers.Dense(4), BN()
+
+        def call(self, x):
+            return self.norm(self.dense(x))
+
+    net = Net()
+    net(keras.ops.zeros((1, 3)))
+    return net
