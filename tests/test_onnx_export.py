@@ -380,7 +380,7 @@ def perturb_initializer(scope, factor=1.01):
         ("image_net_1/conv_1/", "one of 'conv', 'bn', 'relu', which the file does not tell apart"),
         ("image_net_1/bn_1/", "one of 'conv', 'bn', 'relu', which the file does not tell apart"),
         ("image_net_1/conv_1_2/convolution", "'conv_1'"),
-        ("image_net_1/ln_1/Reshape", "'ln'"),
+        ("image_net_1/ln_1/strided_slice:", "'ln'"),
         ("image_net_1/dense_1/Cast", "one of 'pool', 'dense', which the file does not tell apart"),
         ("image_net_1/dense_1_2/Cast", "'dense_1'"),
     ],

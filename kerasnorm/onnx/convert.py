@@ -11,6 +11,7 @@ import keras
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.layers import WeightNorm
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.operators import handlers, kept_whole
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.onnx.silence import collected_errors
@@ -28,12 +29,14 @@ class Traced:
 
     Args:
         model: The model that the graph was made of.
+        function: The trace itself. `graph` runs as long as it is there.
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
     """
 
     model: keras.Model
+    function: Any
     graph: Any
     inputs: list[str]
     outputs: list[str]
@@ -41,10 +44,11 @@ class Traced:
     output_names: list[str]
 
 
-def trace(model: keras.Model, signature: Signature) -> Traced:
+def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
-    WeightNorm is folded into the kernels first.
+    WeightNorm is folded into the kernels first. What ONNX has an operator for in `opset` is kept
+    whole.
 
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
@@ -63,7 +67,8 @@ def trace(model: keras.Model, signature: Signature) -> Traced:
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     try:
-        function = tf.function(answer, input_signature=specs).get_concrete_function()
+        with kept_whole(folded, opset):
+            function = tf.function(answer, input_signature=specs).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
         outputs = [t.name for t in function.outputs]
@@ -75,7 +80,9 @@ def trace(model: keras.Model, signature: Signature) -> Traced:
             layer=layer_of(folded, str(failure)),
             hint="A model can be exported if `tf.function` can call it on inputs of free size.",
         ) from failure
-    return Traced(folded, graph, inputs, outputs, [spec.name for spec in signature.inputs], names)
+    return Traced(
+        folded, function, graph, inputs, outputs, [spec.name for spec in signature.inputs], names
+    )
 
 
 def _without_weight_norm(model: keras.Model) -> keras.Model:
@@ -111,6 +118,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
             # Every operation gets its try, so that the one that failed is known by name.
             continue_on_error=True,
             opset=min(opset, _TF2ONNX_OPSET),
+            custom_op_handlers=handlers(),
             input_names=traced.inputs,
             output_names=traced.outputs,
             tensors_to_rename=dict(

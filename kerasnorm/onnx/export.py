@@ -91,7 +91,7 @@ def export_onnx(
     _check_request(model, path, opset, overwrite)
     with replace_whole(path, error=ExportError) as temporary, silence():
         signature = signature_of(model, inputs)
-        traced = trace(model, signature)
+        traced = trace(model, signature, opset)
         proto = to_onnx(model, traced, opset)
         _write(model, proto, temporary)
         difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)

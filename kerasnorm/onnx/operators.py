@@ -1,0 +1,180 @@
+"""Layers for which ONNX has one operator, kept whole on their way there.
+
+TensorFlow has no operation for a layer normalization: a trace holds some twelve primitives in its
+place. While the model is traced, such layers call a stand-in instead, one opaque operation that
+carries what the ONNX operator needs; `handlers` tells tf2onnx to write that operator for it.
+What the layer's own formula looks like does not matter, so nothing has to be recognized.
+
+The stand-in computes the same function in NumPy: a graph that holds it can still be run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.layers import LayerNorm
+from kerasnorm.rewrite.graph import sublayers
+
+_FIRST_OPSET = 17
+
+
+@contextlib.contextmanager
+def kept_whole(model: keras.Model, opset: int) -> Iterator[None]:
+    """Inside the block, the model's layer normalizations are traced as one operation each.
+
+    Those that the operator cannot express (masked time steps that must not count) are traced as
+    they are.
+
+    Args:
+        model: A built model. It is as before when the block ends.
+        opset: Version of the ONNX operators; before 17 there is no such operator.
+    """
+    changed = []
+    try:
+        for layer in sublayers(model) if opset >= _FIRST_OPSET else []:
+            call = _call_for(layer)
+            if call is not None and "call" not in vars(layer):
+                # Past Keras's bookkeeping, which would take the function for a part of the layer.
+                object.__setattr__(layer, "call", call)
+                changed.append(layer)
+        yield
+    finally:
+        for layer in changed:
+            object.__delattr__(layer, "call")
+
+
+def handlers() -> dict[str, Any]:
+    """For tf2onnx's `custom_op_handlers`: what to write for the stand-in."""
+    return {"PyFunc": (_write_operator, []), "PyFuncStateless": (_write_operator, [])}
+
+
+def _call_for(layer: keras.Layer) -> Callable[..., Any] | None:
+    # A subclass with a `call` of its own may compute anything.
+    call = type(layer).call
+    if call is LayerNorm.call:
+        return _layer_norm_call(layer)
+    if call is keras.layers.LayerNormalization.call and not layer.rms_scaling:
+        return _layer_normalization_call(layer)
+    if call is keras.layers.GroupNormalization.call and layer.groups == 1:
+        return _one_group_call(layer)
+    return None
+
+
+def _layer_norm_call(layer):
+    own = layer.call
+
+    def call(inputs, mask=None):
+        axes = layer._normalized_axes
+        if mask is not None and min(axes) < len(mask.shape):
+            return own(inputs, mask=mask)
+        return _normalized(layer, inputs, axes, layer._affine_axes, layer.channel_axis)
+
+    return call
+
+
+def _layer_normalization_call(layer):
+    def call(inputs):
+        axes = sorted(axis % len(inputs.shape) for axis in layer.axis)
+        return _normalized(layer, inputs, axes, axes, -1)
+
+    return call
+
+
+def _one_group_call(layer):
+    def call(inputs):
+        rank = len(inputs.shape)
+        return _normalized(layer, inputs, range(1, rank), [layer.axis % rank], layer.axis)
+
+    return call
+
+
+def _normalized(layer, inputs, axes, affine_axes, channel_axis: int):
+    """What a layer with `gamma`, `beta` and `epsilon` answers, by way of the stand-in.
+
+    Args:
+        layer: The layer.
+        inputs: What it is called on.
+        axes: The axes to normalize together, counted from the front.
+        affine_axes: Those that gamma and beta run along; none if they are single numbers.
+        channel_axis: The axis of the channels.
+    """
+    import tensorflow as tf
+
+    x = keras.ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    rank = len(x.shape)
+    channel_axis = channel_axis % rank if channel_axis % rank in axes else axes[-1]
+    order, first = _order(tuple(axes), channel_axis, rank)
+    gain, bias = (
+        tf.transpose(_spread(value, affine_axes, channel_axis, x), order)[(0,) * first]
+        for value in (
+            tf.ones(()) if layer.gamma is None else layer.gamma,
+            tf.zeros(()) if layer.beta is None else layer.beta,
+        )
+    )
+    x = tf.transpose(x, order)
+    y = tf.numpy_function(
+        _layer_normalization,
+        [x, gain, bias, np.int64(first), np.float32(layer.epsilon)],
+        x.dtype,
+        stateful=False,
+        name="LayerNormalization",
+    )
+    # The opaque operation does not say what shape it gives.
+    y = tf.transpose(tf.ensure_shape(y, x.shape), np.argsort(order))
+    return keras.ops.cast(y, layer.compute_dtype)
+
+
+def _order(axes: tuple[int, ...], channel_axis: int, rank: int) -> tuple[list[int], int]:
+    """The order of axes that the operator runs in, and the first of those it normalizes.
+
+    It normalizes the last axes. Images it takes channels first, as ONNX convolutions leave them:
+    then no transposition remains between the two.
+    """
+    if axes == tuple(range(1, rank)) and rank > 3:
+        return [0, channel_axis, *(axis for axis in axes if axis != channel_axis)], 1
+    others = [axis for axis in range(rank) if axis not in axes]
+    return [*others, *axes], len(others)
+
+
+def _spread(value, axes, channel_axis: int, x):
+    """A gain or bias along `axes` with a size for every axis of x.
+
+    A single number gets one entry per channel: not every runtime takes fewer.
+    """
+    value = keras.ops.cast(value, x.dtype)
+    shape = [1] * len(x.shape)
+    if len(value.shape) == 0:
+        shape[channel_axis] = x.shape[channel_axis] or 1
+        return keras.ops.broadcast_to(value, shape)
+    for axis, size in zip(axes, value.shape, strict=True):
+        shape[axis] = size
+    return keras.ops.reshape(value, shape)
+
+
+def _layer_normalization(x, gain, bias, first, epsilon):
+    axes = tuple(range(first, x.ndim))
+    wide = x.astype(np.float64)
+    centered = wide - wide.mean(axes, keepdims=True)
+    variance = np.square(centered).mean(axes, keepdims=True)
+    return (centered / np.sqrt(variance + epsilon) * gain + bias).astype(x.dtype)
+
+
+def _write_operator(graph, node, name, args):
+    first, epsilon = (tensor.get_tensor_value() for tensor in node.inputs[3:])
+    inputs, output = node.input[:3], node.output
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    graph.make_node(
+        "LayerNormalization",
+        inputs,
+        attr={"axis": int(first), "epsilon": float(epsilon)},
+        outputs=output,
+        name=name,
+        shapes=shapes,
+        dtypes=dtypes,
+    )

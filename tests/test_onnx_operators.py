@@ -1,0 +1,173 @@
+"""Layer normalizations become one ONNX operator each, and compute what they computed."""
+
+import keras
+import numpy as np
+import onnx
+import pytest
+from keras import layers
+
+from kerasnorm.layers import LayerNorm
+from kerasnorm.onnx import operators
+from kerasnorm.onnx.export import export_onnx
+
+ANY_GAINS = {"gamma_initializer": "random_normal", "beta_initializer": "random_normal"}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.onnx"
+
+
+def exported(path, shape, *stack, opset=17):
+    """Op counts of a stack of layers; the export itself compares it with Keras."""
+    model = keras.Sequential([keras.Input(shape), *stack])
+    result = export_onnx(model, path, opset=opset)
+    assert result.max_difference <= 1e-5
+    return result.op_counts
+
+
+def conv():
+    return layers.Conv2D(4, 3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm"),
+    [
+        ((8,), lambda: LayerNorm(**ANY_GAINS)),
+        ((8,), lambda: LayerNorm(axis="sample", **ANY_GAINS)),
+        ((8,), lambda: LayerNorm(scalar_affine=True, **ANY_GAINS)),
+        ((8,), lambda: LayerNorm(scale=False)),
+        ((8,), lambda: LayerNorm(center=False)),
+        ((8,), lambda: layers.LayerNormalization(**ANY_GAINS)),
+        ((8,), lambda: layers.LayerNormalization(scale=False, center=False)),
+        ((None, 8), lambda: LayerNorm(**ANY_GAINS)),
+        ((None, 8), lambda: LayerNorm(axis="sample", **ANY_GAINS)),
+        ((None, 8), lambda: LayerNorm(axis="sample", scalar_affine=True, **ANY_GAINS)),
+        ((5, 8), lambda: layers.LayerNormalization(axis=(1, 2), **ANY_GAINS)),
+    ],
+)
+def test_one_operator_and_nothing_else(shape, norm, path):
+    assert exported(path, shape, norm()) == {"LayerNormalization": 1}
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: LayerNorm(axis="sample", **ANY_GAINS),
+        lambda: LayerNorm(axis="sample", scalar_affine=True, **ANY_GAINS),
+        lambda: LayerNorm(axis="sample", scale=False, center=False),
+        lambda: layers.GroupNormalization(groups=1, **ANY_GAINS),
+    ],
+)
+def test_sample_norms_between_convolutions_leave_no_transposition(norm, path):
+    stack = [conv(), norm(), layers.ReLU(), conv(), norm(), layers.ReLU(), conv()]
+    counts = exported(path, (None, None, 3), *stack)
+    # Transposed once on the way into the model and once on the way out.
+    assert counts == {"Transpose": 2, "Conv": 3, "LayerNormalization": 2, "Relu": 2}
+
+
+def test_channel_norms_between_convolutions_leave_two_transpositions(path):
+    stack = [conv(), LayerNorm(**ANY_GAINS), layers.ReLU(), conv()]
+    counts = exported(path, (None, None, 3), *stack)
+    assert counts == {"Transpose": 4, "Conv": 2, "LayerNormalization": 1, "Relu": 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm"),
+    [
+        ((6, 5, 4), lambda: layers.LayerNormalization(axis=[1, 2, 3], **ANY_GAINS)),
+        ((6, 5, 4), lambda: layers.LayerNormalization(axis=[1, 2], **ANY_GAINS)),
+        ((6, 5, 4), lambda: LayerNorm(axis=(1, 3), **ANY_GAINS)),
+        ((None, None, 4), lambda: LayerNorm(axis=(1, 2), scalar_affine=True, **ANY_GAINS)),
+        ((4, 6, 5), lambda: LayerNorm(axis="sample", channel_axis=1, **ANY_GAINS)),
+        ((4, 6, 5), lambda: LayerNorm(axis=1, **ANY_GAINS)),
+        ((None, None, None, 4), lambda: LayerNorm(axis="sample", **ANY_GAINS)),
+    ],
+)
+def test_any_axes(shape, norm, path):
+    counts = exported(path, shape, norm())
+    assert counts.pop("LayerNormalization") == 1
+    assert set(counts) <= {"Transpose"}
+
+
+def test_inside_another_model(path):
+    inner = keras.Sequential([keras.Input((8,)), LayerNorm(**ANY_GAINS)])
+    assert exported(path, (8,), inner) == {"LayerNormalization": 1}
+
+
+def test_half_precision_keeps_its_statistics_in_float32(path):
+    model = keras.Sequential(
+        [keras.Input((8,)), LayerNorm(dtype="mixed_float16"), layers.ReLU(dtype="float32")]
+    )
+    # Numbers whose squares float16 cannot hold.
+    x = np.random.default_rng(0).uniform(1e3, 3e4, (3, 8)).astype("float32")
+    assert export_onnx(model, path, inputs=x).op_counts["LayerNormalization"] == 1
+
+
+def test_epsilon_and_gains_arrive(path):
+    norm = LayerNorm(epsilon=0.25, **ANY_GAINS)
+    exported(path, (8,), norm)
+    graph = onnx.load(path).graph
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in graph.node[0].attribute}
+    assert attributes == {"axis": 1, "epsilon": 0.25}
+    values = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
+    for variable in norm.get_weights():
+        assert any(np.array_equal(variable, value) for value in values)
+
+
+def test_before_opset_17_there_is_no_such_operator(path):
+    assert "LayerNormalization" not in exported(path, (8,), LayerNorm(), opset=16)
+
+
+def test_masked_steps_that_must_not_count_are_left_to_the_layer(path):
+    tokens = keras.Input((None,), dtype="int32")
+    x = layers.Embedding(9, 4, mask_zero=True)(tokens)
+    # Whole vectors masked: the operator. Some of the entries of a sample masked: not.
+    x = LayerNorm(axis="sample", **ANY_GAINS)(LayerNorm(**ANY_GAINS)(x))
+    result = export_onnx(keras.Model(tokens, x), path)
+    assert result.op_counts["LayerNormalization"] == 1
+    assert result.op_counts["ReduceSum"] > 0
+
+
+def test_a_subclass_with_a_formula_of_its_own_is_left_alone(path):
+    class Doubled(LayerNorm):
+        def call(self, inputs, mask=None):
+            return 2 * super().call(inputs, mask=mask)
+
+    class Shifted(layers.LayerNormalization):
+        def call(self, inputs):
+            return super().call(inputs) + 1
+
+    counts = exported(path, (8,), Doubled(), Shifted(), layers.GroupNormalization(groups=2))
+    assert "LayerNormalization" not in counts
+
+
+def test_layers_are_as_before_afterwards_even_after_a_failure():
+    norm = LayerNorm()
+    model = keras.Sequential([keras.Input((8,)), norm])
+    before = dict(vars(norm))
+
+    def fail():
+        with operators.kept_whole(model, 17):
+            assert "call" in vars(norm)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert vars(norm) == before
+    with operators.kept_whole(model, 16):
+        assert vars(norm) == before
+
+
+def test_the_stand_in_computes_the_same_function():
+    norm = LayerNorm(axis="sample", **ANY_GAINS)
+    model = keras.Sequential([keras.Input((None, None, 4)), norm])
+    x = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype("float32")
+    expected = model(x)
+    with operators.kept_whole(model, 17):
+        np.testing.assert_allclose(model(x), expected, atol=1e-6)
