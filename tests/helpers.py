@@ -107,3 +107,44 @@ def gru(x, kernel, recurrent, bias):
         candidate = np.tanh(xh + sigmoid(xr + hr) * hh)
         h = z * h + (1 - z) * candidate
     return h
+
+
+def _layer_norm(x, gain, epsilon=1e-3):
+    return gain * standardize(x, (-1,), epsilon)
+
+
+def layer_norm_simple_rnn(x, kernel, recurrent, bias, gamma):
+    """Ba et al. 2016, equation 4."""
+    h = np.zeros((x.shape[0], recurrent.shape[0]))
+    for t in range(x.shape[1]):
+        h = np.tanh(_layer_norm(x[:, t] @ kernel + h @ recurrent, gamma) + bias)
+    return h
+
+
+def layer_norm_lstm(x, kernel, recurrent, bias, *gains):
+    """Ba et al. 2016, equations 20 to 22, their shifts of the gates summed up in the bias."""
+    gamma_input, gamma_recurrent, gamma_cell, beta_cell = gains
+    h = c = np.zeros((x.shape[0], recurrent.shape[0]))
+    for t in range(x.shape[1]):
+        gates = _layer_norm(h @ recurrent, gamma_recurrent) + bias
+        i, f, g, o = np.split(gates + _layer_norm(x[:, t] @ kernel, gamma_input), 4, axis=-1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(_layer_norm(c, gamma_cell) + beta_cell)
+    return h
+
+
+def layer_norm_gru(x, kernel, recurrent, bias, gamma_input, gamma_recurrent):
+    """Ba et al. 2016, equations 27 to 29, with z the share of the state that stays."""
+    units = recurrent.shape[0]
+    gates, new = slice(2 * units), slice(2 * units, None)
+    h = np.zeros((x.shape[0], units))
+    for t in range(x.shape[1]):
+        a, b = x[:, t] @ kernel, h @ recurrent
+        zr = _layer_norm(a[:, gates], gamma_input[gates]) + bias[0][gates] + bias[1][gates]
+        zr = sigmoid(zr + _layer_norm(b[:, gates], gamma_recurrent[gates]))
+        z, r = zr[:, :units], zr[:, units:]
+        reset = r * (_layer_norm(b[:, new], gamma_recurrent[new]) + bias[1][new])
+        h = z * h + (1 - z) * np.tanh(
+            _layer_norm(a[:, new], gamma_input[new]) + bias[0][new] + reset
+        )
+    return h

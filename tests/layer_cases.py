@@ -9,10 +9,20 @@ from typing import Any
 import keras
 import linear_oracle as linear
 import numpy as np
-from helpers import direction, gru, lstm, simple_rnn, standardize
+from helpers import (
+    direction,
+    gru,
+    layer_norm_gru,
+    layer_norm_lstm,
+    layer_norm_simple_rnn,
+    lstm,
+    simple_rnn,
+    standardize,
+)
 from keras import layers as L
 
 from kerasnorm import Affine, BatchNorm, CosineNorm, LayerNorm, WeightNorm
+from kerasnorm.layers import LayerNormGRUCell, LayerNormLSTMCell, LayerNormSimpleRNNCell
 
 
 @dataclass
@@ -356,6 +366,12 @@ CASES = [
          _layer_norm((1, 2), mask=_TIME_MASK[..., None]), {"mask": _TIME_MASK}),
     Case("LayerNorm-mask-passed-on", lambda: LayerNorm(), (3, 4, 5), _layer_norm((-1,)),
          {"mask": _TIME_MASK}),
+    Case("RNN-LayerNormSimpleRNNCell", lambda: L.RNN(LayerNormSimpleRNNCell(3)), (2, 4, 3),
+         layer_norm_simple_rnn),
+    Case("RNN-LayerNormLSTMCell", lambda: L.RNN(LayerNormLSTMCell(3)), (2, 4, 3),
+         layer_norm_lstm),
+    Case("RNN-LayerNormGRUCell", lambda: L.RNN(LayerNormGRUCell(3)), (2, 4, 3),
+         layer_norm_gru),
     Case("BatchNorm-training", lambda: BatchNorm(), (6, 4), _batch_norm((0,)),
          {"training": True}),
     Case("BatchNorm-axis1", lambda: BatchNorm(axis=1), (3, 4, 3, 2),

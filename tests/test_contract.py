@@ -87,8 +87,10 @@ def check(name, dtype, mode):
     x = cast(inputs_of(case), dtype)
     cotangent = cotangent.astype("float64" if dtype == "float64" else "float32")
     y, dx, dw = output_and_gradients(layer, x, cotangent, mode, **case.call)
-    # the rounding of a 16-bit state is carried from step to step
-    factor = 2.0 if case.recurrent and dtype in ("float16", "bfloat16") else 1.0
+    # the rounding of a 16-bit state is carried from step to step, and enlarged by layer norms
+    # over three units whose deviation is small
+    enlarged = 4.0 if "LayerNorm" in name else 2.0
+    factor = enlarged if case.recurrent and dtype in ("float16", "bfloat16") else 1.0
     assert_close(y, expected, dtype, factor=factor, what="output")
     if dx is not None:
         assert_close(dx, gradients[0], dtype, factor=factor, what="gradient in the input")

@@ -1,0 +1,1 @@
+"""What is learned from data: statistics, regressions, distillation."""

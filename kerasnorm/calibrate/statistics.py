@@ -1,0 +1,179 @@
+"""Exact moving statistics of BatchNorm layers, in one pass over data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasnorm import formulas
+from kerasnorm.errors import KerasNormError
+from kerasnorm.layers import BatchNorm, masks
+
+_BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
+
+
+class RunningMoments:
+    """Mean and variance per channel over everything that was added, merged in float64.
+
+    Batches are merged by n = n₁ + n₂, μ = μ₁ + δ·n₂/n, M = M₁ + M₂ + δ²·n₁·n₂/n with
+    δ = μ₂ − μ₁ and M the sum of squared deviations (Chan, Golub & LeVeque, 1979): however the
+    data is cut into batches, the result is the same.
+    """
+
+    def __init__(self):
+        self.count: Any = 0.0
+        self.mean: Any = 0.0
+        self.squares: Any = 0.0
+
+    def add(self, count, mean, variance) -> None:
+        """Add a set of `count` values with the given mean and variance (population, not sample).
+
+        Channels with a count of 0 stay as they are.
+        """
+        total = self.count + count
+        safe = np.where(total > 0, total, 1.0)
+        delta = mean - self.mean
+        self.mean = self.mean + delta * count / safe
+        self.squares = self.squares + variance * count + delta**2 * self.count * count / safe
+        self.count = total
+
+    @property
+    def variance(self):
+        return self.squares / np.where(self.count > 0, self.count, 1.0)
+
+
+def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) -> None:
+    """Set the moving statistics of every BatchNorm to exact ones over a data set, in place.
+
+    In one pass over the data, each BatchNorm (Keras's or this package's, frozen or not) normalizes
+    every batch by the batch's own statistics, as in training, while its inputs' mean and variance
+    are summed up over the whole data set; these then become its moving mean and variance.
+    Everything else in the model runs as at inference (no dropout), and nothing is trained. Masked
+    entries do not count.
+
+    The statistics of a layer that follows no other BatchNorm do not depend on how the data is cut
+    into batches. Those of deeper layers are of inputs that were normalized batch by batch, so
+    larger batches come closer to what inference will see, and one batch is exact throughout.
+
+    Args:
+        model: A built model.
+        data: Its inputs: an array, a tuple, list or dictionary of arrays for several inputs, or
+            an iterable of batches, such as a `tf.data.Dataset`, where a batch that is a tuple
+            counts as (inputs, targets, …).
+        batch_size: Of the batches that arrays are cut into.
+
+    Raises:
+        KerasNormError: If the model calls no BatchNorm, if the data is empty, or if the inputs of
+            a layer are not finite.
+
+    Example:
+
+    >>> import numpy as np
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
+    """
+    layers: list[Any] = [
+        layer for layer in _layers_within(model) if isinstance(layer, _BATCH_NORMS)
+    ]
+    moments: dict[int, RunningMoments] = {}
+    try:
+        for layer in layers:
+            layer.call = _summing_call(layer, moments)
+        for batch in _batches(data, batch_size):
+            model(batch, training=False)
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("call", None)
+    if not moments:
+        raise KerasNormError(
+            "estimate_statistics needs a model that calls a BatchNorm, and data. Received: "
+            f"{len(layers)} such layers, none of them called.",
+            model=model.name,
+        )
+    for layer in layers:
+        if id(layer) in moments and not np.isfinite(moments[id(layer)].variance).all():
+            raise KerasNormError(
+                "The inputs of a BatchNorm must be finite to have statistics. Received: "
+                "infinities or NaN.",
+                model=model.name,
+                layer=layer.name,
+                hint="Check the data, and the statistics of the layers before.",
+            )
+    for layer in layers:
+        if id(layer) in moments:
+            _assign(layer, moments[id(layer)])
+
+
+def _summing_call(layer, moments: dict[int, RunningMoments]):
+    def call(inputs, training=None, mask=None):
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        channels = layer.axis % len(x.shape)
+        axes = tuple(a for a in range(len(x.shape)) if a != channels)
+        weights = None if mask is None else masks.as_weights(mask, x, channels)
+        centered, mean, variance = formulas.centered_moments(x, axes, weights)
+        shape = (1,) * channels + (-1,) + (1,) * (len(x.shape) - 1 - channels)
+        gain, bias = (
+            None if v is None else ops.reshape(ops.cast(v, x.dtype), shape)
+            for v in (layer.gamma, layer.beta)
+        )
+        counted = ops.ones_like(x) if weights is None else ops.broadcast_to(weights, ops.shape(x))
+        count = ops.sum(counted, axis=axes)
+        moments.setdefault(id(layer), RunningMoments()).add(
+            *(
+                ops.convert_to_numpy(t).astype("float64").reshape(-1)
+                for t in (count, mean, variance)
+            )
+        )
+        y = formulas.affine(centered * ops.rsqrt(variance + layer.epsilon), gain, bias)
+        return ops.cast(y, layer.compute_dtype)
+
+    return call
+
+
+def _assign(layer, found: RunningMoments) -> None:
+    layer.moving_mean.assign(found.mean)
+    layer.moving_variance.assign(found.variance)
+    if layer.renorm:
+        deviation = np.sqrt(found.variance + layer.epsilon)
+        layer.moving_stddev.assign(deviation)
+        layer.renorm_mean.assign(found.mean)
+        layer.renorm_stddev.assign(deviation)
+
+
+def _batches(data: Any, batch_size: int) -> Iterator[Any]:
+    arrays = keras.tree.flatten(data) if isinstance(data, (tuple, list, dict)) else [data]
+    if all(hasattr(a, "shape") and hasattr(a, "__getitem__") for a in arrays):
+        for start in range(0, len(arrays[0]), batch_size):
+            stop = start + batch_size
+            yield keras.tree.map_structure(lambda a: a[start:stop], data)  # noqa: B023
+    elif isinstance(data, Iterable):
+        for batch in data:
+            yield batch[0] if isinstance(batch, tuple) else batch
+    else:
+        raise KerasNormError(
+            f"The data must be arrays or an iterable of batches. Received: {type(data).__name__}.",
+        )
+
+
+def _layers_within(root: keras.Layer) -> list[keras.Layer]:
+    """The layers of a model and of the layers in it, found through their attributes."""
+    found: dict[int, keras.Layer] = {}
+    stack: list[Any] = [root]
+    seen: set[int] = set()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, keras.Layer):
+            found[id(item)] = item
+            stack.extend(vars(item).values())
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            stack.extend(item)
+    return list(found.values())
