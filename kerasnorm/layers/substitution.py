@@ -40,7 +40,8 @@ def call_with(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
         layer: A built layer.
         values: Tensors by the `id` of the variable that each stands in for.
     """
-    variables = layer.variables
+    # a stateful recurrent layer does not list its states among its variables
+    variables = [*layer.variables, *keras.tree.flatten(getattr(layer, "states", None) or [])]
     with keras.StatelessScope(
         [(v, values.get(id(v), v)) for v in variables],
         collect_losses=True,

@@ -1,0 +1,195 @@
+"""CosineNorm stays within its bound whatever it is fed, and refuses what is not one contraction."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from gradients import output_and_gradients
+from keras import layers
+
+from kerasnorm import Affine, CosineNorm
+
+BOUND = 1 + 2e-6
+CONVOLUTIONS = {
+    "Conv1D": (lambda: layers.Conv1D(4, 3, padding="causal"), (2, 7, 3)),
+    "Conv2D": (lambda: layers.Conv2D(4, 3, padding="same", strides=2), (2, 6, 5, 3)),
+    "grouped": (lambda: layers.Conv2D(6, 3, padding="same", groups=3), (2, 5, 5, 3)),
+    "DepthwiseConv2D": (lambda: layers.DepthwiseConv2D(3, padding="same"), (2, 5, 5, 3)),
+    "Conv2DTranspose": (lambda: layers.Conv2DTranspose(4, 3, strides=2), (2, 4, 4, 3)),
+}
+MAKERS = {"Dense": (lambda: layers.Dense(4), (5, 6)), **CONVOLUTIONS}
+OPTIONS = [
+    {},
+    {"centered": True},
+    {"rescale": True},
+    {"rescale": True, "centered": True},
+    {"rescale": True, "damping": 1.0},
+]
+
+
+def built(make, shape, **options):
+    layer = CosineNorm(make(), **options)
+    layer.build((None, *shape[1:]))
+    if "rescale" in options:
+        layer.g.assign(np.ones(layer.g.shape))  # the bare cosine
+    return layer
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_kernel_along_the_input_gives_plus_or_minus_one(scale, sign):
+    x = (scale * np.random.default_rng(0).normal(size=(1, 64))).astype("float32")
+    layer = built(lambda: layers.Dense(1), x.shape)
+    layer.layer.kernel.assign(sign * x.T)
+    layer.layer.bias.assign([sign])
+    y = np.asarray(layer(x))
+    assert abs(y[0, 0] - sign) < 1e-5
+    assert abs(y).max() <= BOUND
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e3, 1e6])
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_patch_along_the_kernel_gives_one(name, centered, scale):
+    make, shape = CONVOLUTIONS[name]
+    if name == "Conv2DTranspose":
+        pytest.skip("with strides, part of the kernel never meets the input")
+    layer = built(make, shape, rescale=True, centered=centered)
+    kernel = np.random.default_rng(1).normal(size=layer.layer.kernel.shape).astype("float32")
+    layer.layer.kernel.assign(kernel)
+    # an input that holds the first filter itself, aligned with one of its positions
+    x = np.zeros(shape, "float32")
+    if name == "DepthwiseConv2D":
+        x[0, 1:4, 1:4, :] = kernel[..., 0]
+    elif name == "grouped":
+        x[0, 1:4, 1:4, 0] = kernel[..., 0, 0]
+    elif name == "Conv2D":
+        # strides 2 on 6 rows and 5 columns: output (1, 1) reads rows 2..4 and columns 1..3
+        x[0, 2:5, 1:4, :] = kernel[..., 0]
+    else:
+        x[0, 1:4, :] = kernel[..., 0]
+    y = np.asarray(layer(scale * x))
+    assert abs(y.max() - 1) < 1e-5
+    assert abs(y).max() <= BOUND
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("kind", ["1e-30", "1e30", "zero", "constant", "mixed", "zero kernel"])
+def test_extreme_inputs_stay_finite_and_within_the_bound(name, options, kind):
+    make, shape = MAKERS[name]
+    layer = built(make, shape, **options)
+    rng = np.random.default_rng(2)
+    layer.layer.bias.assign(rng.normal(size=layer.layer.bias.shape) * (not options.get("rescale")))
+    x = rng.normal(size=shape)
+    if kind in ("1e-30", "1e30"):
+        x = x * float(kind)
+    elif kind == "zero":
+        x = x * 0
+    elif kind == "constant":
+        x = x * 0 + 3
+    elif kind == "mixed":
+        x = x * 10.0 ** rng.integers(-30, 30, size=shape)
+    else:
+        layer.layer.kernel.assign(np.zeros(layer.layer.kernel.shape))
+    x = x.astype("float32")
+    # the gradient in an input of 1e-30 is of the order of 1e30: a small cotangent leaves it room
+    cotangent = (1e-3 * rng.normal(size=layer(x).shape)).astype("float32")
+    y, dx, dw = output_and_gradients(layer, x, cotangent)
+    assert np.abs(y).max() <= BOUND
+    for gradient in (dx, *dw):
+        assert np.isfinite(gradient).all()
+
+
+def test_float16_inputs_of_60000_do_not_overflow():
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        layer = CosineNorm(layers.Conv2D(4, 3), rescale=True)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.full((1, 5, 5, 64), 6e4, "float16")
+    y = np.asarray(layer(x)).astype("float32")
+    kernel = np.asarray(layer.layer.kernel)
+    expected = 24 * kernel.sum((0, 1, 2)) / np.sqrt((kernel**2).sum((0, 1, 2))) / 24
+    np.testing.assert_allclose(y[0, 0, 0], expected, atol=5e-3 * np.abs(expected).max())
+
+
+def test_patches_of_zeros_give_zero_and_take_no_gradient():
+    layer = CosineNorm(layers.Conv2D(3, 3, use_bias=False), rescale=True)
+    x = np.zeros((1, 9, 9, 2), "float32")
+    x[0, :3] = 1
+    y, dx, _ = output_and_gradients(layer, x, np.ones(layer(x).shape, "float32"))
+    assert (y[0, 3:] == 0).all()
+    assert (y[0, :2] != 0).all()
+    assert (dx[0, 5:] == 0).all()
+
+
+def test_unknown_height_and_width():
+    inputs = keras.Input((None, None, 3))
+    layer = CosineNorm(layers.Conv2D(4, 3, padding="same", strides=2), rescale=True)
+    model = keras.Model(inputs, layer(inputs))
+    assert model.output_shape == (None, None, None, 4)
+    x = np.random.default_rng(3).normal(size=(2, 7, 6, 3)).astype("float32")
+    np.testing.assert_allclose(model.predict(x, verbose=0), np.asarray(layer(x)), atol=1e-6)
+
+
+def test_the_gain_starts_at_the_root_of_the_fan_in():
+    layer = built(lambda: layers.Conv2D(4, 3), (1, 5, 5, 8))
+    assert not hasattr(layer, "g")
+    layer = CosineNorm(layers.Conv2D(4, 3), rescale=True)
+    layer.build((None, 5, 5, 8))
+    np.testing.assert_allclose(np.asarray(layer.g), np.sqrt(72), rtol=1e-6)
+
+
+def test_a_penalty_on_outputs_is_kept():
+    layer = CosineNorm(layers.Dense(3, activity_regularizer=keras.regularizers.L2(1.0)))
+    y = layer(np.ones((2, 4), "float32"))
+    np.testing.assert_allclose(float(sum(layer.losses)), np.sum(np.square(y)) / 2, rtol=1e-5)
+
+
+def test_integer_inputs_are_cast():
+    layer = CosineNorm(layers.Dense(3))
+    x = np.arange(8).reshape(2, 4)
+    np.testing.assert_allclose(layer(x), layer(x.astype("float32")))
+
+
+REFUSALS = [
+    (lambda: CosineNorm(layers.LSTM(3)), "needs a linear layer with one kernel, and LSTM is none"),
+    (lambda: CosineNorm(layers.SeparableConv2D(3, 3)), "SeparableConv2D contracts twice"),
+    (lambda: CosineNorm(Affine()), "each weight vector of Affine is a single number"),
+    (
+        lambda: CosineNorm(layers.EinsumDense("ab,cd->acd", (2, 3))),
+        "must contract the input with the kernel",
+    ),
+    (
+        lambda: CosineNorm(layers.EinsumDense("abc,bd->ad", 3)),
+        "and sum over no others",
+    ),
+    (lambda: CosineNorm(layers.Dense(3), damping=1.0), "needs rescale=True"),
+    (lambda: CosineNorm(layers.Dense(3), rescale=True, damping=-1.0), "must be at least 0"),
+    (
+        lambda: CosineNorm(layers.EinsumDense("abc,cd->abd", (4, 3), bias_axes="bd")).build(
+            (None, 4, 5)
+        ),
+        "Use rescale=True, or bias_axes=None",
+    ),
+    (
+        lambda: CosineNorm(layers.Dense(3)).build((None, None)),
+        "must know the size of axis 1 of the input of layer",
+    ),
+]
+
+
+@pytest.mark.parametrize(("ask", "text"), REFUSALS, ids=[text for _, text in REFUSALS])
+def test_refusals_say_why(ask, text):
+    with pytest.raises(ValueError, match=text):
+        ask()
+
+
+def test_a_lora_kernel_is_refused():
+    dense = layers.Dense(3)
+    dense.build((None, 4))
+    dense.enable_lora(2)
+    with pytest.raises(ValueError, match="quantized or LoRA-enabled"):
+        CosineNorm(dense)

@@ -1,0 +1,253 @@
+"""WeightNorm: what it starts as, how it starts from data, and what it refuses."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from gradients import output_and_gradients
+from keras import layers
+
+import kerasnorm
+from kerasnorm import Affine, KerasNormError, WeightNorm, data_init
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_wrapping_keeps_the_function(trained):
+    dense = layers.Dense(4)
+    x = normal(5, 3)
+    if trained:
+        dense(x)
+        dense.set_weights([normal(3, 4, seed=1), normal(4, seed=2)])
+    layer = WeightNorm(dense)
+    wrapped = layer(x)
+    np.testing.assert_allclose(wrapped, dense(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.g, np.linalg.norm(dense.kernel, axis=0), rtol=1e-6)
+
+
+def test_a_zero_unit_starts_at_zero_and_learns():
+    dense = layers.Dense(3)
+    dense.build((None, 4))
+    kernel = normal(4, 3)
+    kernel[:, 1] = 0
+    dense.kernel.assign(kernel)
+    layer = WeightNorm(dense)
+    x = normal(8, 4, seed=1)
+    np.testing.assert_allclose(np.asarray(layer(x))[:, 1], 0)
+    np.testing.assert_array_equal(np.asarray(dense.kernel)[:, [0, 2]], kernel[:, [0, 2]])
+    model = keras.Sequential([layer])
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    target = x @ normal(4, 3, seed=2)
+    model.fit(x, target, epochs=60, batch_size=8, verbose=0)
+    error = np.square(np.asarray(layer(x)) - target).mean(0)
+    assert error[1] < 0.2 * np.square(target[:, 1]).mean()
+
+
+def test_the_zero_vector_has_a_finite_gradient():
+    layer = WeightNorm(layers.Dense(3))
+    x = normal(2, 4)
+    layer(x)
+    layer.layer.kernel.assign(np.zeros((4, 3)))
+    y, dx, dw = output_and_gradients(layer, x, np.ones((2, 3), "float32"))
+    assert all(np.isfinite(t).all() for t in (y, dx, *dw))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-3, 1e3, 1e30])
+def test_kernels_of_any_size_are_normalized(scale):
+    layer = WeightNorm(layers.Dense(3))
+    layer.build((None, 4))
+    layer.layer.kernel.assign(normal(4, 3) * np.float32(scale))
+    w = np.asarray(layer.normalized_kernels()["g"])
+    np.testing.assert_allclose(np.linalg.norm(w, axis=0), np.asarray(layer.g), rtol=1e-5)
+
+
+def test_reset_gain_follows_weights_loaded_into_the_wrapped_layer():
+    layer = WeightNorm(layers.SeparableConv2D(3, 3))
+    x = normal(1, 6, 6, 2)
+    layer(x)
+    bare = layers.SeparableConv2D(3, 3)
+    bare(x)
+    bare.set_weights([normal(*w.shape, seed=9) for w in bare.weights])
+    layer.layer.set_weights(bare.get_weights())
+    assert np.abs(np.asarray(layer(x)) - np.asarray(bare(x))).max() > 1e-2
+    layer.reset_gain()
+    np.testing.assert_allclose(layer(x), bare(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_weights_file_without_gains_is_refused(tmp_path):
+    @keras.saving.register_keras_serializable("test")
+    class Plain(layers.Wrapper):
+        def call(self, x):
+            return self.layer(x)
+
+    def model(wrap):
+        return keras.Sequential([keras.Input((3,)), wrap(layers.Dense(2), name="wrapper")])
+
+    path = tmp_path / "bare.weights.h5"
+    model(Plain).save_weights(path)
+    wrapped = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(2), name="plain")])
+    with pytest.raises(ValueError, match="must include its gain"):
+        wrapped.load_weights(path)
+
+
+def test_mean_only_batch_moves_a_mean_and_uses_it_at_inference():
+    layer = WeightNorm(layers.Dense(3, activation="tanh"), mean_only="batch", momentum=0.0)
+    x = normal(16, 4)
+    trained = layer(x, training=True)
+    np.testing.assert_allclose(layer(x), trained, rtol=1e-5, atol=1e-6)
+    t = np.asarray(layer.pre_activation(x))
+    np.testing.assert_allclose(layer.moving_mean, t.mean(0), rtol=1e-5, atol=1e-6)
+    layer.trainable = False
+    layer(x + 1, training=True)
+    np.testing.assert_allclose(layer.moving_mean, t.mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_mean_only_batch_leaves_masked_steps_out():
+    layer = WeightNorm(layers.Dense(3), mean_only="batch", momentum=0.0)
+    x, mask = normal(2, 5, 4), np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 0]], "bool")
+    layer(x, training=True, mask=mask)
+    t = np.asarray(layer.pre_activation(x))
+    np.testing.assert_allclose(layer.moving_mean, t[mask].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_masks_reach_recurrent_layers():
+    inputs = keras.Input((5, 3))
+    layer = WeightNorm(layers.LSTM(4))
+    model = keras.Model(inputs, layer(layers.Masking()(inputs)))
+    x = normal(2, 5, 3)
+    x[:, 3:] = 0
+    np.testing.assert_allclose(model(x), layer(x[:, :3]), rtol=1e-5, atol=1e-6)
+
+
+def test_embedding_passes_its_mask_on():
+    layer = WeightNorm(layers.Embedding(5, 3, mask_zero=True))
+    ids = np.array([[1, 2, 0]])
+    np.testing.assert_array_equal(layer.compute_mask(ids), [[True, True, False]])
+
+
+def test_a_stateful_layer_keeps_its_state():
+    layer = WeightNorm(layers.GRU(3, stateful=True))
+    x = normal(2, 4, 3)
+    first, second = layer(x), layer(x)
+    assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
+    layer.reset_state()
+    np.testing.assert_allclose(layer(x), first, rtol=1e-6)
+
+
+def test_dropout_inside_a_wrapped_layer_is_drawn_anew():
+    layer = WeightNorm(layers.LSTM(16, dropout=0.5))
+    x = normal(2, 4, 8)
+    assert not np.array_equal(layer(x, training=True), layer(x, training=True))
+    np.testing.assert_array_equal(layer(x), layer(x))
+
+
+def test_a_kernel_constraint_acts_on_the_direction():
+    dense = layers.Dense(3, kernel_constraint="non_neg")
+    layer = WeightNorm(dense)
+    model = keras.Sequential([layer])
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(normal(8, 4), normal(8, 3, seed=1), epochs=2, verbose=0)
+    assert (np.asarray(dense.kernel) >= 0).all()
+
+
+def test_integer_inputs_do_what_the_wrapped_layer_does():
+    layer = WeightNorm(layers.Dense(3))
+    x = np.arange(8).reshape(2, 4)
+    np.testing.assert_allclose(layer(x), layer.layer(x), rtol=1e-5)
+
+
+def wide_model():
+    inputs = keras.Input((6, 6, 3))
+    x = WeightNorm(layers.Conv2D(4, 3, activation="relu"), name="conv")(inputs)
+    x = WeightNorm(layers.DepthwiseConv2D(3, depth_multiplier=2), name="depthwise")(x)
+    x = layers.TimeDistributed(WeightNorm(layers.Dense(4), name="steps"))(layers.ReLU()(x))
+    shared = WeightNorm(layers.Dense(4), name="shared")
+    x = shared(shared(x))
+    heads = layers.EinsumDense("abcd,dfe->abef", (None, 5, 4), bias_axes="ef")
+    return keras.Model(inputs, WeightNorm(heads, name="heads")(x))
+
+
+@pytest.mark.parametrize("length", [1e-3, 1.0, 1e3])
+def test_data_init_standardizes_every_pre_activation(length):
+    model = wide_model()
+    for name in ("conv", "depthwise", "shared", "heads"):
+        layer = model.get_layer(name)
+        layer.layer.kernel.assign(layer.layer.kernel * length)
+    x = normal(64, 6, 6, 3) * 5 + 3
+    assert data_init(model, x) == ["conv", "depthwise", "steps", "shared", "heads"]
+    convolution = model.get_layer("conv")
+    t = np.asarray(convolution.pre_activation(x)) + np.asarray(convolution.layer.bias)
+    np.testing.assert_allclose(t.mean((0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(t.var((0, 1, 2)), 1, rtol=1e-4)
+    y = np.asarray(model(x))  # linear, so its pre-activations are its outputs
+    np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var((0, 1)), 1, rtol=1e-4)
+
+
+def test_data_init_with_a_mean_of_the_batch_goes_into_the_moving_mean():
+    layer = WeightNorm(layers.Dense(4), mean_only="batch")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    x = normal(64, 3) + 2
+    data_init(model, x)
+    np.testing.assert_allclose(np.asarray(model(x)).mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(np.asarray(layer.layer.bias), 0)
+    np.testing.assert_allclose(np.asarray(model(x)).var(0), 1, rtol=1e-4)
+
+
+def test_data_init_without_a_bias_sets_the_variance_only():
+    model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4, use_bias=False))])
+    x = normal(64, 3) + 2
+    data_init(model, x)
+    np.testing.assert_allclose(np.asarray(model(x)).var(0), 1, rtol=1e-4)
+
+
+def test_data_init_warns_of_units_that_never_vary():
+    model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4), name="wn")])
+    with pytest.warns(UserWarning, match="4 unit.s. of WeightNorm 'wn' have the same"):
+        data_init(model, np.ones((8, 3), "float32"))
+    assert np.isfinite(np.asarray(model.get_weights()[0])).all()
+
+
+def test_data_init_refusals():
+    bare = keras.Sequential([keras.Input((3,)), layers.Dense(4)], name="bare")
+    with pytest.raises(KerasNormError, match="model 'bare': data_init needs a model that calls"):
+        data_init(bare, np.ones((8, 3)))
+    model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4), name="wn")])
+    with pytest.raises(KerasNormError, match="layer 'wn': The pre-activations must be finite"):
+        data_init(model, np.full((8, 3), np.inf, "float32"))
+    heads = layers.EinsumDense("abc,cd->abd", (2, 3), bias_axes="bd")
+    model = keras.Sequential([keras.Input((2, 4)), WeightNorm(heads)])
+    with pytest.raises(KerasNormError, match="one value per output unit"):
+        data_init(model, normal(8, 2, 4))
+
+
+REFUSALS = [
+    (lambda: WeightNorm(layers.ReLU()), "WeightNorm needs a layer with a kernel to normalize"),
+    (lambda: WeightNorm(layers.LayerNormalization()), "Received: <LayerNormalization"),
+    (lambda: WeightNorm(layers.Dense(3), mean_only="unit"), "must be None, 'batch' or 'layer'"),
+    (lambda: WeightNorm(layers.LSTM(3), mean_only="layer"), "needs a linear layer, with one"),
+    (lambda: WeightNorm(layers.LSTMCell(3, dropout=0.1)), "cannot wrap a recurrent cell with"),
+    (lambda: WeightNorm(layers.Dense(3)).build((None, None)), "must know the size of axis 1"),
+    (
+        lambda: WeightNorm(layers.Conv2D(3, 3, data_format="channels_first")).build(
+            (None, None, 5, 5)
+        ),
+        "must know the size of axis 1",
+    ),
+    (lambda: Affine(axis=2).build((None, 3)), "`axis` must name one of the 2 axes of the input"),
+    (lambda: Affine().build((None, None)), "the size of axis -1 must be known"),
+]
+
+
+@pytest.mark.parametrize(("ask", "text"), REFUSALS, ids=[text for _, text in REFUSALS])
+def test_refusals_say_why(ask, text):
+    with pytest.raises(ValueError, match=text):
+        ask()
+
+
+def test_public_names():
+    assert kerasnorm.data_init is data_init
