@@ -22,7 +22,9 @@ from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.onnx import check as checks
 from kerasnorm.onnx import export
 from kerasnorm.onnx.export import export_onnx
+from kerasnorm.onnx.rounding import rounding_sensitivity
 from kerasnorm.onnx.signature import signature_of
+from kerasnorm.onnx.trace import trace
 
 MATERIAL = Path(
     os.environ.get(
@@ -296,6 +298,17 @@ def test_constants_inside_a_layer_are_no_inputs(path):
     assert inputs_of(path) == {"image": ["batch", 4, 4, 3]}
 
 
+@pytest.mark.parametrize("activation", ["gelu", "silu", "elu", "softplus", "hard_swish", "mish"])
+def test_activations(activation, path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(5, activation=activation)])
+    assert export_onnx(model, path).max_difference <= 1e-5
+
+
+def test_grouped_convolutions(path):
+    model = keras.Sequential([keras.Input((6, 6, 4)), layers.Conv2D(8, 3, groups=2)])
+    assert export_onnx(model, path).op_counts["Conv"] == 1
+
+
 @pytest.mark.parametrize("opset", [13, 17, 18, 21])
 def test_opsets(opset, path):
     assert export_onnx(image_net(), path, opset=opset).opset == opset
@@ -439,11 +452,17 @@ def test_a_model_that_amplifies_rounding_is_not_held_to_what_it_cannot_keep(path
 
 def test_rounding_sensitivity_is_how_far_the_answer_moves():
     x = np.linspace(1, 2, 8, dtype="float32").reshape(2, 4)
-    gentle = keras.Sequential([keras.Input((4,)), layers.Rescaling(3.0)])
-    steep = keras.Sequential([keras.Input((4,)), layers.Rescaling(1000.0, offset=-1500.0)])
-    signature = signature_of(gentle)
-    assert checks.rounding_sensitivity(gentle, signature, [x]) < 2e-7
-    assert 2e-7 < checks.rounding_sensitivity(steep, signature, [x]) < 1e-6
+    unit = np.finfo("float32").eps
+
+    def sensitivity(*stack):
+        model = keras.Sequential([keras.Input((4,)), *stack])
+        return rounding_sensitivity(trace(model, signature_of(model), 17), [x])
+
+    assert unit / 4 < sensitivity(layers.ReLU()) < 2 * unit
+    # 1000 x - 1500 loses a digit or two for x near 1.5.
+    assert 2 * unit < sensitivity(layers.Rescaling(1000.0, offset=-1500.0)) < 20 * unit
+    # Zeros do not move.
+    assert sensitivity(layers.Rescaling(0.0)) == 0
 
 
 def test_answers_that_are_not_finite_are_an_error(path, monkeypatch):

@@ -1,99 +1,22 @@
-"""Keras to ONNX: trace the model, freeze its weights, let tf2onnx translate the operations."""
+"""From a traced model to ONNX: tf2onnx translates, what comes out is examined and labelled."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from kerasnorm.errors import ExportError, SwapError
-from kerasnorm.layers import WeightNorm
+from kerasnorm.errors import ExportError
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.operators import handlers, kept_whole
+from kerasnorm.onnx.operators import handlers
 from kerasnorm.onnx.reason import reason
-from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.onnx.silence import collected_errors
-from kerasnorm.rewrite.fold import bake
-from kerasnorm.rewrite.graph import sublayers
+from kerasnorm.onnx.trace import Traced
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
 _TF2ONNX_OPSET = 18
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A model as a TensorFlow graph with its weights inside.
-
-    Args:
-        model: The model that the graph was made of.
-        function: The trace itself. `graph` runs as long as it is there.
-        graph: A GraphDef without variables.
-        inputs, outputs: Tensor names in that graph.
-        input_names, output_names: The names that a user of the model knows them by.
-    """
-
-    model: keras.Model
-    function: Any
-    graph: Any
-    inputs: list[str]
-    outputs: list[str]
-    input_names: list[str]
-    output_names: list[str]
-
-
-def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
-    """The model at inference (`training=False`) as a frozen TensorFlow graph.
-
-    WeightNorm is folded into the kernels first. What ONNX has an operator for in `opset` is kept
-    whole.
-
-    Raises:
-        ExportError: If TensorFlow cannot trace or freeze the model.
-    """
-    import tensorflow as tf
-    import tf2onnx
-
-    names: list[str] = []
-    folded = _without_weight_norm(model)
-
-    def answer(*tensors):
-        outputs = signature.call(folded, tensors)
-        names[:] = output_names(model, outputs, [spec.name for spec in signature.inputs])
-        # An output of its own for each name, also where two are the same tensor or an input.
-        return [tf.identity(tensor) for tensor in keras.tree.flatten(outputs)]
-
-    specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
-    try:
-        with kept_whole(folded, opset):
-            function = tf.function(answer, input_signature=specs).get_concrete_function()
-        # After the arguments come captured variables and constants, which freezing turns inward.
-        inputs = [t.name for t in function.inputs[: len(specs)]]
-        outputs = [t.name for t in function.outputs]
-        graph = tf2onnx.tf_loader.from_function(function, inputs, outputs)
-    except Exception as failure:
-        raise ExportError(
-            f"TensorFlow could not trace the model: {reason(failure)}",
-            model=model.name,
-            layer=layer_of(folded, str(failure)),
-            hint="A model can be exported if `tf.function` can call it on inputs of free size.",
-        ) from failure
-    return Traced(
-        folded, function, graph, inputs, outputs, [spec.name for spec in signature.inputs], names
-    )
-
-
-def _without_weight_norm(model: keras.Model) -> keras.Model:
-    if not any(isinstance(layer, WeightNorm) for layer in sublayers(model)):
-        return model
-    try:
-        return bake(model)
-    except SwapError:
-        # A model that is code, not a graph, cannot be rebuilt. Its weights are constants in the
-        # trace all the same, and TensorFlow folds what is computed from constants.
-        return model
 
 
 def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:

@@ -13,9 +13,10 @@ import keras
 from kerasnorm.errors import ExportError
 from kerasnorm.files import replace_whole
 from kerasnorm.onnx.check import check
-from kerasnorm.onnx.convert import all_nodes, to_onnx, trace
+from kerasnorm.onnx.convert import all_nodes, to_onnx
 from kerasnorm.onnx.signature import signature_of
 from kerasnorm.onnx.silence import silence
+from kerasnorm.onnx.trace import trace
 from kerasnorm.rewrite.graph import sublayers
 
 _OLDEST_OPSET = 13
@@ -69,9 +70,9 @@ def export_onnx(
             first. Without them, seeded random numbers: standard normal, integers below every
             vocabulary.
         tolerance: Largest difference allowed, relative to the largest entry of each output.
-            Without it 1e-5 for models that compute in float32, 1e-2 in float16; where the model's
-            own answer moves by more when its inputs move by one rounding step, as in deep
-            untrained networks, four times that, up to 1e-3.
+            Without it 1e-5 for models that compute in float32, 1e-2 in float16; more where
+            the model amplifies rounding, as deep untrained networks do: four times as much as
+            its answer moves when all its weights move by one rounding step, up to 1e-3.
         overwrite: Whether an existing file may be replaced.
 
     Returns:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.onnx.convert import Traced
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.trace import Traced
 from kerasnorm.rewrite.graph import sublayers
 
 # Moved and renamed freely by tf2onnx: their names say nothing about where a fault is.
@@ -42,7 +42,7 @@ def first_layers_that_differ(
 
     proto = onnx.load(os.fspath(path))
     counterparts = _counterparts(proto, traced)
-    expected = _run_tensorflow(traced, batch, list(counterparts.values()))
+    expected = traced.run(batch, list(counterparts.values()))
     received = _run_onnx(proto, traced, batch, list(counterparts))
     differs = {
         name: _differs(reference, answer, tolerance)
@@ -100,21 +100,6 @@ def _counterparts(proto, traced: Traced) -> dict[str, str]:
         }
     inside = {name: name for node in proto.graph.node for name in node.output if name in known}
     return inside | dict(zip(traced.output_names, traced.outputs, strict=True))
-
-
-def _run_tensorflow(traced: Traced, batch, names: list[str]) -> list[np.ndarray]:
-    import tensorflow as tf
-
-    @tf.function(autograph=False)
-    def tensors(*inputs):
-        return tf.graph_util.import_graph_def(
-            traced.graph,
-            input_map=dict(zip(traced.inputs, inputs, strict=True)),
-            return_elements=names,
-            name="",
-        )
-
-    return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
 
 def _run_onnx(proto, traced: Traced, batch, names: list[str]) -> list[np.ndarray]:

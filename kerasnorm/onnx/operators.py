@@ -49,8 +49,8 @@ def kept_whole(model: keras.Model, opset: int) -> Iterator[None]:
 
 
 def handlers() -> dict[str, Any]:
-    """For tf2onnx's `custom_op_handlers`: what to write for the stand-in."""
-    return {"PyFunc": (_write_operator, []), "PyFuncStateless": (_write_operator, [])}
+    """For tf2onnx's `custom_op_handlers`: what to write for the stand-in, and what it lacks."""
+    return {"PyFuncStateless": (_write_operator, []), "Erfc": (_write_erfc, [])}
 
 
 def _call_for(layer: keras.Layer) -> Callable[..., Any] | None:
@@ -173,6 +173,25 @@ def _write_operator(graph, node, name, args):
         "LayerNormalization",
         inputs,
         attr={"axis": int(first), "epsilon": float(epsilon)},
+        outputs=output,
+        name=name,
+        shapes=shapes,
+        dtypes=dtypes,
+    )
+
+
+def _write_erfc(graph, node, name, args):
+    # TensorFlow writes the exact GELU with erfc(x) = 1 − erf(x), ONNX has erf only.
+    from tf2onnx.utils import map_onnx_to_numpy_type
+
+    inputs, output = node.input, node.output
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    graph.remove_node(node.name)
+    erf = graph.make_node("Erf", inputs, shapes=shapes, dtypes=dtypes)
+    one = graph.make_const(f"{name}_one", np.ones((), map_onnx_to_numpy_type(dtypes[0])))
+    graph.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
         outputs=output,
         name=name,
         shapes=shapes,

@@ -1,0 +1,127 @@
+"""`Traced`: a Keras model as a TensorFlow graph with its weights inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.errors import ExportError, SwapError
+from kerasnorm.layers import WeightNorm
+from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.operators import kept_whole
+from kerasnorm.onnx.reason import reason
+from kerasnorm.onnx.signature import Signature, output_names
+from kerasnorm.rewrite.fold import bake
+from kerasnorm.rewrite.graph import sublayers
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A model as a TensorFlow graph with its weights inside.
+
+    Args:
+        model: The model that the graph was made of.
+        function: The trace itself. `graph` runs as long as it is there.
+        graph: A GraphDef without variables.
+        inputs, outputs: Tensor names in that graph.
+        input_names, output_names: The names that a user of the model knows them by.
+    """
+
+    model: keras.Model
+    function: Any
+    graph: Any
+    inputs: list[str]
+    outputs: list[str]
+    input_names: list[str]
+    output_names: list[str]
+
+    def run(self, batch: Sequence[np.ndarray], names: list[str], graph=None) -> list[np.ndarray]:
+        """The values of tensors of the graph, or of another one with the same names."""
+        import tensorflow as tf
+
+        @tf.function(autograph=False)
+        def tensors(*inputs):
+            return tf.graph_util.import_graph_def(
+                self.graph if graph is None else graph,
+                input_map=dict(zip(self.inputs, inputs, strict=True)),
+                return_elements=names,
+                name="",
+            )
+
+        return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
+
+
+def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
+    """The model at inference (`training=False`) as a frozen TensorFlow graph.
+
+    WeightNorm is folded into the kernels first. What ONNX has an operator for in `opset` is kept
+    whole.
+
+    Raises:
+        ExportError: If TensorFlow cannot trace or freeze the model.
+    """
+    import tensorflow as tf
+    from tf2onnx import tf_loader
+
+    names: list[str] = []
+    folded = _without_weight_norm(model)
+
+    def answer(*tensors):
+        outputs = signature.call(folded, tensors)
+        names[:] = output_names(model, outputs, [spec.name for spec in signature.inputs])
+        # An output of its own for each name, also where two are the same tensor or an input.
+        return [tf.identity(tensor) for tensor in keras.tree.flatten(outputs)]
+
+    specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
+    try:
+        with kept_whole(folded, opset):
+            function = tf.function(answer, input_signature=specs).get_concrete_function()
+        # After the arguments come captured variables and constants, which freezing turns inward.
+        inputs = [t.name for t in function.inputs[: len(specs)]]
+        outputs = [t.name for t in function.outputs]
+        graph = tf_loader.from_function(function, inputs, outputs)
+        if _free_from_xla(graph):
+            with tf.Graph().as_default():
+                tf.import_graph_def(graph, name="")
+                graph = tf_loader.tf_optimize(inputs, outputs, graph)
+    except Exception as failure:
+        raise ExportError(
+            f"TensorFlow could not trace the model: {reason(failure)}",
+            model=model.name,
+            layer=layer_of(folded, str(failure)),
+            hint="A model can be exported if `tf.function` can call it on inputs of free size.",
+        ) from failure
+    return Traced(
+        folded, function, graph, inputs, outputs, [spec.name for spec in signature.inputs], names
+    )
+
+
+def _without_weight_norm(model: keras.Model) -> keras.Model:
+    if not any(isinstance(layer, WeightNorm) for layer in sublayers(model)):
+        return model
+    try:
+        return bake(model)
+    except SwapError:
+        # A model that is code, not a graph, cannot be rebuilt. Its weights are constants in the
+        # trace all the same, and TensorFlow folds what is computed from constants.
+        return model
+
+
+def _free_from_xla(graph) -> bool:
+    """Lets functions that only XLA may compile be inlined; whether there were any.
+
+    Keras compiles grouped convolutions with XLA, as TensorFlow's own CPU kernel has none. What
+    is inside is an ordinary convolution, which ONNX has.
+    """
+    functions = graph.library.function
+    nodes = [*graph.node, *(node for function in functions for node in function.node_def)]
+    found = [item for item in (*nodes, *functions) if "_XlaMustCompile" in item.attr]
+    if found:
+        for item in (*found, *functions):
+            for obstacle in ("_XlaMustCompile", "_noinline"):
+                item.attr.pop(obstacle, None)
+    return bool(found)
