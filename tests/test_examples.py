@@ -1,0 +1,30 @@
+"""The examples run, in the setting that takes a minute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import material
+
+_EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("compare_norms.py", ["none", "batch", "layer", "weight, data_init", "cosine"]),
+        ("compare_recurrent.py", ["LSTM", "layer-norm LSTM"]),
+    ],
+)
+def test_quick(name, rows):
+    material("data", "fashion_mnist.npz")
+    command = [sys.executable, str(_EXAMPLES / name), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = done.stdout.splitlines()[2:]
+    assert [line[:18].strip() for line in table] == rows
+    assert all(line.count("%") == 2 for line in table)

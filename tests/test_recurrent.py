@@ -1,0 +1,85 @@
+"""Layer-normalized recurrent cells beyond the contract: states, masks, dropout, wrappers."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kerasnorm import WeightNorm
+from kerasnorm.layers import LayerNormGRUCell, LayerNormLSTMCell, LayerNormSimpleRNNCell
+
+CELLS = [LayerNormSimpleRNNCell, LayerNormLSTMCell, LayerNormGRUCell]
+cells = pytest.mark.parametrize("cell", CELLS)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+@cells
+def test_masked_steps_keep_the_state(cell):
+    inputs = keras.Input((None, 3))
+    layer = layers.RNN(cell(4))
+    model = keras.Model(inputs, layer(layers.Masking()(inputs)))
+    x = normal(2, 6, 3)
+    x[:, 4:] = 0
+    np.testing.assert_allclose(model(x), layer(x[:, :4]), atol=1e-6)
+
+
+def test_the_initial_state_is_normalized():
+    """With no input to add, only the direction of h matters; c is part of the sum it enters."""
+    layer = layers.RNN(LayerNormLSTMCell(8, epsilon=1e-12))
+    x, h, c = normal(2, 1, 3), normal(2, 8, seed=1), normal(2, 8, seed=2)
+    start = layer(x, initial_state=[h, c])
+    np.testing.assert_allclose(layer(x, initial_state=[100 * h, c]), start, atol=1e-5)
+    assert np.abs(np.asarray(layer(x, initial_state=[-h, c])) - np.asarray(start)).max() > 1e-3
+
+
+@cells
+def test_a_zero_initial_state_is_finite_with_finite_gradients(cell):
+    model = keras.Sequential([keras.Input((5, 3)), layers.RNN(cell(4)), layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.zeros((4, 5, 3)), np.ones((4, 1)), verbose=0)
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+@cells
+def test_dropout_is_drawn_once_per_sequence_and_not_at_inference(cell):
+    layer = layers.RNN(cell(16, dropout=0.5, recurrent_dropout=0.5))
+    x = normal(2, 4, 8)
+    assert not np.array_equal(layer(x, training=True), layer(x, training=True))
+    np.testing.assert_array_equal(layer(x), layer(x))
+
+
+@cells
+def test_without_a_bias(cell):
+    layer = layers.RNN(cell(4, use_bias=False))
+    assert layer(normal(2, 5, 3)).shape == (2, 4)
+    assert not any("bias" in w.path for w in layer.weights)
+
+
+@cells
+def test_half_precision_takes_large_inputs(cell):
+    layer = layers.RNN(cell(4, dtype="mixed_float16"), dtype="mixed_float16")
+    y = np.asarray(layer(1e3 * normal(2, 5, 3)))
+    assert np.isfinite(y).all()
+
+
+def test_cells_can_be_stacked_and_read_both_ways():
+    stacked = layers.RNN([LayerNormLSTMCell(4), LayerNormGRUCell(3)], return_sequences=True)
+    y = layers.Bidirectional(stacked)(normal(2, 5, 3))
+    assert y.shape == (2, 5, 6)
+
+
+def test_a_cell_can_be_weight_normalized_as_well():
+    cell = LayerNormLSTMCell(4)
+    layer = layers.RNN(WeightNorm(cell))
+    x = normal(2, 5, 3)
+    np.testing.assert_allclose(layer(x), layers.RNN(cell)(x), atol=1e-5)
+
+
+def test_a_reset_gate_before_the_product_is_refused():
+    with pytest.raises(ValueError, match="Received: reset_after=False"):
+        LayerNormGRUCell(4, reset_after=False)
