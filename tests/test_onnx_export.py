@@ -276,7 +276,7 @@ def test_a_model_of_several_arguments_is_known_by_its_inputs(path):
     assert list(inputs_of(path)) == ["query", "value"]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "mixed_float16"])
+@pytest.mark.parametrize("dtype", ["float16", "mixed_float16", "mixed_bfloat16"])
 def test_half_precision(dtype, path):
     model = keras.Sequential(
         [
@@ -287,7 +287,7 @@ def test_half_precision(dtype, path):
             layers.Dense(3, dtype="float32"),
         ]
     )
-    assert checks.tolerance_for(model) == checks.TOLERANCES["float16"]
+    assert checks.tolerance_for(model) == checks.TOLERANCES[dtype.removeprefix("mixed_")]
     export_onnx(model, path)
 
 
@@ -412,6 +412,19 @@ def test_the_error_names_the_layer_where_the_fault_arises(scope, origin, path, m
         export_onnx(model, path)
     assert path.read_bytes() == OLD
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_difference_that_a_later_layer_undoes_is_not_blamed(path, monkeypatch):
+    x = keras.Input((6,), name="x")
+    y = layers.LayerNormalization(epsilon=1e-12, name="ln")(
+        layers.Dense(6, use_bias=False, name="doubled")(x)
+    )
+    model = keras.Model(x, layers.Dense(2, name="last")(y), name="net")
+    harmless = perturb_initializer("net_1/doubled_1/Cast", 2)
+    harmful = perturb_initializer("net_1/last_1/Cast", 1.01)
+    perturbed(monkeypatch, lambda proto: (harmless(proto), harmful(proto)))
+    with pytest.raises(ExportError, match=r"The first layer whose output differs is 'last'"):
+        export_onnx(model, path)
 
 
 def test_the_worst_output_is_named(path, monkeypatch):

@@ -241,7 +241,11 @@ def _reference(model, signature, batch) -> list[np.ndarray]:
 def _answer(model, session, traced, batch) -> list[np.ndarray]:
     shapes = [array.shape for array in batch]
     try:
-        feeds = dict(zip(traced.input_names, batch, strict=True))
+        feeds = {
+            # bfloat16 is written as float32
+            name: array.astype("float32") if array.dtype.name == "bfloat16" else array
+            for name, array in zip(traced.input_names, batch, strict=True)
+        }
         return session.run(traced.output_names, feeds)
     except Exception as failure:
         raise ExportError(

@@ -13,6 +13,7 @@ from kerasnorm.onnx.operators import handlers
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
+from kerasnorm.rewrite.graph import sublayers
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
@@ -54,6 +55,8 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
         )
         converted = optimizer.optimize_graph(converted)
     proto = converted.make_model(_description(model), graph_name=model.name)
+    if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
+        _widen(proto.graph)
     _refuse_foreign_operations(traced.model, proto, complaints)
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
@@ -98,6 +101,37 @@ def all_nodes(graph) -> Iterator[Any]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from all_nodes(inner)
+
+
+def _widen(graph) -> None:
+    """Writes the short floats of a bfloat16 model as float32.
+
+    Most ONNX operators of these opsets do not take bfloat16, and tf2onnx writes half of it as
+    float16, whose range is far smaller.
+    """
+    import onnx
+    from onnx import TensorProto
+
+    short = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
+
+    def widen(tensor):
+        if tensor.data_type in short:
+            values = onnx.numpy_helper.to_array(tensor).astype("float32")
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type in short:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    for tensor in graph.initializer:
+        widen(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "to" and attribute.i in short:
+                attribute.i = TensorProto.FLOAT
+            if attribute.HasField("t"):
+                widen(attribute.t)
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _widen(inner)
 
 
 def _at_opset(model, proto, opset: int):
