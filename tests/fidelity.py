@@ -68,7 +68,7 @@ def layer_at(model, path: str):
 def as_declared(model, x):
     """`x` in the structure of the model's inputs, which old files declare as a list of one."""
     if isinstance(model, keras.Sequential):
-        return x
+        return keras.tree.flatten(x)[0]
     return keras.tree.pack_sequence_as(model.input, keras.tree.flatten(x))
 
 
@@ -89,14 +89,45 @@ def site_differences(source, swap, x) -> dict[str, float]:
     Every BatchNorm call is compared with the call of the layer that, by the report, took its
     place.
     """
-    sites = [site for site in swap.report.sites if site.verdict != "refused"]
-    norms = [layer_at(source, _layer_path(site)) for site in sites]
+    sites = _swapped_sites(swap)
     twins = [layer_at(swap.model, swap.report.layers[s.partner or _layer_path(s)]) for s in sites]
-    x = as_declared(source, x)
+    return _differences(source, swap.model, sites, twins, x, x)
+
+
+def own_rounding(source, swap, x) -> dict[str, float]:
+    """The same between the source in float32 and itself in float64: what rounding alone does."""
+    sites = _swapped_sites(swap)
+    exact = in_float64(source)
+    twins = [layer_at(exact, _layer_path(site)) for site in sites]
+    wide = keras.tree.map_structure(lambda a: a.astype("float64"), x)
+    return _differences(source, exact, sites, twins, x, wide)
+
+
+def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE) -> None:
+    """Every site and every output agrees, relative to its own spread.
+
+    Ten times as much is allowed where the source's own rounding is of that size: two float32
+    computations are apart by the sum of what each is off, and the largest of 10^5 such sums by
+    up to three times the largest of one.
+    """
+    differences = site_differences(source, swap, x)
+    off = {name: d for name, d in differences.items() if not d <= tolerance}
+    if off:
+        own = own_rounding(source, swap, x)
+        off = {name: d for name, d in off.items() if not d <= min(10 * tolerance, 3 * own[name])}
+    assert not off, off
+
+
+def _swapped_sites(swap) -> list:
+    return [site for site in swap.report.sites if site.verdict != "refused"]
+
+
+def _differences(source, other, sites, twins, x, x_other) -> dict[str, float]:
+    norms = [layer_at(source, _layer_path(site)) for site in sites]
     with watched(norms) as expected:
-        outputs = keras.tree.flatten(source(x, training=False))
+        outputs = keras.tree.flatten(source(as_declared(source, x), training=False))
     with watched(twins) as received:
-        answers = keras.tree.flatten(swap.model(x, training=False))
+        answers = keras.tree.flatten(other(as_declared(source, x_other), training=False))
     differences = {}
     for number, site in enumerate(sites):
         a = _calls_of(number, norms, expected[id(norms[number])])
@@ -106,12 +137,6 @@ def site_differences(source, swap, x) -> dict[str, float]:
     for number, (output, answer) in enumerate(zip(outputs, answers, strict=True)):
         differences[f"output {number}"] = _relative(to_float64(output), to_float64(answer))
     return differences
-
-
-def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE) -> None:
-    """Every site and every output agrees, relative to its own spread."""
-    off = {name: d for name, d in site_differences(source, swap, x).items() if not d <= tolerance}
-    assert not off, off
 
 
 def assert_no_batch_norm(model) -> None:
@@ -157,8 +182,8 @@ def randomize(model, x, seed: int = 0) -> None:
             layer.gamma.assign(np.where(rng.random(size) < 0.1, 0.0, gamma))
         if layer.beta is not None:
             layer.beta.assign(rng.normal(size=size))
-        layer.moving_mean.assign(values.mean(others) * rng.uniform(0.5, 2, size))
-        layer.moving_variance.assign(values.var(others) * rng.uniform(0.5, 2, size))
+        layer.moving_mean.assign(values.mean(others) * 2 ** rng.uniform(-1, 1, size))
+        layer.moving_variance.assign(values.var(others) * 2 ** rng.uniform(-1, 1, size))
 
     with watched(norms, before=assign):
         model(x, training=False)
@@ -173,9 +198,9 @@ def in_float64(model) -> keras.Model:
             config["dtype"] = "float64"
         return type(layer).from_config(config)
 
-    inputs = [layers.Input(batch_shape=t.shape, dtype="float64") for t in model.inputs]
-    given = getattr(model, "input", inputs[0]) if isinstance(model, keras.Model) else None
-    structure = inputs if isinstance(given, list) else inputs[0]
+    structure = as_declared(
+        model, [layers.Input(batch_shape=t.shape, dtype="float64") for t in model.inputs]
+    )
     copy = keras.models.clone_model(model, input_tensors=structure, clone_function=clone)
     copy.set_weights(model.get_weights())
     return copy

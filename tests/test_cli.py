@@ -134,11 +134,10 @@ def test_force_replaces(model, tmp_path):
 
 
 def test_a_failed_parity_check_writes_nothing(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("kerasnorm.cli.EXACT", 0.0)
-    monkeypatch.setattr("kerasnorm.compare.output_difference", lambda *_: 1e-3)
+    monkeypatch.setattr("kerasnorm.compare._spread_difference", lambda *_: 0.5)
     before = contents(tmp_path)
     assert run("swap", model, "--to", "weight", "--output", tmp_path / "out.keras") == 1
-    assert "differ from the source's by 0.001" in capsys.readouterr().err
+    assert "differs from its source at 'bn' by 0.5 standard" in capsys.readouterr().err
     assert contents(tmp_path) == before
 
 

@@ -9,12 +9,10 @@ import numpy as np
 import onnx
 import pytest
 from fidelity import (
-    SITE_TOLERANCE,
     as_declared,
+    assert_exact,
     assert_no_batch_norm,
-    in_float64,
     linearize_outputs,
-    site_differences,
 )
 from helpers import material
 
@@ -63,16 +61,8 @@ def test_exact_at_every_call(name):
     assert_no_batch_norm(swap.model)
     linearize_outputs(source, swap.model)
     x = images(name)
-    differences = site_differences(source, swap, x)
-    assert max(differences.values()) <= _limit(source, x), differences
+    assert_exact(source, swap, x)
     assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
-
-
-def _limit(source, x) -> float:
-    """1e-4, or 1e-3 where the source itself changes as much when computed in float64."""
-    exact = np.asarray(in_float64(source)(as_declared(source, x.astype("float64"))))
-    own = np.abs(np.asarray(source(as_declared(source, x))) - exact).max() / exact.std()
-    return 10 * SITE_TOLERANCE if own >= SITE_TOLERANCE else SITE_TOLERANCE
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -52,11 +52,21 @@ Edits = Mapping[Call, Skip | Replace]
 
 @dataclass
 class Rebuilt:
-    """A rebuilt model, the name each source layer has in it, and what could not be kept."""
+    """A rebuilt model and how it lies over its source.
+
+    Attributes:
+        model: The new model.
+        layers: The name of each source layer in it.
+        notes: What could not be kept.
+        models: The new model of each source model, nested ones too, by `id`.
+        tensors: The new symbolic tensor of each of the source's, by `id`.
+    """
 
     model: keras.Model
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    models: dict[int, keras.Model] = field(default_factory=dict)
+    tensors: dict[int, Any] = field(default_factory=dict)
 
 
 def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
@@ -77,7 +87,7 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
     with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
         model = builder.model(forest.root)
         builder.carry_state()
-    result = Rebuilt(model, builder.names, builder.notes)
+    result = Rebuilt(model, builder.names, builder.notes, builder.models, builder.tensors)
     _carry_compile_state(forest.root.model, result)
     return result
 
@@ -90,6 +100,8 @@ class _Builder:
         self.edits = edits
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
+        self.models: dict[int, keras.Model] = {}
+        self.tensors: dict[int, Any] = {}
         self._made: dict[int, Any] = {}  # by id of the source operation or of the Replace
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._filled: list[tuple[Replace, keras.Layer]] = []
@@ -107,6 +119,7 @@ class _Builder:
             copy = self._functional(graph)
         if not source.trainable:
             copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
+        self.models[id(source)] = copy
         return copy
 
     def carry_state(self) -> None:
@@ -116,8 +129,7 @@ class _Builder:
             edit.fill(layer)
 
     def _functional(self, graph: Graph) -> keras.Model:
-        source = graph.model
-        tensors: dict[int, Any] = {}
+        source, tensors = graph.model, self.tensors
 
         def new(value):
             return tensors.get(id(value), value)
@@ -156,9 +168,15 @@ class _Builder:
         source = graph.model
         entry = self._copy(graphs.input_layer(graph.inputs))
         copies = [self._layer(graph, call) for call in graph.layer_calls()]
-        return keras.Sequential(
+        model = keras.Sequential(
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
         )
+        tensor = self.tensors[id(graph.inputs)] = model.inputs[0]
+        calls = iter(Graph(model).layer_calls())
+        for call, layer in zip(graph.layer_calls(), copies, strict=True):
+            tensor = tensor if layer is None else next(calls).output
+            self.tensors[id(call.output)] = tensor
+        return model
 
     def _takes(self, layer, call: Call, keyword: str) -> bool:
         """Whether a layer gets a keyword argument of the source's call.

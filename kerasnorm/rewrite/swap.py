@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match
-from kerasnorm.rewrite.graph import Call, Forest
+from kerasnorm.rewrite.graph import Call, Forest, Graph
 from kerasnorm.rewrite.match import Hidden, Site
 from kerasnorm.rewrite.rebuild import Replace, Skip, rebuild
 from kerasnorm.rewrite.report import Report, SiteRecord
@@ -28,10 +29,31 @@ class Swap:
     Attributes:
         model: The swapped model.
         report: What happened to each BatchNorm call.
+        twins: Where to look when the two models are compared, call by call.
     """
 
     model: keras.Model
     report: Report
+    twins: list[Twin] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Twin:
+    """The output of one BatchNorm call, and what stands in its place.
+
+    Attributes:
+        name: Name of the site.
+        graph: The source's graph that the call is in.
+        model: The result's model of that graph.
+        expected: The symbolic tensor in the source.
+        received: The symbolic tensor in the result.
+    """
+
+    name: str
+    graph: Graph
+    model: keras.Model
+    expected: Any
+    received: Any
 
 
 def swap_norms(
@@ -106,7 +128,17 @@ def swap_norms(
         _insist(report)
     rebuilt = rebuild(forest, edits)
     report.layers, report.notes = rebuilt.layers, notes + rebuilt.notes
-    return Swap(rebuilt.model, report)
+    twins = [
+        Twin(
+            site.name,
+            site.graph,
+            rebuilt.models[id(site.graph.model)],
+            site.call.output,
+            rebuilt.tensors[id(site.call.output)],
+        )
+        for site in found
+    ]
+    return Swap(rebuilt.model, report, twins)
 
 
 def inspect_norms(model: keras.Model) -> Report:
