@@ -1,4 +1,4 @@
-"""Layer normalizations become one ONNX operator each, and compute what they computed."""
+"""Norms in the short form that ONNX has for them, computing what they computed."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import onnx
 import pytest
 from keras import layers
 
-from kerasnorm.layers import LayerNorm
+from kerasnorm.layers import CosineNorm, LayerNorm
 from kerasnorm.onnx import operators
 from kerasnorm.onnx.export import export_onnx
 
@@ -147,20 +147,67 @@ def test_a_subclass_with_a_formula_of_its_own_is_left_alone(path):
     assert "LayerNormalization" not in counts
 
 
+COSINES = [
+    {},
+    {"rescale": True},
+    {"rescale": True, "damping": 0.5},
+]
+
+
+@pytest.mark.parametrize("arguments", COSINES)
+def test_a_dense_cosine_is_its_formula(arguments, path):
+    norm = CosineNorm(layers.Dense(3, bias_initializer="random_normal"), **arguments)
+    counts = exported(path, (8,), norm)
+    assert sum(counts.values()) <= 9
+    assert counts["MatMul"] == counts["Sqrt"] == counts["ReduceSum"] == 1
+
+
+@pytest.mark.parametrize("arguments", COSINES)
+def test_cosines_of_convolutions_leave_no_transposition(arguments, path):
+    def norm():
+        conv = layers.Conv2D(4, 3, padding="same", bias_initializer="random_normal")
+        return CosineNorm(conv, **arguments)
+
+    counts = exported(path, (None, None, 3), norm(), layers.ReLU(), norm())
+    assert counts["Transpose"] == 2
+    assert counts["Conv"] == 4  # the contraction and the lengths, twice
+    # 8 for each, a bias outside, and reshapes where a channel of one is transposed.
+    assert sum(counts.values()) <= 25
+
+
+@pytest.mark.parametrize("arguments", [*COSINES, {"centered": True}])
+def test_a_patch_of_zeros_has_no_direction(arguments, path):
+    model = keras.Sequential(
+        [keras.Input((6, 6, 3), name="x"), CosineNorm(layers.Conv2D(4, 3), **arguments)]
+    )
+    x = np.random.default_rng(0).standard_normal((3, 6, 6, 3)).astype("float32")
+    x[0] = 0
+    x[1, :3, :3] = 0
+    assert export_onnx(model, path, inputs=x).max_difference <= 1e-5
+
+
+def test_cosines_in_half_precision_are_traced_as_they_are(path):
+    model = keras.Sequential(
+        [keras.Input((8,)), CosineNorm(layers.Dense(3, dtype="mixed_float16"))]
+    )
+    x = np.random.default_rng(0).uniform(1e3, 3e4, (3, 8)).astype("float32")
+    export_onnx(model, path, inputs=x)
+
+
 def test_layers_are_as_before_afterwards_even_after_a_failure():
     norm = LayerNorm()
     model = keras.Sequential([keras.Input((8,)), norm])
     before = dict(vars(norm))
 
     def fail():
-        with operators.kept_whole(model, 17):
+        with operators.short_forms(model, 17):
             assert "call" in vars(norm)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert vars(norm) == before
-    with operators.kept_whole(model, 16):
+    with operators.short_forms(model, 16):
         assert vars(norm) == before
 
 
@@ -169,5 +216,5 @@ def test_the_stand_in_computes_the_same_function():
     model = keras.Sequential([keras.Input((None, None, 4)), norm])
     x = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype("float32")
     expected = model(x)
-    with operators.kept_whole(model, 17):
+    with operators.short_forms(model, 17):
         np.testing.assert_allclose(model(x), expected, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Layers for which ONNX has one operator, kept whole on their way there.
+"""Layers that ONNX says in fewer words than their own formula, replaced while they are traced.
 
 TensorFlow has no operation for a layer normalization: a trace holds some twelve primitives in its
 place. While the model is traced, such layers call a stand-in instead, one opaque operation that
@@ -6,6 +6,9 @@ carries what the ONNX operator needs; `handlers` tells tf2onnx to write that ope
 What the layer's own formula looks like does not matter, so nothing has to be recognized.
 
 The stand-in computes the same function in NumPy: a graph that holds it can still be run.
+
+CosineNorm guards its formula, for training, against squares that overflow or vanish. What is
+traced is the formula: the contraction, ‖x‖² by one more, and their quotient.
 """
 
 from __future__ import annotations
@@ -17,27 +20,33 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.layers import LayerNorm
+from kerasnorm.layers import CosineNorm, LayerNorm
+from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers.patches import Contraction
+from kerasnorm.layers.substitution import in_dtype
 from kerasnorm.rewrite.graph import sublayers
 
 _FIRST_OPSET = 17
+_WIDE = ("float32", "float64")
+# Keeps 0 / 0 away where a patch is all zeros: its dot products are 0, and so is its cosine.
+_TINY = 1e-24
 
 
 @contextlib.contextmanager
-def kept_whole(model: keras.Model, opset: int) -> Iterator[None]:
-    """Inside the block, the model's layer normalizations are traced as one operation each.
+def short_forms(model: keras.Model, opset: int) -> Iterator[None]:
+    """Inside the block, layer normalizations are traced as one operation, cosines as their formula.
 
-    Those that the operator cannot express (masked time steps that must not count) are traced as
-    they are.
+    Layer normalizations that the operator cannot express (masked time steps that must not count)
+    and cosines that are centred or in half precision are traced as they are.
 
     Args:
         model: A built model. It is as before when the block ends.
-        opset: Version of the ONNX operators; before 17 there is no such operator.
+        opset: Version of the ONNX operators; LayerNormalization came with 17.
     """
     changed = []
     try:
-        for layer in sublayers(model) if opset >= _FIRST_OPSET else []:
-            call = _call_for(layer)
+        for layer in sublayers(model):
+            call = _call_for(layer, opset)
             if call is not None and "call" not in vars(layer):
                 # Past Keras's bookkeeping, which would take the function for a part of the layer.
                 object.__setattr__(layer, "call", call)
@@ -53,9 +62,14 @@ def handlers() -> dict[str, Any]:
     return {"PyFuncStateless": (_write_operator, []), "Erfc": (_write_erfc, [])}
 
 
-def _call_for(layer: keras.Layer) -> Callable[..., Any] | None:
+def _call_for(layer: keras.Layer, opset: int) -> Callable[..., Any] | None:
     # A subclass with a `call` of its own may compute anything.
     call = type(layer).call
+    # In half precision x has to be scaled before it is squared, as the layer itself does.
+    if call is CosineNorm.call and not layer.centered and layer.compute_dtype in _WIDE:
+        return _cosine_call(layer)
+    if opset < _FIRST_OPSET:
+        return None
     if call is LayerNorm.call:
         return _layer_norm_call(layer)
     if call is keras.layers.LayerNormalization.call and not layer.rms_scaling:
@@ -89,6 +103,38 @@ def _one_group_call(layer):
     def call(inputs):
         rank = len(inputs.shape)
         return _normalized(layer, inputs, range(1, rank), [layer.axis % rank], layer.axis)
+
+    return call
+
+
+def _cosine_call(layer):
+    """(w · x + b) / sqrt(‖x‖² + 1), or g · (w · x) / sqrt(‖x‖² + damping²) + b.
+
+    [w, b], or w alone, has length 1.
+    """
+
+    def formula(x):
+        contraction = Contraction(layer.layer, len(x.shape))
+        bias = layer.layer.bias
+        joined = not layer.rescale and bias is not None
+        w, inner = layer._direction(contraction.bias_to_units(bias) if joined else None)
+        dots = contraction.apply(w, x)
+        if joined:
+            dots = dots + contraction.units_to_output(inner)
+        if layer.rescale:
+            dots = dots * contraction.units_to_output(layer.g)
+        beside = layer.damping if layer.rescale else float(joined)
+        squares = contraction.squared_lengths(x)
+        # A number without axes would stop tf2onnx from pushing transpositions past it.
+        smallest = keras.ops.full([1] * len(x.shape), beside**2 or _TINY, dtype=x.dtype)
+        squares = squares + smallest if beside else keras.ops.maximum(squares, smallest)
+        y = dots * keras.ops.rsqrt(squares)
+        return linear.add_bias(layer.layer, y, bias) if layer.rescale else y
+
+    def call(inputs):
+        x = keras.ops.cast(inputs, layer.compute_dtype)
+        y = in_dtype(layer.variable_dtype, formula, x)
+        return y if layer.layer.activation is None else layer.layer.activation(y)
 
     return call
 

@@ -12,7 +12,7 @@ import numpy as np
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.layers import WeightNorm
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.operators import kept_whole
+from kerasnorm.onnx.operators import short_forms
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.rewrite.fold import bake
@@ -58,8 +58,8 @@ class Traced:
 def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
-    WeightNorm is folded into the kernels first. What ONNX has an operator for in `opset` is kept
-    whole.
+    WeightNorm is folded into the kernels first. Layers that ONNX says shorter in `opset` are
+    traced in that form.
 
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
@@ -78,7 +78,7 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     try:
-        with kept_whole(folded, opset):
+        with short_forms(folded, opset):
             function = tf.function(answer, input_signature=specs).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
