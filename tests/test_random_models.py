@@ -1,0 +1,62 @@
+"""Properties of the swap to weight norm on random models.
+
+Whatever the graph: exact at every BatchNorm call, every call in one record, the source untouched.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from fidelity import all_layers, assert_exact, randomize
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_models import batch, random_model
+
+import kerasnorm
+from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import match
+
+HARSH = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def calls_of_batch_norm(model) -> int:
+    forest = graphs.forest(model)
+    return sum(
+        match.is_batch_norm(call.operation)
+        for graph in forest.graphs.values()
+        for call in graph.calls
+    )
+
+
+def check(model) -> None:
+    x = batch(model, seed=0)
+    randomize(model, x)
+    before = [np.array(variable) for variable in model.variables]
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+    assert not {id(v) for v in model.variables} & {id(v) for v in swap.model.variables}
+    names = [site.name for site in swap.report.sites]
+    assert len(names) == len(set(names))
+    hidden = [site for site in swap.report.sites if site.rule == "graph"]
+    assert len(names) - len(hidden) == calls_of_batch_norm(model)
+    left = {layer.name for layer in all_layers(swap.model) if match.is_batch_norm(layer)}
+    assert left <= {site.name.split("/")[-1].split("#")[0] for site in swap.report.refused}
+    # a call fixed to training=True changes its own statistics, in both models alike
+    assert_exact(model, swap, x)
+
+
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+@settings(HARSH, max_examples=100)
+@given(st.data())
+def test_exact_on_random_models(data):
+    check(random_model(data.draw))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
+@settings(HARSH, max_examples=int(os.environ.get("KERASNORM_DRAWS", "2000")), derandomize=False)
+@given(st.data())
+def test_exact_on_many_random_models(data):
+    check(random_model(data.draw))
