@@ -427,6 +427,17 @@ def test_a_difference_that_a_later_layer_undoes_is_not_blamed(path, monkeypatch)
         export_onnx(model, path)
 
 
+def test_another_shape_is_an_error(path, monkeypatch):
+    def reshape(proto):
+        proto.graph.node[0].output[0] = "raw"
+        proto.graph.node.append(onnx.helper.make_node("Transpose", ["raw"], ["head"]))
+
+    perturbed(monkeypatch, reshape)
+    text = r"Output 'head' has the shape \(2, 1\) in ONNX Runtime and \(1, 2\) in Keras"
+    with pytest.raises(ExportError, match=text):
+        export_onnx(dense_net(), path)
+
+
 def test_the_worst_output_is_named(path, monkeypatch):
     x = keras.Input((4,), name="x")
     model = keras.Model(x, [layers.Dense(3, name="good")(x), layers.Dense(3, name="bad")(x)])

@@ -194,6 +194,11 @@ def test_cosines_in_half_precision_are_traced_as_they_are(path):
     export_onnx(model, path, inputs=x)
 
 
+def test_inside_time_distributed_layers_are_traced_as_they_are(path):
+    counts = exported(path, (5, 8), layers.TimeDistributed(LayerNorm(**ANY_GAINS)))
+    assert "LayerNormalization" not in counts
+
+
 def test_layers_are_as_before_afterwards_even_after_a_failure():
     norm = LayerNorm()
     model = keras.Sequential([keras.Input((8,)), norm])

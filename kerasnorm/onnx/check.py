@@ -93,6 +93,14 @@ def check(
         expected = _reference(model, signature, batch)
         received = _answer(model, session, traced, batch)
         for name, reference, answer in zip(traced.output_names, expected, received, strict=True):
+            if reference.shape != answer.shape:
+                raise ExportError(
+                    f"Output '{name}' has the shape {answer.shape} in ONNX Runtime and "
+                    f"{reference.shape} in Keras, on inputs of shapes "
+                    f"{[array.shape for array in batch]}.",
+                    model=model.name,
+                    hint="No file was written.",
+                )
             found = Difference(name, *relative_difference(reference, answer))
             if worst is None or not found.relative <= worst[0].relative:
                 worst = found, batch

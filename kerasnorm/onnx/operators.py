@@ -44,10 +44,17 @@ def short_forms(model: keras.Model, opset: int) -> Iterator[None]:
         opset: Version of the ONNX operators; LayerNormalization came with 17.
     """
     changed = []
+    # TimeDistributed hands its layer to tf.vectorized_map, which cannot look into the stand-in.
+    vectorized = {
+        id(inner)
+        for layer in sublayers(model)
+        if isinstance(layer, keras.layers.TimeDistributed)
+        for inner in sublayers(layer)
+    }
     try:
         for layer in sublayers(model):
             call = _call_for(layer, opset)
-            if call is not None and "call" not in vars(layer):
+            if call is not None and "call" not in vars(layer) and id(layer) not in vectorized:
                 # Past Keras's bookkeeping, which would take the function for a part of the layer.
                 object.__setattr__(layer, "call", call)
                 changed.append(layer)
