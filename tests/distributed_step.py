@@ -22,7 +22,8 @@ def make_model():
     x = WeightNorm(layers.Conv2D(4, 3, activation="relu"))(inputs)
     x = BatchNorm(synchronized=True, momentum=0.5)(x)
     x = CosineNorm(layers.Conv2D(4, 3, activation="relu"), rescale=True)(x)
-    x = LayerNorm(axis="sample")(x)
+    # a shift straight before a BatchNorm would have no gradient but rounding
+    x = layers.ReLU()(LayerNorm(axis="sample")(x))
     x = BatchNorm(synchronized=True, momentum=0.5, axis=-1)(layers.Flatten()(x))
     return keras.Model(inputs, layers.Dense(2)(x))
 

@@ -107,7 +107,9 @@ def test_float32(name):
 
 
 @names
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)]
+)
 def test_other_precisions(name, dtype):
     if dtype == "float64" and BACKEND == "jax":
         pytest.skip("JAX computes in float32 unless its float64 mode is on")

@@ -21,10 +21,10 @@ CONVOLUTIONS = {
 MAKERS = {"Dense": (lambda: layers.Dense(4), (5, 6)), **CONVOLUTIONS}
 OPTIONS = [
     {},
-    {"centered": True},
-    {"rescale": True},
     {"rescale": True, "centered": True},
-    {"rescale": True, "damping": 1.0},
+    pytest.param({"centered": True}, marks=pytest.mark.slow),
+    pytest.param({"rescale": True}, marks=pytest.mark.slow),
+    pytest.param({"rescale": True, "damping": 1.0}, marks=pytest.mark.slow),
 ]
 
 

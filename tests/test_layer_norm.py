@@ -45,6 +45,13 @@ def test_masked_steps_do_not_count_whatever_they_hold():
     assert layer.compute_mask(x, mask) is mask
 
 
+def test_a_mask_of_all_axes_but_the_channels():
+    x, mask = normal(2, 3, 4, 5), np.random.default_rng(1).random((2, 4, 5)) > 0.4
+    first = LayerNorm(axis="sample", channel_axis=1)(x, mask=mask)
+    last = LayerNorm(axis="sample")(np.moveaxis(x, 1, -1), mask=mask)
+    np.testing.assert_allclose(np.moveaxis(first, 1, -1), last, atol=1e-6)
+
+
 def test_digits_are_kept_where_the_mean_is_large():
     x = (1e4 + normal(4, 256)).astype("float32")
     expected = standardize(x.astype("float64"), (-1,), 1e-3)

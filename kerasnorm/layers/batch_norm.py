@@ -46,7 +46,9 @@ class BatchNorm(keras.layers.Layer):
             [rmin, rmax] and d to [−dmax, dmax].
         renorm_momentum: Of the renormalization statistics.
         synchronized: Whether the batch is that of all replicas of a `tf.distribute` strategy
-            together. On JAX a sharded step sees the whole batch in any case.
+            together. On JAX a sharded step sees the whole batch in any case. (Keras's `fit` runs
+            under MirroredStrategy with `jit_compile=False`; under MultiWorkerMirroredStrategy it
+            does not run at all, and takes a training loop of one's own.)
         **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
 
     Call arguments: `inputs`, `training`, and `mask`.

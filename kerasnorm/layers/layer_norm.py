@@ -157,7 +157,8 @@ class LayerNorm(keras.layers.Layer):
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         weights = None
         if mask is not None:
-            weights = masks.as_weights(mask, x)
+            channels = self.channel_axis % len(x.shape) if self.axis == "sample" else None
+            weights = masks.as_weights(mask, x, channels)
             if all(weights.shape[a] == 1 for a in self._normalized_axes):
                 weights = None  # whole vectors are masked, none of them in part
         normalized = formulas.standardize(x, self._normalized_axes, self.epsilon, weights)
