@@ -36,8 +36,8 @@ class Affine(keras.layers.Layer):
 
     >>> import numpy as np
     >>> layer = Affine()
-    >>> layer(np.ones((2, 3), "float32")).shape
-    TensorShape([2, 3])
+    >>> tuple(layer(np.ones((2, 3), "float32")).shape)
+    (2, 3)
     """
 
     def __init__(

@@ -64,8 +64,8 @@ class BatchNorm(keras.layers.Layer):
 
     >>> import numpy as np
     >>> layer = BatchNorm()
-    >>> layer(np.random.normal(size=(32, 3)), training=True).shape
-    TensorShape([32, 3])
+    >>> tuple(layer(np.random.normal(size=(32, 3)), training=True).shape)
+    (32, 3)
 
     References: Ioffe & Szegedy, 2015, https://arxiv.org/abs/1502.03167; for `renorm`, Ioffe,
     2017, https://arxiv.org/abs/1702.03275

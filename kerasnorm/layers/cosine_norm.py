@@ -64,8 +64,8 @@ class CosineNorm(keras.layers.Wrapper):
 
     >>> import numpy as np
     >>> layer = CosineNorm(keras.layers.Conv2D(32, 3))
-    >>> layer(np.ones((1, 8, 8, 3), "float32")).shape
-    TensorShape([1, 6, 6, 32])
+    >>> tuple(layer(np.ones((1, 8, 8, 3), "float32")).shape)
+    (1, 6, 6, 32)
 
     Reference: Luo et al., 2017, https://arxiv.org/abs/1702.05870
     """

@@ -60,8 +60,8 @@ class LayerNorm(keras.layers.Layer):
 
     >>> import numpy as np
     >>> layer = LayerNorm(axis="sample")
-    >>> layer(np.ones((2, 8, 8, 3), "float32")).shape, layer.gamma.shape
-    (TensorShape([2, 8, 8, 3]), (3,))
+    >>> tuple(layer(np.ones((2, 8, 8, 3), "float32")).shape), tuple(layer.gamma.shape)
+    ((2, 8, 8, 3), (3,))
 
     Reference: Ba, Kiros & Hinton, 2016, https://arxiv.org/abs/1607.06450
     """

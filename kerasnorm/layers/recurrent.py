@@ -77,8 +77,8 @@ class LayerNormSimpleRNNCell(_LayerNormCell, keras.layers.SimpleRNNCell):
 
     >>> import numpy as np
     >>> layer = keras.layers.RNN(LayerNormSimpleRNNCell(8))
-    >>> layer(np.ones((2, 5, 3), "float32")).shape
-    TensorShape([2, 8])
+    >>> tuple(layer(np.ones((2, 5, 3), "float32")).shape)
+    (2, 8)
 
     Reference: Ba, Kiros & Hinton, 2016, equation 4, https://arxiv.org/abs/1607.06450
     """
@@ -121,8 +121,8 @@ class LayerNormLSTMCell(_LayerNormCell, keras.layers.LSTMCell):
 
     >>> import numpy as np
     >>> layer = keras.layers.RNN(LayerNormLSTMCell(8))
-    >>> layer(np.ones((2, 5, 3), "float32")).shape
-    TensorShape([2, 8])
+    >>> tuple(layer(np.ones((2, 5, 3), "float32")).shape)
+    (2, 8)
 
     Reference: Ba, Kiros & Hinton, 2016, equations 20 to 22, https://arxiv.org/abs/1607.06450
     """
@@ -173,8 +173,8 @@ class LayerNormGRUCell(_LayerNormCell, keras.layers.GRUCell):
 
     >>> import numpy as np
     >>> layer = keras.layers.RNN(LayerNormGRUCell(8))
-    >>> layer(np.ones((2, 5, 3), "float32")).shape
-    TensorShape([2, 8])
+    >>> tuple(layer(np.ones((2, 5, 3), "float32")).shape)
+    (2, 8)
 
     Reference: Ba, Kiros & Hinton, 2016, equations 27 to 29, https://arxiv.org/abs/1607.06450
     """

@@ -88,7 +88,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     >>> layer = WeightNorm(keras.layers.Dense(64))
     >>> layer.build((None, 10))
-    >>> layer.g.shape, layer.layer.kernel.shape
+    >>> tuple(layer.g.shape), tuple(layer.layer.kernel.shape)
     ((64,), (10, 64))
 
     Reference: Salimans & Kingma, 2016, https://arxiv.org/abs/1602.07868
