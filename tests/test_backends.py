@@ -15,12 +15,11 @@ _TESTS = Path(__file__).parent
 _A_FEW = "test_compiled and (BatchNorm-mask or LayerNorm-sample or Embedding or WeightNorm-Dense)"
 
 
-def run(backend, module, expression, *options):
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"needs {module}")
-    command = [sys.executable, "-m", "pytest", "-q", str(_TESTS / "test_contract.py")]
+def run(backend, files, *options):
+    if importlib.util.find_spec(backend) is None:
+        pytest.skip(f"needs {backend}")
     done = subprocess.run(
-        [*command, "-k", expression, *options],
+        [sys.executable, "-m", "pytest", "-q", *(str(_TESTS / file) for file in files), *options],
         env={**os.environ, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
@@ -31,15 +30,22 @@ def run(backend, module, expression, *options):
 
 
 def test_jax():
-    run("jax", "jax", _A_FEW)
+    run("jax", ["test_contract.py"], "-k", _A_FEW)
 
 
 @pytest.mark.slow
-def test_jax_in_full():
-    run("jax", "jax", "test_float32 or test_compiled or test_fit or twice", "-m", "")
+@pytest.mark.parametrize("tests", ["test_float32 or twice", "test_compiled or test_fit"])
+def test_jax_contract(tests):
+    run("jax", ["test_contract.py"], "-k", tests)
 
 
 @pytest.mark.slow
-def test_torch():
+def test_jax_beyond_the_contract():
+    files = ("weight_norm", "batch_norm", "layer_norm", "recurrent", "statistics")
+    run("jax", [f"test_{name}.py" for name in files])
+
+
+@pytest.mark.slow
+def test_torch_contract():
     # eagerly, on its CPU device
-    run("torch", "torch", "test_float32")
+    run("torch", ["test_contract.py"], "-k", "test_float32")
