@@ -145,6 +145,18 @@ def test_dropout_inside_a_wrapped_layer_is_drawn_anew():
     np.testing.assert_array_equal(layer(x), layer(x))
 
 
+def test_the_sign_of_a_single_weight_stays_even_when_thawed():
+    layer = WeightNorm(Affine())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    layer.layer.kernel.assign([1.0, -1.0, 1.0])
+    assert [w.path.split("/")[-1] for w in model.trainable_weights] == ["g", "bias"]
+    model.trainable = False
+    model.trainable = True
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(normal(8, 3), normal(8, 3, seed=1), epochs=3, verbose=0)
+    np.testing.assert_array_equal(layer.layer.kernel, [1.0, -1.0, 1.0])
+
+
 def test_a_kernel_constraint_acts_on_the_direction():
     dense = layers.Dense(3, kernel_constraint="non_neg")
     layer = WeightNorm(dense)

@@ -265,10 +265,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
 def _weight(kernel: kernels.Kernel, gain):
     def weight(g):
-        v = ops.convert_to_tensor(kernel.variable)
-        if not kernel.contracted_axes:
-            v = ops.stop_gradient(v)  # its length is g, so that v has nothing to learn
         g = ops.reshape(g, kernel.broadcast_shape)
+        v = ops.convert_to_tensor(kernel.variable)
         return formulas.normalized_weight(v, g, kernel.contracted_axes)
 
     return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
