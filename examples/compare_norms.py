@@ -3,8 +3,20 @@
     python examples/compare_norms.py [--quick] [--seeds N]
 
 Prints test accuracy with mini-batches of 128 and of 4 images, shuffled, and each from one class.
-BatchNorm takes its statistics from the mini-batch, so small or unlike mini-batches hurt it; the
-other normalizations do not see the batch.
+Measured with the default settings and one seed:
+
+    mini-batches of      128, shuffled   128, by class     4, shuffled     4, by class
+    none                        78.3%           51.2%           81.4%           79.0%
+    batch                       83.0%           49.8%           85.7%           34.3%
+    layer                       82.8%           56.6%           83.6%           81.7%
+    weight, data_init           81.1%           56.2%           85.4%           83.4%
+    cosine                      84.1%           54.6%           85.9%           83.7%
+
+BatchNorm takes its statistics from the mini-batch. Where the mini-batches are unlike the data as a
+whole, the moving statistics do not stand in for them, and it fails (34 %) where every other
+normalization is as good as on shuffled images. That mini-batches of 4 hurt it even when shuffled
+is not seen here: each still gives 196 to 3,136 values per channel. Mini-batches of 128 from one
+class train badly whatever the normalization, since each step then teaches a single answer.
 """
 
 from __future__ import annotations
