@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import kerasnorm
-from kerasnorm.errors import KerasNormError, LoadError
+from kerasnorm.errors import ExportError, KerasNormError, LoadError
 from kerasnorm.files import replace_whole
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
@@ -221,6 +221,8 @@ def _load(arguments: argparse.Namespace):
 
 def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> None:
     """Refuse, before any work, an output that could not be written in the end."""
+    if getattr(arguments, "onnx", None):
+        _check_opset(arguments.opset)
     seen: dict[Path, str] = {}
     for option, suffix in outputs.items():
         path = getattr(arguments, option.strip("-"))
@@ -241,6 +243,15 @@ def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> No
             raise RequestError(f"{other} and {option} both name '{path}'.")
         if path.exists() and Path(arguments.model).exists() and path.samefile(arguments.model):
             raise RequestError(f"{option} must not name the model itself. Received: '{path}'.")
+
+
+def _check_opset(opset: int) -> None:
+    from kerasnorm.onnx.export import check_opset
+
+    try:
+        check_opset(opset)
+    except ExportError as error:
+        raise RequestError(str(error)) from error
 
 
 def _console(arguments: argparse.Namespace):

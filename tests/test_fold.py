@@ -104,6 +104,32 @@ def test_a_model_of_plain_layers_is_copied():
     np.testing.assert_array_equal(folded(x), model(x))
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: layers.Dense(3),
+        lambda: layers.Dense(3, use_bias=False, activation="tanh"),
+        lambda: layers.EinsumDense("ab,bcd->acd", (2, 3)),
+        lambda: layers.EinsumDense("ab,bcd->acd", (2, 3), bias_axes="cd"),
+    ],
+)
+def test_a_moving_mean_goes_into_the_bias(layer):
+    model = wrapped(WeightNorm(layer(), mean_only="batch"), (4,))
+    mean = model.layers[-1].moving_mean
+    mean.assign(np.random.default_rng(2).normal(size=mean.shape))
+    x = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
+    for folded in (kerasnorm.fold_norms(model), bake(model)):
+        assert type(folded.layers[-1]).__module__.startswith("keras")
+        np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_of_each_sample_stays():
+    model = wrapped(WeightNorm(layers.Dense(3), mean_only="layer", name="normed"), (4,))
+    assert bake(model) is model
+    with pytest.raises(SwapError, match=r"'normed' \(it takes the mean of each sample"):
+        kerasnorm.fold_norms(model)
+
+
 def test_what_cannot_be_folded_is_named():
     inputs = keras.Input((6, 4))
     x = layers.TimeDistributed(WeightNorm(layers.Dense(3), name="step"), name="steps")(inputs)

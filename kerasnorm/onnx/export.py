@@ -100,9 +100,19 @@ def export_onnx(
     return OnnxExport(Path(path), opset, difference, dict(counts))
 
 
-def _check_request(model, path, opset: int, overwrite: bool) -> None:
+def check_opset(opset: int) -> None:
+    """Raise ExportError unless this opset can be written."""
     import onnx
 
+    newest = onnx.defs.onnx_opset_version()
+    if not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
+        raise ExportError(
+            f"`opset` must be between {_OLDEST_OPSET} and {newest}, the newest that onnx "
+            f"{onnx.__version__} knows. Received: {opset}."
+        )
+
+
+def _check_request(model, path, opset: int, overwrite: bool) -> None:
     if keras.backend.backend() != "tensorflow":
         raise ExportError(
             "Export to ONNX needs Keras on the TensorFlow backend. "
@@ -114,13 +124,7 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
             f"`model` must be a keras.Model. Received: {type(model).__name__}.",
             hint="Load a file with `kerasnorm.load_model` first.",
         )
-    newest = onnx.defs.onnx_opset_version()
-    if not isinstance(opset, int) or not _OLDEST_OPSET <= opset <= newest:
-        raise ExportError(
-            f"`opset` must be between {_OLDEST_OPSET} and {newest}, the newest that onnx "
-            f"{onnx.__version__} knows. Received: {opset}.",
-            model=model.name,
-        )
+    check_opset(opset)
     if not overwrite and os.path.lexists(path):
         raise ExportError(
             f"'{path}' exists.",

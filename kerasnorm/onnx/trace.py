@@ -10,13 +10,11 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import ExportError, SwapError
-from kerasnorm.layers import WeightNorm
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.operators import short_forms
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.rewrite.fold import bake
-from kerasnorm.rewrite.graph import sublayers
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     from tf2onnx import tf_loader
 
     names: list[str] = []
-    folded = _without_weight_norm(model)
+    folded = _baked(model)
 
     def answer(*tensors):
         outputs = signature.call(folded, tensors)
@@ -100,9 +98,7 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     )
 
 
-def _without_weight_norm(model: keras.Model) -> keras.Model:
-    if not any(isinstance(layer, WeightNorm) for layer in sublayers(model)):
-        return model
+def _baked(model: keras.Model) -> keras.Model:
     try:
         return bake(model)
     except SwapError:

@@ -1,6 +1,7 @@
 """Back to plain Keras layers, wherever that is exact.
 
-1. WeightNorm(layer): the layer with kernel w = g · v / ‖v‖.
+1. WeightNorm(layer): the layer with kernel w = g · v / ‖v‖, and its moving mean taken from the
+   bias where it keeps one.
 2. Affine: EinsumDense with a diagonal kernel, "bhwc,c->bhwc".
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers.patches import Contraction
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.graph import Call, Graph
@@ -112,24 +114,46 @@ def _own_layers(layer, path: str) -> list[str]:
 
 
 def _fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | str:
-    if not isinstance(layer.layer, Affine):
-        return _bake_weight_norm(layer, calls, name)
-    (kernel,) = layer.normalized_kernels().values()
-    return _diagonal(layer.layer, kernel, calls, name)
+    if isinstance(layer.layer, Affine):
+        (kernel,) = layer.normalized_kernels().values()
+        return _diagonal(layer.layer, kernel, calls, name)
+    return _bake_weight_norm(layer, calls, name) or "it takes the mean of each sample"
 
 
 def _fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
     return _diagonal(layer, layer.kernel, calls, name)
 
 
-def _bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace:
-    def fill(plain: keras.Layer) -> None:
-        copy_state(layer.layer, plain)
-        for gain, kernel in kernels.kernels_of(plain).items():
-            kernel.variable.assign(layer.normalized_kernels()[gain])
-            kernel.variable.trainable = plain.trainable
+def _bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
+    """The wrapped layer with kernel w and, for mean-only batch norm, bias b − moving mean.
 
-    return Replace(make=lambda: copy_layer(layer.layer, name=name), fill=fill)
+    None for `mean_only="layer"`, whose mean is another one for each sample.
+    """
+    inner = layer.layer
+    if layer.mean_only == "layer":
+        return None
+    changes: dict[str, Any] = {"name": name}
+    if layer.mean_only and inner.bias is None:
+        if isinstance(inner, keras.layers.EinsumDense):
+            letters = kernels.einsum_letters(inner.equation)
+            changes["bias_axes"] = "".join(x for x in letters[2] if x in letters[1])
+        else:
+            changes["use_bias"] = True
+    rank = len(calls[0].inputs[0].shape)
+
+    def fill(plain: keras.Layer) -> None:
+        if plain.bias is None or inner.bias is not None:
+            copy_state(inner, plain)
+        weights = layer.normalized_kernels()
+        for gain, kernel in kernels.kernels_of(plain).items():
+            kernel.variable.assign(weights[gain])
+            kernel.variable.trainable = plain.trainable
+        if layer.mean_only:
+            bias = plain.bias if inner.bias is not None else keras.ops.zeros_like(plain.bias)
+            shift = Contraction(plain, rank).units_to_bias(layer.moving_mean)
+            plain.bias.assign(bias - shift)
+
+    return Replace(lambda: copy_layer(inner, **changes), fill)
 
 
 def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | str:

@@ -254,7 +254,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     pairs = [(source, target)]
     pairs += zip(graphs.sublayers(source), graphs.sublayers(target), strict=False)
     of_source, of_target = source.variables, target.variables
-    if [(v.name, v.shape) for v in of_source] != [(v.name, v.shape) for v in of_target]:
+    if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
         raise SwapError(
             f"The copy of a layer must have the variables of its source. Received "
             f"{[f'{v.name} {v.shape}' for v in of_target]} for "
