@@ -89,7 +89,8 @@ def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     of x. A second mean over the centred values repairs that at almost no cost: with c₀ = x − μ,
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
-    mean = weighted_mean(x, axes, weights, sum_replicas)
+    # whatever is subtracted first drops out again with δ: nothing has to flow back through it
+    mean = ops.stop_gradient(weighted_mean(x, axes, weights, sum_replicas))
     rough = x - mean
     delta = weighted_mean(rough, axes, weights, sum_replicas)
     squares = weighted_mean(ops.square(rough), axes, weights, sum_replicas)
