@@ -89,14 +89,14 @@ def site_differences(source, swap, x) -> dict[str, float]:
     Every BatchNorm call is compared with the call of the layer that, by the report, took its
     place.
     """
-    sites = _swapped_sites(swap)
-    twins = [layer_at(swap.model, swap.report.layers[s.partner or _layer_path(s)]) for s in sites]
+    sites = _visible_sites(swap)
+    twins = [_twin(swap, site) for site in sites]
     return _differences(source, swap.model, sites, twins, x, x)
 
 
 def own_rounding(source, swap, x) -> dict[str, float]:
     """The same between the source in float32 and itself in float64: what rounding alone does."""
-    sites = _swapped_sites(swap)
+    sites = _visible_sites(swap)
     exact = in_float64(source)
     twins = [layer_at(exact, _layer_path(site)) for site in sites]
     wide = keras.tree.map_structure(lambda a: a.astype("float64"), x)
@@ -118,8 +118,23 @@ def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE) -> None:
     assert not off, off
 
 
-def _swapped_sites(swap) -> list:
-    return [site for site in swap.report.sites if site.verdict != "refused"]
+def _visible_sites(swap) -> list:
+    """The sites in graphs; what is hidden in other layers stays as it is."""
+    return [site for site in swap.report.sites if site.rule != "graph"]
+
+
+def _twin(swap, site) -> keras.Layer:
+    """The layer that does the work of a site now."""
+    path = _layer_path(site)
+    if site.verdict == "refused":
+        return layer_at(swap.model, path)
+    if site.partner:
+        return layer_at(swap.model, swap.report.layers[site.partner])
+    try:
+        # one call of the layer stays BatchNorm, and the name with it
+        return layer_at(swap.model, path + "_swapped")
+    except ValueError:
+        return layer_at(swap.model, path)
 
 
 def _differences(source, other, sites, twins, x, x_other) -> dict[str, float]:

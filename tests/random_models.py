@@ -24,15 +24,17 @@ class Growth:
     draw: Any
     depth: int
     tensors: list = field(default_factory=list)
+    read: list = field(default_factory=list)
     norms: list = field(default_factory=list)
     linears: list = field(default_factory=list)
     submodels: list = field(default_factory=list)
 
     def pick(self):
-        """A tensor made so far, the latest most often."""
-        if self.draw(st.integers(0, 3)):
-            return self.tensors[-1]
-        return self.draw(st.sampled_from(self.tensors))
+        """A tensor made so far, the latest half of the time."""
+        latest = self.draw(st.booleans())
+        tensor = self.tensors[-1] if latest else self.draw(st.sampled_from(self.tensors))
+        self.read.append(tensor)
+        return tensor
 
 
 def _rank(tensor) -> int:
@@ -73,9 +75,8 @@ def linear(growth: Growth, x):
         "activation": draw(st.sampled_from([None, None, None, "relu"])),
         "trainable": draw(st.integers(0, 4)) > 0,
     }
-    padding = draw(
-        st.sampled_from(["same", "valid"] if min(x.shape[1:-1], default=0) > 2 else ["same"])
-    )
+    room = min((size for size in x.shape[1:-1] if size), default=0) > 2
+    padding = draw(st.sampled_from(["same", "valid"])) if room else "same"
     kinds = {
         2: [lambda: layers.Dense(units, **common)],
         3: [
@@ -84,7 +85,7 @@ def linear(growth: Growth, x):
             lambda: layers.Conv1DTranspose(units, 2, padding="same", **common),
             lambda: layers.SeparableConv1D(units, 2, padding=padding, **common),
             lambda: layers.DepthwiseConv1D(2, padding=padding, **common),
-            lambda: layers.EinsumDense("abc,cd->abd", (None, units), bias_axes="d"),
+            lambda: layers.EinsumDense("abc,cd->abd", (x.shape[1], units), bias_axes="d"),
         ],
         4: [
             lambda: layers.Conv2D(units, 2, padding=padding, **common),
@@ -105,7 +106,11 @@ def linear_again(growth: Growth, x):
 
 
 def linear_and_norm(growth: Growth, x):
-    return batch_norm(growth, linear(growth, x))
+    y = linear(growth, x)
+    if growth.draw(st.booleans()):
+        growth.tensors.append(y)  # so that something else may read it too
+        growth.read.append(y)
+    return batch_norm(growth, y)
 
 
 def pointwise(growth: Growth, x):
@@ -134,7 +139,11 @@ def merge(growth: Growth, x):
 
 def pool(growth: Growth, x):
     if _rank(x) == 4 and min(x.shape[1:3]) > 1:
-        kinds = [layers.MaxPooling2D, layers.AveragePooling2D, layers.GlobalAveragePooling2D]
+        kinds = [
+            lambda: layers.MaxPooling2D(2),
+            lambda: layers.AveragePooling2D(2),
+            lambda: layers.GlobalAveragePooling2D(),
+        ]
         return growth.draw(st.sampled_from(kinds))()(x)
     if _rank(x) == 3:
         return layers.GlobalAveragePooling1D()(x)
@@ -168,6 +177,9 @@ def grow(draw, shape, depth: int, steps: int, outputs: int) -> keras.Model:
     made = growth.tensors[2:]
     others = [made[k] for k in range(len(made) - 1) if outputs > 1 and not draw(st.integers(0, 4))]
     results = [*others, made[-1]]
+    # What nothing reads would not be part of the model: let most of it reach an output.
+    read = {id(tensor) for tensor in growth.read}
+    results += [t for t in made[:-1] if id(t) not in read and t not in others and outputs > 1]
     if outputs > 1 and draw(st.booleans()):
         structure: Any = {f"out_{k}": tensor for k, tensor in enumerate(results)}
     else:

@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 from fidelity import all_layers, assert_exact, randomize
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from random_models import batch, random_model
 
@@ -18,7 +18,14 @@ import kerasnorm
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match
 
-HARSH = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+# Shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway.
+HARSH = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+    phases=[phase for phase in Phase if phase is not Phase.shrink],
+    report_multiple_bugs=False,
+)
 
 
 def calls_of_batch_norm(model) -> int:

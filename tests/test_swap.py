@@ -420,6 +420,13 @@ def test_one_record_for_each_call():
     assert len(affines) == 1, "one BatchNorm called twice stays one layer"
 
 
+def test_a_batch_norm_that_stays_in_one_place_keeps_its_name_there():
+    swap = kerasnorm.swap_norms(tiny_models.half_live(), "weight")
+    assert [site.verdict for site in swap.report.sites] == ["exact", "refused", "exact"]
+    assert isinstance(swap.model.get_layer("bn"), layers.BatchNormalization)
+    assert isinstance(swap.model.get_layer("bn_swapped").layer, Affine)
+
+
 def test_nested_models_are_named_by_path():
     report = kerasnorm.swap_norms(tiny_models.nested(), "weight").report
     assert [site.name for site in report.sites] == [

@@ -154,6 +154,13 @@ def shared_bn():
     return keras.Model(inputs, norm(x), name="shared_bn")
 
 
+def half_live():
+    inputs = keras.Input((6,))
+    norm = BN(name="bn")
+    x = layers.Dense(6, name="first")(norm(layers.ReLU()(inputs)))
+    return keras.Model(inputs, [norm(x, training=True), norm(x)], name="half_live")
+
+
 def nested():
     inner_in = keras.Input((8, 8, 4))
     x = BN(name="first")(inner_in)

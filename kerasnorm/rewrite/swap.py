@@ -101,27 +101,22 @@ def swap_norms(
     forest = graphs.forest(model)
     found, hidden = match.find_sites(forest)
     targets = _targets(to, sites, found, hidden, forest)
+    plans = {
+        site: _RULES[targets[site.name]].check(site, forest)
+        for site in found
+        if site.name in targets
+    }
     edits: dict[Call, Skip | Replace] = {}
-    records: list[SiteRecord] = []
     notes: list[str] = []
     shared: dict[int, Skip | Replace] = {}
-    for site in found:
-        target = targets.get(site.name)
-        if target is None:
-            records.append(
-                SiteRecord(
-                    site.name, "none", "refused", "sites", "BatchNorm", reason="not asked for"
-                )
-            )
-            continue
-        rule = _RULES[target]
-        plan = rule.check(site, forest)
-        records.append(plan.record)
-        for call, edit in rule.rewrite(site, plan).items():
+    for site, plan in plans.items():
+        rule = _RULES[targets[site.name]]
+        for call, edit in rule.rewrite(site, plan, _name_in_place(site, found, plans)).items():
             # one BatchNorm called in several places stays one layer
             in_place = call is site.call and isinstance(edit, Replace)
             edits[call] = shared.setdefault(id(site.layer), edit) if in_place else edit
         notes += rule.lost(site, plan)
+    records = [plans[site].record if site in plans else _left_record(site) for site in found]
     records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
     report = Report(model.name, to if isinstance(to, str) else "mixed", records)
     if strict:
@@ -189,6 +184,24 @@ def _targets(
             hint=f"They are: {', '.join(names)}.",
         )
     return {name: target for name, target in wanted.items() if name in chosen}
+
+
+def _name_in_place(site: Site, found: list[Site], plans: dict[Site, Any]) -> str:
+    """What to call a layer that stands where a BatchNorm stood: its name, unless that stays."""
+    name = site.layer.name
+    stays = any(
+        other.layer is site.layer
+        and (other not in plans or plans[other].record.verdict == "refused")
+        for other in found
+    )
+    taken = {call.operation.name for call in site.graph.calls}
+    while stays and name in taken:
+        name += "_swapped"
+    return name
+
+
+def _left_record(site: Site) -> SiteRecord:
+    return SiteRecord(site.name, "none", "refused", "sites", "BatchNorm", reason="not asked for")
 
 
 def _hidden_record(inner: Hidden, target: str) -> SiteRecord:

@@ -92,12 +92,12 @@ def check(site: Site, forest: Forest) -> Plan:
     )
 
 
-def rewrite(site: Site, plan: Plan) -> dict[Call, Skip | Replace]:
-    """The edits that carry out a plan."""
+def rewrite(site: Site, plan: Plan, name: str) -> dict[Call, Skip | Replace]:
+    """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place."""
     if plan.statistics is None:
         return {}
     if plan.partner is None:
-        return {site.call: _as_affine(site, plan.statistics)}
+        return {site.call: _as_affine(site, name, plan.statistics)}
     return {
         plan.partner: _taken_in(plan.partner.operation, plan.name, site, plan.statistics),
         site.call: Skip(into=plan.name),
@@ -129,8 +129,12 @@ def _refused(site: Site, reason: str) -> Plan:
 
 def _name_of_partner(site: Site, partner: Call, forest: Forest) -> str:
     """The partner's own name, or the BatchNorm's where that names an output of the model."""
-    is_output = site.graph is forest.root and site.graph.is_output(site.call.output)
-    return site.layer.name if is_output else partner.operation.name
+    names_output = (
+        site.graph is forest.root
+        and site.graph.is_output(site.call.output)
+        and forest.calls[id(site.layer)] == 1
+    )
+    return site.layer.name if names_output else partner.operation.name
 
 
 def _bias_in_the_way(layer: keras.Layer, found: Statistics, site: Site) -> str | None:
@@ -190,14 +194,12 @@ def _taken_in(layer: keras.Layer, name: str, site: Site, found: Statistics) -> R
     return Replace(make, fill)
 
 
-def _as_affine(site: Site, found: Statistics) -> Replace:
+def _as_affine(site: Site, name: str, found: Statistics) -> Replace:
     source = site.layer
 
     def make() -> keras.Layer:
-        affine = Affine(axis=site.axis - site.rank, name=source.name, dtype=source.dtype_policy)
-        return WeightNorm(
-            affine, name=source.name, activity_regularizer=source.activity_regularizer
-        )
+        affine = Affine(axis=site.axis - site.rank, name=name, dtype=source.dtype_policy)
+        return WeightNorm(affine, name=name, activity_regularizer=source.activity_regularizer)
 
     def fill(new: WeightNorm) -> None:
         new.layer.bias.assign(found.shift)
