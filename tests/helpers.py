@@ -113,9 +113,15 @@ def _layer_norm(x, gain, epsilon=1e-3):
     return gain * standardize(x, (-1,), epsilon)
 
 
+def _normalized_state(x, units):
+    """Mean 0 and variance 1 over the units."""
+    spread = np.arange(units) - (units - 1) / 2
+    return np.tile(spread / np.sqrt((spread**2).mean()), (x.shape[0], 1))
+
+
 def layer_norm_simple_rnn(x, kernel, recurrent, bias, gamma):
     """Ba et al. 2016, equation 4."""
-    h = np.zeros((x.shape[0], recurrent.shape[0]))
+    h = _normalized_state(x, recurrent.shape[0])
     for t in range(x.shape[1]):
         h = np.tanh(_layer_norm(x[:, t] @ kernel + h @ recurrent, gamma) + bias)
     return h
@@ -124,7 +130,7 @@ def layer_norm_simple_rnn(x, kernel, recurrent, bias, gamma):
 def layer_norm_lstm(x, kernel, recurrent, bias, *gains):
     """Ba et al. 2016, equations 20 to 22, their shifts of the gates summed up in the bias."""
     gamma_input, gamma_recurrent, gamma_cell, beta_cell = gains
-    h = c = np.zeros((x.shape[0], recurrent.shape[0]))
+    h = c = _normalized_state(x, recurrent.shape[0])
     for t in range(x.shape[1]):
         gates = _layer_norm(h @ recurrent, gamma_recurrent) + bias
         i, f, g, o = np.split(gates + _layer_norm(x[:, t] @ kernel, gamma_input), 4, axis=-1)
@@ -137,7 +143,7 @@ def layer_norm_gru(x, kernel, recurrent, bias, gamma_input, gamma_recurrent):
     """Ba et al. 2016, equations 27 to 29, with z the share of the state that stays."""
     units = recurrent.shape[0]
     gates, new = slice(2 * units), slice(2 * units, None)
-    h = np.zeros((x.shape[0], units))
+    h = _normalized_state(x, units)
     for t in range(x.shape[1]):
         a, b = x[:, t] @ kernel, h @ recurrent
         zr = _layer_norm(a[:, gates], gamma_input[gates]) + bias[0][gates] + bias[1][gates]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from gradients import output_and_gradients
 from keras import layers
 
 from kerasnorm import WeightNorm
@@ -38,11 +39,27 @@ def test_the_initial_state_is_normalized():
 
 
 @cells
-def test_a_zero_initial_state_is_finite_with_finite_gradients(cell):
-    model = keras.Sequential([keras.Input((5, 3)), layers.RNN(cell(4)), layers.Dense(1)])
-    model.compile("sgd", "mse")
-    model.fit(np.zeros((4, 5, 3)), np.ones((4, 1)), verbose=0)
-    assert all(np.isfinite(w).all() for w in model.get_weights())
+def test_the_initial_state_has_mean_0_and_variance_1(cell):
+    for state in cell(6).get_initial_state(batch_size=2):
+        np.testing.assert_allclose(np.mean(state, -1), 0, atol=1e-6)
+        np.testing.assert_allclose(np.var(state, -1), 1, atol=1e-6)
+
+
+@cells
+@pytest.mark.parametrize("blank", [0, 30])
+def test_blank_steps_at_the_start_keep_gradients_within_bounds(cell, blank):
+    layer = layers.RNN(cell(16))
+    x = np.concatenate([np.zeros((2, blank, 3), "float32"), normal(2, 5, 3)], 1)
+    y, _, gradients = output_and_gradients(layer, x, np.ones(layer(x).shape, "float32"))
+    assert np.isfinite(y).all()
+    assert max(np.abs(gradient).max() for gradient in gradients) < 1e3
+
+
+@cells
+def test_a_given_state_of_zeros_is_finite(cell):
+    layer = layers.RNN(cell(4))
+    zeros = [np.zeros((2, 4), "float32") for _ in cell(4).get_initial_state(2)]
+    assert np.isfinite(layer(normal(2, 5, 3), initial_state=zeros)).all()
 
 
 @cells

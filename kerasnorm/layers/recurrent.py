@@ -30,6 +30,18 @@ class _LayerNormCell(keras.layers.Layer):
             )
             setattr(self, name, weight)
 
+    def get_initial_state(self, batch_size=None):
+        """States of mean 0 and variance 1 over the units, the same for every sample.
+
+        From a state of zeros, whose layer norm is 0 / sqrt(epsilon), a sequence that begins with
+        blank steps would stay there, and its gradient grow by 1 / epsilon at every one of them.
+        """
+        spread = ops.reshape(ops.arange(self.units, dtype="float32"), (1, -1))
+        state = formulas.standardize(spread, (-1,), keras.config.epsilon())
+        state = ops.cast(ops.repeat(state, batch_size, axis=0), self.compute_dtype)
+        several = isinstance(self.state_size, (list, tuple))
+        return [state] * len(self.state_size) if several else [state]
+
     def _normalize(self, a, gain, shift=None):
         x = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
         normalized = formulas.standardize(x, (-1,), self.epsilon)
@@ -62,8 +74,8 @@ class LayerNormSimpleRNNCell(_LayerNormCell, keras.layers.SimpleRNNCell):
         a_t = W x_t + U h_{t−1}
         h_t = f( gamma · LN(a_t) + b )
 
-    `gamma`, one per unit, starts at 1; b is the cell's bias. The initial state enters through the
-    same normalization as every later one. Masked steps keep the state, as in any `RNN`.
+    `gamma`, one per unit, starts at 1; b is the cell's bias. The initial state, unless given, has
+    mean 0 and variance 1 over the units. Masked steps keep the state, as in any `RNN`.
 
     Args:
         units: Number of units.
@@ -106,8 +118,9 @@ class LayerNormLSTMCell(_LayerNormCell, keras.layers.LSTMCell):
         h_t = σ(o) · tanh( gamma_cell · LN(c_t) + beta_cell )
 
     Gains start at 1, `beta_cell` at 0; b, the cell's bias, is the sum of the paper's shifts. The
-    initial output state enters through the same normalization as every later one, so that its
-    scale does not matter. Masked steps keep the state, as in any `RNN`.
+    initial states, unless given, have mean 0 and variance 1 over the units; h enters through the
+    same normalization as every later one, so that its scale does not matter. Masked steps keep
+    the state, as in any `RNN`.
 
     Args:
         units: Number of units.
@@ -154,9 +167,8 @@ class LayerNormGRUCell(_LayerNormCell, keras.layers.GRUCell):
         h_t = σ(z) · h_{t−1} + (1 − σ(z)) · h̃
 
     with σ(z) the share that stays, as everywhere in Keras (the paper's 1 − z). `gamma_input` and
-    `gamma_recurrent` start at 1; the shifts are the cell's biases. The initial state enters the
-    gates through the same normalization as every later one. Masked steps keep the state, as in
-    any `RNN`.
+    `gamma_recurrent` start at 1; the shifts are the cell's biases. The initial state, unless given,
+    has mean 0 and variance 1 over the units. Masked steps keep the state, as in any `RNN`.
 
     Args:
         units: Number of units.
