@@ -163,7 +163,7 @@ def submodel(growth: Growth, x):
 
 STEPS = (
     batch_norm, batch_norm, linear_and_norm, linear_and_norm, linear_and_norm, linear, pointwise,
-    merge, pool, batch_norm_again, linear_again, hidden_batch_norm, submodel,
+    merge, pool, batch_norm_again, linear_again, linear_again, hidden_batch_norm, submodel,
 )  # fmt: skip
 
 

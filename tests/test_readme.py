@@ -1,0 +1,59 @@
+"""What the README shows runs as it stands."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_models
+
+from kerasnorm.cli import main
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("number", range(sum(kind == "python" for kind, _ in BLOCKS)))
+def test_python_blocks_run(number, tmp_path):
+    code = [text for kind, text in BLOCKS if kind == "python"][number]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_command_lines_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_models.conv_bn_relu().save("model.keras")
+    lines = [
+        line.split("#")[0].split()[1:]
+        for kind, text in BLOCKS
+        if kind == "bash"
+        for line in text.splitlines()
+        if line.startswith("kerasnorm ")
+    ]
+    assert len(lines) == 4
+    for arguments in lines:
+        assert main([argument.replace("model.h5", "model.keras") for argument in arguments]) == 0
+
+
+def test_the_first_commands_are_those_that_ci_runs():
+    install, test = next(text for kind, text in BLOCKS if kind == "sh").splitlines()
+    assert install.endswith("kerasnorm demo")
+    assert "pytest" in test
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+@pytest.mark.slow
+def test_the_swap_example_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "swap_and_export.py", "--folder", tmp_path],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "same answer as the source: yes" in done.stdout
+    assert (tmp_path / "model.onnx").stat().st_size > 1e6
