@@ -3,6 +3,14 @@
     python examples/compare_recurrent.py [--quick] [--seeds N]
 
 Prints test accuracy with mini-batches of 128 and of 4 images, shuffled, and each from one class.
+Measured with the default settings and one seed:
+
+    mini-batches of      128, shuffled   128, by class     4, shuffled     4, by class
+    LSTM                        79.3%           64.6%           81.3%           79.4%
+    layer-norm LSTM             82.2%           70.5%           83.9%           83.0%
+
+Neither sees the mini-batch, so neither minds what is in it beyond what that does to training. The
+layer-normalized one learns faster: it is 3 points ahead after as many steps.
 """
 
 from __future__ import annotations
