@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import initializers, ops
 
 from kerasnorm import formulas
@@ -36,9 +37,10 @@ class _LayerNormCell(keras.layers.Layer):
         From a state of zeros, whose layer norm is 0 / sqrt(epsilon), a sequence that begins with
         blank steps would stay there, and its gradient grow by 1 / epsilon at every one of them.
         """
-        spread = ops.reshape(ops.arange(self.units, dtype="float32"), (1, -1))
-        state = formulas.standardize(spread, (-1,), keras.config.epsilon())
-        state = ops.cast(ops.repeat(state, batch_size, axis=0), self.compute_dtype)
+        spread = np.arange(self.units) - (self.units - 1) / 2
+        spread = spread / (spread.std() or 1.0)
+        state = ops.convert_to_tensor(spread[None], dtype=self.compute_dtype)
+        state = ops.repeat(state, batch_size, axis=0)
         several = isinstance(self.state_size, (list, tuple))
         return [state] * len(self.state_size) if several else [state]
 
