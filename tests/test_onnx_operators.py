@@ -171,8 +171,9 @@ def test_cosines_of_convolutions_leave_no_transposition(arguments, path):
     counts = exported(path, (None, None, 3), norm(), layers.ReLU(), norm())
     assert counts["Transpose"] == 2
     assert counts["Conv"] == 4  # the contraction and the lengths, twice
-    # 8 for each, a bias outside, and reshapes where a channel of one is transposed.
-    assert sum(counts.values()) <= 25
+    # 8 for each, a bias outside, and the reshapes that tf2onnx turns the transposes into where a
+    # channel axis has one entry: 22 to 27, it does not always find the same.
+    assert sum(counts.values()) <= 27
 
 
 @pytest.mark.parametrize("arguments", [*COSINES, {"centered": True}])
