@@ -1,4 +1,4 @@
-"""The examples run, in the setting that takes a minute."""
+"""The examples run, in settings that take a minute."""
 
 from __future__ import annotations
 
@@ -28,3 +28,12 @@ def test_quick(name, rows):
     table = done.stdout.splitlines()[2:]
     assert [line[:18].strip() for line in table] == rows
     assert all(line.count("%") == 2 for line in table)
+
+
+@pytest.mark.slow
+def test_swap_and_export(tmp_path):
+    command = [sys.executable, str(_EXAMPLES / "swap_and_export.py"), "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "same answer as the source: yes" in done.stdout
+    assert (tmp_path / "model.onnx").stat().st_size > 1e6

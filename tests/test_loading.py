@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
+from helpers import material
 from keras import layers
 
 import kerasnorm
@@ -54,6 +55,12 @@ def test_weights_only(tmp_path):
         file["kernel"] = np.ones((2, 2))
     with pytest.raises(LoadError, match="holds weights only"):
         kerasnorm.load_model(path)
+
+
+def test_what_keras_cannot_read_is_said_shortly():
+    with pytest.raises(LoadError, match=r"'DepthwiseConv2D': .*'groups': 1") as caught:
+        kerasnorm.load_model(material("models", "vww_mobilenet_v1.h5"))
+    assert len(str(caught.value)) < 400
 
 
 def test_code_in_a_file_does_not_run_unless_allowed(tmp_path):

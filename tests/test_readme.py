@@ -46,14 +46,3 @@ def test_the_first_commands_are_those_that_ci_runs():
     assert install.endswith("kerasnorm demo")
     assert "pytest" in test
     assert "README.md" in (ROOT / ".ci" / "run").read_text()
-
-
-@pytest.mark.slow
-def test_the_swap_example_runs(tmp_path):
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "swap_and_export.py", "--folder", tmp_path],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "same answer as the source: yes" in done.stdout
-    assert (tmp_path / "model.onnx").stat().st_size > 1e6

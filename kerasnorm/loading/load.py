@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -75,10 +76,10 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
         model = _read(file, allow_custom_code, compiled=False)
     except Exception as error:
         raise LoadError(
-            f"'{file}' does not load as a Keras model: {_first_line(error)}",
+            f"'{file}' does not load as a Keras model: {_reason(error)}",
             hint=_hint(error, allow_custom_code),
         ) from error
-    return Loaded(model, [f"the training configuration was left out ({_first_line(failure)})"])
+    return Loaded(model, [f"the training configuration was left out ({_reason(failure)})"])
 
 
 def _read(file: Path, allow_custom_code: bool, compiled: bool) -> keras.Model:
@@ -113,9 +114,16 @@ def _insist_on_model_file(file: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """What went wrong, without the configuration of half the model that Keras adds to it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    what = lines[0].split(" using config=")[0].rstrip(".")
+    causes = [line for line in lines if line.startswith("Exception encountered: ")]
+    if causes:
+        what += ": " + causes[-1].removeprefix("Exception encountered: ")
+    return textwrap.shorten(what, 240, placeholder=" …")
 
 
 def _hint(error: Exception, allow_custom_code: bool) -> str | None:
