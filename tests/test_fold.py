@@ -53,7 +53,9 @@ def wrapped(layer, shape, before=()):
     model = keras.Model(inputs, layer(x))
     rng = np.random.default_rng(0)
     for variable in model.variables:
-        if variable.path.split("/")[-1] in ("g", "bias", "kernel"):
+        if variable.path.split("/")[-1] == "moving_variance":
+            variable.assign(rng.uniform(0.5, 2, size=variable.shape))
+        else:
             variable.assign(rng.normal(size=variable.shape))
     return model
 
@@ -68,6 +70,18 @@ def wrapped(layer, shape, before=()):
         (lambda: Affine(axis=1), (4, 5, 7), "EinsumDense"),
         (lambda: Affine(axis=2, use_bias=False), (5, 4, 7), "EinsumDense"),
         (lambda: Affine(), (None, None, 4), "EinsumDense"),
+        (lambda: kerasnorm.BatchNorm(epsilon=1e-2), (5, 4), "BatchNormalization"),
+        (lambda: kerasnorm.BatchNorm(axis=1, scale=False), (5, 4), "BatchNormalization"),
+        (lambda: kerasnorm.LayerNorm(), (5, 4), "LayerNormalization"),
+        (lambda: kerasnorm.LayerNorm(axis=(1, 2), center=False), (5, 4), "LayerNormalization"),
+        (lambda: kerasnorm.LayerNorm(scalar_affine=True), (5, 4), "LayerNormalization"),
+        (lambda: kerasnorm.LayerNorm(axis="sample"), (5, 6, 4), "GroupNormalization"),
+        (lambda: kerasnorm.LayerNorm(axis="sample"), (None, None, 4), "GroupNormalization"),
+        (
+            lambda: kerasnorm.LayerNorm(axis="sample", channel_axis=1, scalar_affine=True),
+            (4, 5, 6),
+            "GroupNormalization",
+        ),
     ],
 )
 def test_each_fold_is_exact(layer, shape, plain):
