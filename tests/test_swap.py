@@ -397,6 +397,8 @@ def test_strict_and_no_batch_norm():
     source = tiny_models.no_bn()
     swap = kerasnorm.swap_norms(source, "weight")
     assert str(swap.report) == "no_bn: no BatchNorm found."
+    with pytest.raises(SwapError, match="`to` must be one of"):
+        kerasnorm.swap_norms(source, "bogus")
     with pytest.raises(SwapError, match="`strict` needs a BatchNorm"):
         kerasnorm.swap_norms(source, "weight", strict=True)
 
@@ -418,6 +420,9 @@ def test_one_record_for_each_call():
     ]
     affines = [la for la in swap.model.layers if isinstance(getattr(la, "layer", None), Affine)]
     assert len(affines) == 1, "one BatchNorm called twice stays one layer"
+    assert swap.report.notes == [
+        "'bn': it shared gamma and beta with its other calls; 'first' has a gain and bias of its own"
+    ]
 
 
 def test_a_batch_norm_that_stays_in_one_place_keeps_its_name_there():

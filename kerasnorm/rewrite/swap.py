@@ -115,7 +115,7 @@ def swap_norms(
             # one BatchNorm called in several places stays one layer
             in_place = call is site.call and isinstance(edit, Replace)
             edits[call] = shared.setdefault(id(site.layer), edit) if in_place else edit
-        notes += rule.lost(site, plan)
+        notes += rule.lost(site, plan, forest)
     records = [plans[site].record if site in plans else _left_record(site) for site in found]
     records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
     report = Report(model.name, to if isinstance(to, str) else "mixed", records)
@@ -163,7 +163,7 @@ def _targets(
     """The target of each site that is to be swapped."""
     names = [site.name for site in found]
     wanted = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
-    for target in wanted.values():
+    for target in (*wanted.values(), *([] if isinstance(to, dict) else [to])):
         if target not in _RULES:
             raise SwapError(
                 f"`to` must be one of {', '.join(repr(rule) for rule in _RULES)}. "

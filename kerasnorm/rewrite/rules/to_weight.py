@@ -104,7 +104,7 @@ def rewrite(site: Site, plan: Plan, name: str) -> dict[Call, Skip | Replace]:
     }
 
 
-def lost(site: Site, plan: Plan) -> list[str]:
+def lost(site: Site, plan: Plan, forest: Forest) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
     if plan.statistics is None:
         return []
@@ -113,6 +113,11 @@ def lost(site: Site, plan: Plan) -> list[str]:
         gone = [w for w in ("gamma", "beta") if getattr(layer, f"{w}_{kind}", None) is not None]
         if gone:
             notes.append(f"'{site.name}': the {kind} of {' and '.join(gone)} is gone with them")
+    if plan.partner is not None and forest.calls[id(layer)] > 1:
+        notes.append(
+            f"'{site.name}': it shared gamma and beta with its other calls; "
+            f"'{plan.name}' has a gain and bias of its own"
+        )
     if plan.partner is not None and plan.partner.operation.trainable != layer.trainable:
         frozen, free = (
             (plan.partner.operation.name, "g trains")
