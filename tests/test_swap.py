@@ -421,7 +421,8 @@ def test_one_record_for_each_call():
     affines = [la for la in swap.model.layers if isinstance(getattr(la, "layer", None), Affine)]
     assert len(affines) == 1, "one BatchNorm called twice stays one layer"
     assert swap.report.notes == [
-        "'bn': it shared gamma and beta with its other calls; 'first' has a gain and bias of its own"
+        "'bn': it shared gamma and beta with its other calls; 'first' has a gain and bias of its "
+        "own"
     ]
 
 
