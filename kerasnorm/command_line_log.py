@@ -16,7 +16,8 @@ from pathlib import Path
 
 def is_command_line() -> bool:
     """Whether this process was started as `kerasnorm …` or `python -m kerasnorm …`."""
-    if Path(sys.argv[0]).stem in ("kerasnorm", "swap_norms"):
+    program = Path(sys.argv[0]) if sys.argv else Path()
+    if program.stem == "kerasnorm" or program.parts[-2:] == ("tools", "swap_norms.py"):
         return True
     return sys.orig_argv[1:3] == ["-m", "kerasnorm"]
 
@@ -35,7 +36,7 @@ def silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-if is_command_line() and "--debug" not in sys.argv:
+if is_command_line() and "--debug" not in sys.argv and sys.stderr is not None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with silent_stderr():
         import keras  # noqa: F401

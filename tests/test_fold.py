@@ -140,7 +140,7 @@ def test_a_moving_mean_goes_into_the_bias(layer):
 def test_the_mean_of_each_sample_stays():
     model = wrapped(WeightNorm(layers.Dense(3), mean_only="layer", name="normed"), (4,))
     assert bake(model) is model
-    with pytest.raises(SwapError, match=r"'normed' \(it takes the mean of each sample"):
+    with pytest.raises(SwapError, match=r"'normed' \(its mean has no place in a bias"):
         kerasnorm.fold_norms(model)
 
 

@@ -82,6 +82,7 @@ class Affine(keras.layers.Layer):
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
+            autocast=False,
         )
         self.bias = None
         if self.use_bias:
@@ -91,13 +92,19 @@ class Affine(keras.layers.Layer):
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
+                autocast=False,
             )
 
     def call(self, inputs, mask=None):
         shape = [1] * len(inputs.shape)
         shape[self.axis] = -1
-        bias = None if self.bias is None else ops.reshape(self.bias, shape)
-        return formulas.affine(inputs, ops.reshape(self.kernel, shape), bias)
+        # In float32 at least, as BatchNormalization does: gains of 1e5 on small channels are
+        # common in trained models and overflow float16.
+        dtype = keras.backend.result_type(self.compute_dtype, "float32")
+        kernel = ops.reshape(ops.cast(self.kernel, dtype), shape)
+        bias = None if self.bias is None else ops.reshape(ops.cast(self.bias, dtype), shape)
+        x = ops.cast(inputs, dtype)
+        return ops.cast(formulas.affine(x, kernel, bias), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

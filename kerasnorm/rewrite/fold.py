@@ -10,6 +10,7 @@ import keras
 from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import verify
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, rebuild
 from kerasnorm.rewrite.rules import to_plain
@@ -70,14 +71,18 @@ _Fold = Callable[[Any, list[Call], str], Replace | str | None]
 def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
     forest = graphs.forest(model)
     edits: dict[Call, Replace] = {}
+    done: dict[int, Replace] = {}
     stuck: list[str] = []
     for graph in forest.graphs.values():
         taken = {call.operation.name for call in graph.calls}
         path = forest.paths[id(graph.model)]
         for layer, calls in _by_layer(graph):
-            if type(layer) in folds:
+            if id(layer) in done:  # shared with a graph seen before
+                edits.update(dict.fromkeys(calls, done[id(layer)]))
+            elif type(layer) in folds:
                 fold = folds[type(layer)](layer, calls, _plain_name(layer, taken))
                 if isinstance(fold, Replace):
+                    done[id(layer)] = fold
                     edits.update(dict.fromkeys(calls, fold))
                 elif fold:
                     stuck.append(f"'{path}{layer.name}' ({fold})")
@@ -90,7 +95,12 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
             model=model.name,
             hint="Keep the model as it is: it loads wherever kerasnorm is imported.",
         )
-    return rebuild(forest, edits).model if edits or not leave_others else model
+    if not edits and leave_others:
+        return model
+    rebuilt = rebuild(forest, edits)
+    if not leave_others:
+        verify.insist(forest.root, rebuilt.model, [])
+    return rebuilt.model
 
 
 def _by_layer(graph: Graph) -> list[tuple[keras.Layer, list[Call]]]:
@@ -112,5 +122,5 @@ def _own_layers(layer, path: str) -> list[str]:
     return [
         f"'{path}{own.name}' ({type(own).__name__}{'' if own is layer else f' in {layer.name}'})"
         for own in (layer, *graphs.sublayers(layer))
-        if type(own).__module__.split(".")[0] == __name__.split(".")[0]
+        if any(cls.__module__.split(".")[0] == "kerasnorm" for cls in type(own).__mro__)
     ]

@@ -90,12 +90,15 @@ class Forest:
         graphs: Every graph by the `id` of its model, inner models before the ones that hold them.
         paths: The path of each model in front of its layers' names: "" or "backbone/".
         calls: How many calls of each operation there are, by `id`, in all graphs together.
+        live: The `id` of each model that some call, or some call of a model around it, runs with
+            `training=True`.
     """
 
     root: Graph
     graphs: dict[int, Graph]
     paths: dict[int, str]
     calls: Counter
+    live: set[int]
 
 
 def forest(model: keras.Model) -> Forest:
@@ -103,6 +106,7 @@ def forest(model: keras.Model) -> Forest:
     graphs: dict[int, Graph] = {}
     paths: dict[int, str] = {}
     calls: Counter = Counter()
+    live: set[int] = set()
 
     def visit(inner, path):
         if id(inner) in paths:
@@ -115,18 +119,31 @@ def forest(model: keras.Model) -> Forest:
                 visit(call.operation, f"{path}{call.operation.name}/")
         graphs[id(inner)] = graph
 
+    def enliven(inner):
+        live.add(id(inner))
+        for call in graphs[id(inner)].calls:
+            if has_graph(call.operation) and call.kwargs.get("training") is not False:
+                enliven(call.operation)
+
     visit(model, "")
-    return Forest(graphs[id(model)], graphs, paths, calls)
+    for graph in graphs.values():
+        for call in graph.calls:
+            if has_graph(call.operation) and call.kwargs.get("training"):
+                enliven(call.operation)
+    return Forest(graphs[id(model)], graphs, paths, calls, live)
 
 
 def has_graph(operation) -> bool:
-    """Whether an operation is a model whose layers are calls in a graph of its own."""
-    return isinstance(operation, (Functional, keras.Sequential))
+    """Whether an operation is a model that computes what its graph says, and nothing else."""
+    return any(
+        isinstance(operation, cls) and type(operation).call is cls.call
+        for cls in (Functional, keras.Sequential)
+    )
 
 
-def is_plain_functional(model: keras.Model) -> bool:
-    """Whether `keras.Model(inputs, outputs)` makes a model of this very class."""
-    return type(model) is Functional
+def is_plain(model: keras.Model) -> bool:
+    """Whether a model is of Keras's own class, without methods of the user's."""
+    return type(model) in (Functional, keras.Sequential)
 
 
 def sublayers(layer) -> list[keras.Layer]:
@@ -165,15 +182,15 @@ def trusted_configs() -> Iterator[None]:
 
 
 def _ends(model):
-    if isinstance(model, Functional):
-        return model.input, model.output
-    if not isinstance(model, keras.Sequential):
+    if not has_graph(model):
         raise SwapError(
             f"The model must be Functional or Sequential. Received a {type(model).__name__}, "
             "whose graph is Python code.",
             model=getattr(model, "name", None),
             hint="Rebuild it with the functional API.",
         )
+    if isinstance(model, Functional):
+        return model.input, model.output
     try:
         return model.inputs[0], model.outputs[0]
     except AttributeError:

@@ -152,7 +152,8 @@ def linear_partner(site: Site, forest: Forest) -> Call | NoPartner:
     4. called once, in all graphs of the model,
     5. of the same compute dtype, and without an activity regularizer, which would see the
        normalized output instead,
-    6. with output units along the axis that the BatchNorm normalizes.
+    6. with output units along the axis that the BatchNorm normalizes,
+    7. with a bias that Keras adds along that axis (see `adds_bias_along`).
     """
     call = site.producer
     layer, tensor = call.operation, site.call.inputs[0]
@@ -183,7 +184,21 @@ def linear_partner(site: Site, forest: Forest) -> Call | NoPartner:
     size = np.zeros(site.call.output.shape[site.axis])
     if kernels.per_unit(layer, size, site.axis, site.rank) is None:  # 6
         return NoPartner(f"the output units of {name} do not run along axis {site.axis}")
+    if not adds_bias_along(site.axis, site.call.output.shape, size.size):  # 7
+        return NoPartner(f"Keras would add the bias of {name} along another axis")
     return call
+
+
+def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:
+    """Whether `ops.add(x, bias)` in Keras adds a bias of this size along this axis for certain.
+
+    On TensorFlow, Keras 3.15 turns the addition of anything that squeezes to one axis into
+    `tf.nn.bias_add` along x's last axis, if that has its size, or else along axis 1, if that has,
+    whichever axis it was laid along.
+    """
+    if axis == len(shape) - 1 or size == 1:
+        return True
+    return shape[-1] not in (None, size) and (axis == 1 or shape[1] not in (None, size))
 
 
 def has_own_mask(site: Site) -> bool:

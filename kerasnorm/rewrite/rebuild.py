@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import tempfile
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,9 @@ class Replace:
     fill: Callable[[keras.Layer], None]
     keywords: frozenset[str] | None = None
 
+
+# Top-level modules whose classes and functions Keras finds itself.
+_NOT_THE_USERS = ("keras", "kerasnorm", "builtins", "numpy", "tensorflow")
 
 Edits = Mapping[Call, Skip | Replace]
 
@@ -106,10 +110,18 @@ class _Builder:
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
         self._filled: list[tuple[Replace, keras.Layer]] = []
 
-    def custom_objects(self) -> dict[str, type]:
-        """The layer classes in use, so that wrappers around a user's own class can be copied."""
-        layers = [self.forest.root.model, *graphs.sublayers(self.forest.root.model)]
-        return {type(layer).__name__: type(layer) for layer in layers if not _is_keras_own(layer)}
+    def custom_objects(self) -> dict[str, Any]:
+        """The user's own classes and functions in use, by the names that configs call them by."""
+        found: dict[str, list[Any]] = {}
+        for layer in (self.forest.root.model, *graphs.sublayers(self.forest.root.model)):
+            objects: list[Any] = [type(layer)]
+            for value in vars(layer).values():
+                objects += [value if inspect.isfunction(value) else type(value)]
+            for thing in objects:
+                if thing.__module__.split(".")[0] not in _NOT_THE_USERS:
+                    found.setdefault(thing.__name__, []).append(thing)
+        # where one name means two things, a config cannot tell which
+        return {name: things[0] for name, things in found.items() if len(set(things)) == 1}
 
     def model(self, graph: Graph) -> keras.Model:
         source = graph.model
@@ -117,6 +129,12 @@ class _Builder:
             copy = self._sequential(graph)
         else:
             copy = self._functional(graph)
+        if not graphs.is_plain(source):
+            self.notes.append(
+                f"model '{source.name}' was a {type(source).__name__}; it is a plain "
+                f"{'Sequential' if isinstance(source, keras.Sequential) else 'functional'} model "
+                "now, without the methods of that class"
+            )
         if not source.trainable:
             copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
         self.models[id(source)] = copy
@@ -132,6 +150,13 @@ class _Builder:
         source, tensors = graph.model, self.tensors
 
         def new(value):
+            if isinstance(value, keras.Variable):
+                raise SwapError(
+                    f"Operations must not take a layer's variable as an argument. Received "
+                    f"'{value.path}', which the copy would share with its source.",
+                    model=source.name,
+                    hint="Make the operation part of a layer.",
+                )
             return tensors.get(id(value), value)
 
         for old in tree.flatten(graph.inputs):
@@ -153,16 +178,8 @@ class _Builder:
                 tensors[id(old)] = out
         inputs = tree.map_structure(new, graph.inputs)
         outputs = tree.map_structure(new, graph.outputs)
-        if graphs.is_plain_functional(source):
-            return keras.Model(inputs, outputs, name=source.name)
-        try:
-            return type(source)(inputs, outputs, name=source.name)
-        except TypeError:
-            self.notes.append(
-                f"model '{source.name}' was a {type(source).__name__}, whose constructor does not "
-                "take inputs and outputs; it is a plain functional model now"
-            )
-            return keras.Model(inputs, outputs, name=source.name)
+        # never the source's own class: its constructor may build anything
+        return keras.Model(inputs, outputs, name=source.name)
 
     def _sequential(self, graph: Graph) -> keras.Sequential:
         source = graph.model
@@ -234,15 +251,28 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         SwapError: If the layer's class cannot be made from its config.
     """
     try:
-        return type(layer).from_config({**layer.get_config(), **changes})
-    except (TypeError, ValueError, NotImplementedError) as error:
+        copy = type(layer).from_config({**layer.get_config(), **changes})
+    except Exception as error:
+        # a user's class may fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SwapError(
             f"A layer is copied through its config, and {type(layer).__name__} cannot be made "
-            f"from its own: {reason}",
+            f"from its own: {textwrap.shorten(reason, 200, placeholder=' …')}",
             layer=layer.name,
-            hint="Give the class a `get_config` and `from_config` that restore it.",
+            hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
+    _carry_functions(layer, copy)
+    for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
+        _carry_functions(inner, inner_copy)
+    return copy
+
+
+def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
+    """Functions as they are: a config knows them by name, and another may have that name."""
+    for name, value in vars(source).items():
+        # Keras wraps these two for each layer
+        if inspect.isfunction(value) and name in vars(copy) and name not in ("build", "quantize"):
+            setattr(copy, name, value)
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
@@ -252,7 +282,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         SwapError: If the copy's variables are not those of the source.
     """
     pairs = [(source, target)]
-    pairs += zip(graphs.sublayers(source), graphs.sublayers(target), strict=False)
+    pairs += _paired_sublayers(source, target)
     of_source, of_target = source.variables, target.variables
     if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
         raise SwapError(
@@ -271,6 +301,18 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(of_source, of_target, strict=True):
         if new.trainable != old.trainable:
             new.trainable = old.trainable
+
+
+def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
+    inner, inner_copies = graphs.sublayers(source), graphs.sublayers(target)
+    if [type(layer) for layer in inner] != [type(layer) for layer in inner_copies]:
+        raise SwapError(
+            f"The copy of a layer must have the layers of its source. Received "
+            f"{[layer.name for layer in inner_copies]} for {[layer.name for layer in inner]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds.",
+        )
+    return list(zip(inner, inner_copies, strict=True))
 
 
 def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:

@@ -60,8 +60,8 @@ class Report:
 
     @property
     def refused(self) -> list[SiteRecord]:
-        """The sites that stay BatchNorm."""
-        return [site for site in self.sites if site.verdict == "refused"]
+        """The sites that were asked for and stay BatchNorm."""
+        return [s for s in self.sites if s.verdict == "refused" and s.target != "none"]
 
     def counts(self) -> dict[str, int]:
         """How many sites became what, most frequent first."""

@@ -10,12 +10,13 @@ import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite import match
-from kerasnorm.rewrite.graph import Call, Forest, Graph
+from kerasnorm.rewrite import match, verify
+from kerasnorm.rewrite.graph import Call, Forest
 from kerasnorm.rewrite.match import Hidden, Site
 from kerasnorm.rewrite.rebuild import Replace, Skip, rebuild
 from kerasnorm.rewrite.report import Report, SiteRecord
 from kerasnorm.rewrite.rules import to_weight
+from kerasnorm.rewrite.verify import Twin
 
 _RULES = {"weight": to_weight}
 
@@ -37,25 +38,6 @@ class Swap:
     twins: list[Twin] = field(repr=False)
 
 
-@dataclass(frozen=True)
-class Twin:
-    """The output of one BatchNorm call, and what stands in its place.
-
-    Attributes:
-        name: Name of the site.
-        graph: The source's graph that the call is in.
-        model: The result's model of that graph.
-        expected: The symbolic tensor in the source.
-        received: The symbolic tensor in the result.
-    """
-
-    name: str
-    graph: Graph
-    model: keras.Model
-    expected: Any
-    received: Any
-
-
 def swap_norms(
     model: keras.Model,
     to: str | dict[str, str],
@@ -73,6 +55,7 @@ def swap_norms(
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies, regularizers and the compile state (the optimizer's slots
     aside) are kept; what cannot be is in `report.notes`, new names are in `report.layers`.
+    Before it returns, both models are run on seeded random inputs and compared at every site.
 
     Args:
         model: A built Functional or Sequential model, others nested in it included.
@@ -86,7 +69,8 @@ def swap_norms(
 
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
-            `to` or `sites` name what does not exist, or `strict` and something was refused.
+            `to` or `sites` name what does not exist, `strict` and something was refused, or
+            the result differs from the source by more than rounding.
 
     Example:
 
@@ -133,6 +117,7 @@ def swap_norms(
         )
         for site in found
     ]
+    report.notes += verify.insist(forest.root, rebuilt.model, twins)
     return Swap(rebuilt.model, report, twins)
 
 
@@ -162,9 +147,9 @@ def _targets(
 ) -> dict[str, str]:
     """The target of each site that is to be swapped."""
     names = [site.name for site in found]
-    wanted = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
+    wanted: dict[str, Any] = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
     for target in (*wanted.values(), *([] if isinstance(to, dict) else [to])):
-        if target not in _RULES:
+        if not isinstance(target, str) or target not in _RULES:
             raise SwapError(
                 f"`to` must be one of {', '.join(repr(rule) for rule in _RULES)}. "
                 f"Received: to={target!r}."
@@ -175,6 +160,11 @@ def _targets(
             for site in found
             if site.name in wanted and sites(_RULES[wanted[site.name]].check(site, forest).record)
         }
+    elif isinstance(sites, str):
+        raise SwapError(
+            f"`sites` must be a list of names or a predicate. Received: sites={sites!r}.",
+            hint=f"Write sites=[{sites!r}].",
+        )
     else:
         chosen = set(wanted if sites is None else sites)
     unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in hidden})

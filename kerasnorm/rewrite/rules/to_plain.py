@@ -13,6 +13,7 @@ reason why there is none.
 
 from __future__ import annotations
 
+import math
 import string
 from typing import Any
 
@@ -32,7 +33,7 @@ def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace
     if isinstance(layer.layer, Affine):
         (kernel,) = layer.normalized_kernels().values()
         return _diagonal(layer.layer, kernel, calls, name)
-    return bake_weight_norm(layer, calls, name) or "it takes the mean of each sample"
+    return bake_weight_norm(layer, calls, name) or "its mean has no place in a bias"
 
 
 def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
@@ -42,12 +43,15 @@ def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
 def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
     """The wrapped layer with kernel w and, for mean-only batch norm, bias b − moving mean.
 
-    None for `mean_only="layer"`, whose mean is another one for each sample.
+    None for `mean_only="layer"`, whose mean is another one for each sample, and where Keras would
+    add the bias along another axis.
     """
     inner = layer.layer
     if layer.mean_only == "layer":
         return None
     changes: dict[str, Any] = {"name": name}
+    if layer.mean_only and not _bias_lies_right(layer, calls):
+        return None
     if layer.mean_only and inner.bias is None:
         if isinstance(inner, keras.layers.EinsumDense):
             letters = kernels.einsum_letters(inner.equation)
@@ -57,7 +61,7 @@ def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace
     rank = len(calls[0].inputs[0].shape)
 
     def fill(plain: keras.Layer) -> None:
-        if plain.bias is None or inner.bias is not None:
+        if "use_bias" not in changes and "bias_axes" not in changes:
             copy_state(inner, plain)
         weights = layer.normalized_kernels()
         for gain, kernel in kernels.kernels_of(plain).items():
@@ -78,6 +82,10 @@ def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | 
     shapes = [call.output.shape for call in calls]
     rank = len(shapes[0])
     axis = layer.axis % rank
+    if layer.use_bias and not all(
+        match.adds_bias_along(axis, shape, layer.kernel.shape[0]) for shape in shapes
+    ):
+        return "Keras would add its bias along another axis"
     # Every axis has its letter: with "..." Keras 3.15 infers height and width the wrong way round.
     letters = string.ascii_lowercase[:rank]
     letter = letters[axis]
@@ -108,6 +116,16 @@ def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | 
             plain.bias.assign(bias.reshape(plain.bias.shape))
 
     return Replace(make, fill, keywords=frozenset(["inputs"]))
+
+
+def _bias_lies_right(layer: WeightNorm, calls: list[Call]) -> bool:
+    shapes = [call.output.shape for call in calls]
+    axis = kernels.channel_axis(layer.layer, len(shapes[0]))
+    if axis is None:  # EinsumDense: right where its bias runs along the last axes only
+        _, kernel, output = kernels.einsum_letters(layer.layer.equation)
+        return output[-1] in kernel and output[-1] in (layer.layer.bias_axes or output)
+    size = math.prod(layer.moving_mean.shape)
+    return all(match.adds_bias_along(axis, shape, size) for shape in shapes)
 
 
 def fold_batch_norm(layer: BatchNorm, calls: list[Call], name: str) -> Replace:

@@ -16,7 +16,8 @@ y = a·x + c with a = γ/s and c = β − m·a, one of each per channel.
 2. Anywhere else the map stays where it is, as a diagonal linear layer: v = ±1, g = a, b = c,
    `WeightNorm(Affine())`.
 
-A call fixed to `training=True` normalizes by its own batch and is no affine map: refused.
+A call fixed to `training=True`, its own or that of a model around it, normalizes by its batch
+and is no affine map: refused.
 The arithmetic is done in float64.
 """
 
@@ -52,8 +53,8 @@ class Plan:
 
 def check(site: Site, forest: Forest) -> Plan:
     """Decide the case of a site; nothing is changed."""
-    if site.call.kwargs.get("training"):
-        return _refused(site, "it is called with training=True and never uses stored statistics")
+    if site.call.kwargs.get("training") or id(site.graph.model) in forest.live:
+        return _refused(site, "it is called with training=True, so that its batch decides")
     if not match.has_known_call(site.layer):
         return _refused(site, f"{type(site.layer).__name__} computes in its own way")
     found = match.statistics(site.layer)
