@@ -10,6 +10,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, KerasNormError, WeightNorm, data_init
+from kerasnorm.layers.substitution import call_with
 
 
 def normal(*shape, seed=0):
@@ -112,6 +113,51 @@ def test_mean_only_batch_leaves_masked_steps_out():
     layer(x, training=True, mask=mask)
     t = np.asarray(layer.pre_activation(x))
     np.testing.assert_allclose(layer.moving_mean, t[mask].mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"mean_only": "layer"}], ids=str)
+@pytest.mark.parametrize(
+    "lose", [lambda dense: dense.enable_lora(2), lambda dense: dense.quantize("int8")]
+)
+def test_a_kernel_that_is_plain_no_longer_is_refused(lose, options):
+    layer = WeightNorm(layers.Dense(3), **options)
+    layer(normal(2, 4))
+    lose(layer.layer)
+    with pytest.raises(ValueError, match=r"quantized or LoRA-enabled.*fold_norms"):
+        layer(normal(2, 4))
+
+
+def test_values_for_what_is_no_variable_are_refused():
+    dense = layers.Dense(3)
+    dense.build((None, 4))
+    kernel = dense.kernel
+    dense.enable_lora(2)
+    assert dense.kernel is not kernel
+    with pytest.raises(ValueError, match=r"1 of them for something.*fold_norms"):
+        call_with(dense, {id(dense.kernel): np.ones((4, 3))}, normal(2, 4))
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+@pytest.mark.parametrize("mean_only", [None, "batch", "layer"])
+def test_pure_16_bit_policies_are_finite(policy, mean_only):
+    layer = WeightNorm(layers.Dense(3, dtype=policy), mean_only=mean_only)
+    x = normal(8, 4)
+    y = np.asarray(keras.ops.cast(layer(x, training=True), "float32"))
+    assert np.isfinite(y).all()
+    # a kernel of entries that 16 bits only just hold
+    layer.layer.kernel.assign(np.full((4, 3), 1e-7))
+    w = np.asarray(keras.ops.cast(layer.normalized_kernels()["g"], "float32"))
+    expected = np.asarray(keras.ops.cast(layer.g, "float32")) / 2 * np.ones((4, 1))
+    np.testing.assert_allclose(w, expected, rtol=2e-2)
+
+
+def test_a_mean_beyond_the_range_of_16_bits_drops_out():
+    layer = WeightNorm(layers.Dense(2, dtype="float16"), mean_only="layer")
+    layer.build((None, 4))
+    layer.layer.kernel.assign(np.eye(4)[:, :2])
+    layer.g.assign([1.0, 1.0])
+    x = np.array([[300.5, 300.0, 0, 0]], "float16")
+    np.testing.assert_allclose(np.asarray(layer(x)).astype("float32"), [[0.25, -0.25]], atol=1e-3)
 
 
 def test_masks_reach_recurrent_layers():

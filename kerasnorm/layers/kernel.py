@@ -204,7 +204,8 @@ def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
     if layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
         raise ValueError(
             f"{wrapper} needs a layer with a plain kernel. Received: layer '{layer.name}', which "
-            "is quantized or LoRA-enabled. Wrap it before that."
+            "is quantized or LoRA-enabled. Train it normalized first; kerasnorm.fold_norms then "
+            "makes a plain layer, which can be quantized or given LoRA factors."
         )
 
 

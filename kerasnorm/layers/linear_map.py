@@ -47,6 +47,7 @@ def add_bias(layer, y, bias):
     """y + bias, the bias laid out as the layer lays out its own."""
     if bias is None:
         return y
+    bias = ops.cast(bias, y.dtype)
     axis = kernels.channel_axis(layer, len(y.shape))
     return y + (bias if axis is None else ops.reshape(bias, _at(axis, len(y.shape))))
 
@@ -54,10 +55,6 @@ def add_bias(layer, y, bias):
 def is_convolution(layer) -> bool:
     """Whether the layer slides its kernel over patches of the input."""
     return isinstance(layer, _CONVOLUTIONS + _TRANSPOSED + _DEPTHWISE + _SEPARABLE)
-
-
-def is_transposed(layer) -> bool:
-    return isinstance(layer, _TRANSPOSED)
 
 
 def is_depthwise(layer) -> bool:

@@ -12,6 +12,10 @@ import keras
 class _Reader(keras.Layer):
     """Calls a function inside an autocast scope of this layer's own dtype."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True  # what it is called on may carry a mask
+
     def call(self, anchor, function):
         return function(anchor)
 
@@ -39,9 +43,20 @@ def call_with(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
     Args:
         layer: A built layer.
         values: Tensors by the `id` of the variable that each stands in for.
+
+    Raises:
+        ValueError: If one of these is not a variable of the layer: the layer would not notice.
     """
     # a stateful recurrent layer does not list its states among its variables
     variables = [*layer.variables, *keras.tree.flatten(getattr(layer, "states", None) or [])]
+    strange = len(values.keys() - {id(v) for v in variables})
+    if strange:
+        raise ValueError(
+            "Values can stand in for variables of the layer only. Received: "
+            f"{len(values)} value(s) for layer '{layer.name}', {strange} of them for something "
+            "that is no variable of it, as a kernel is with LoRA or quantized. Use "
+            "kerasnorm.fold_norms first, and enable LoRA or quantize the folded layer."
+        )
     with keras.StatelessScope(
         [(v, values.get(id(v), v)) for v in variables],
         collect_losses=True,

@@ -157,6 +157,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         for watcher in _watchers:
             watcher(self, inputs)
+        kernels.require_plain_kernel("WeightNorm", self.layer)  # it may have lost it since
         if self.mean_only:
             return self._call_mean_only(inputs, training, mask)
         accepted = inspect.signature(self.layer.call).parameters
@@ -186,7 +187,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             activation = getattr(self.layer, "activation", None)
             return y if activation is None else activation(y)
 
-        return in_dtype(self.variable_dtype, finish, t - mean)
+        wide = keras.backend.result_type(self.variable_dtype, "float32")
+        return in_dtype(wide, finish, t - mean)
 
     def _step_moving_mean(self, mean, contraction):
         old = contraction.units_to_output(ops.convert_to_tensor(self.moving_mean))
