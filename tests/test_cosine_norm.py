@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import linear_oracle as linear
 import numpy as np
 import pytest
 from gradients import output_and_gradients
@@ -113,6 +114,107 @@ def test_float16_inputs_of_60000_do_not_overflow():
     kernel = np.asarray(layer.layer.kernel)
     expected = 24 * kernel.sum((0, 1, 2)) / np.sqrt((kernel**2).sum((0, 1, 2))) / 24
     np.testing.assert_allclose(y[0, 0, 0], expected, atol=5e-3 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("policy", ["float16", "bfloat16"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_pure_16_bit_policies_take_zeros(policy, options):
+    layer = CosineNorm(layers.Conv2D(4, 3, dtype=policy), **options)
+    x = np.zeros((1, 6, 6, 2), "float32")
+    x[:, :3] = np.random.default_rng(0).normal(size=(1, 3, 6, 2))
+    y = np.asarray(keras.ops.cast(layer(x), "float32"))
+    assert np.isfinite(y).all()
+    np.testing.assert_array_equal(y[0, 3:], 0)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_an_empty_batch_gives_an_empty_output(options):
+    layer = CosineNorm(layers.Dense(4), **options)
+    assert tuple(layer(np.zeros((0, 6), "float32")).shape) == (0, 4)
+
+
+def test_a_masked_input_raises_no_warning():
+    inputs = keras.Input((5, 3))
+    model = keras.Model(inputs, CosineNorm(layers.Dense(4))(layers.Masking()(inputs)))
+    assert model(np.zeros((2, 5, 3), "float32")).shape == (2, 5, 4)
+
+
+@pytest.mark.parametrize(
+    "lose", [lambda dense: dense.enable_lora(2), lambda dense: dense.quantize("int8")]
+)
+def test_a_kernel_that_is_plain_no_longer_is_refused(lose):
+    layer = CosineNorm(layers.Dense(3))
+    layer(np.ones((2, 4), "float32"))
+    lose(layer.layer)
+    with pytest.raises(ValueError, match=r"quantized or LoRA-enabled.*fold_norms"):
+        layer(np.ones((2, 4), "float32"))
+
+
+OFFSETS = {
+    "depthwise": (
+        lambda: layers.DepthwiseConv2D(3, padding="same", depth_multiplier=2),
+        linear.depthwise((1, 1), (1, 1), padding="same"),
+        [1, -1],
+    ),
+    "grouped": (
+        lambda: layers.Conv2D(4, 3, padding="same", groups=2),
+        linear.convolution((1, 1), (1, 1), padding="same", groups=2),
+        [1, 1, -1, -1],
+    ),
+    "colours": (
+        lambda: layers.Conv2D(4, 3, padding="same"),
+        linear.convolution((1, 1), (1, 1), padding="same"),
+        [0.5, 0.4, 0.3],
+    ),
+}
+
+
+@pytest.mark.parametrize("offset", [10, 100])
+@pytest.mark.parametrize("name", OFFSETS)
+def test_centered_keeps_its_digits_where_channels_have_means_of_their_own(name, offset):
+    make, bilinear, signs = OFFSETS[name]
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(2, 8, 8, len(signs))) + offset * np.array(signs)).astype("float32")
+    layer = built(make, x.shape, rescale=True, centered=True)
+    w = np.asarray(layer.layer.kernel).astype("float64")
+    axes = (0, 1) if name == "depthwise" else (0, 1, 2)
+    w = w - w.mean(axes, keepdims=True)
+    w = w / np.sqrt((w**2).sum(axes, keepdims=True))
+    wide, ones = x.astype("float64"), np.ones(w.shape)
+    size = np.prod([w.shape[a] for a in axes])
+    squares = bilinear(wide**2, ones) - bilinear(wide, ones) ** 2 / size
+    expected = bilinear(wide, w) / np.sqrt(squares)
+    # the mean of a patch is apart from that of its channel by a deviation: a digit or two go
+    np.testing.assert_allclose(layer(x), expected, atol=1e-5)
+    assert np.abs(layer(x)).max() <= BOUND
+
+
+@pytest.mark.parametrize("contrast", [1e1, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_strong_contrast_in_space_stays_within_the_bound(name, rescale, contrast):
+    make, shape = CONVOLUTIONS[name]
+    options = {"rescale": True} if rescale else {}
+    layer = built(make, (4, 16, *shape[2:]), centered=True, **options)
+    rng = np.random.default_rng(4)
+    layer.layer.bias.assign(rng.normal(size=layer.layer.bias.shape) * (not rescale))
+    x = rng.normal(size=(4, 16, *shape[2:]))
+    x[:, 8:] += contrast
+    x[2:, :4] = -contrast
+    x = x.astype("float32")
+    y, dx, dw = output_and_gradients(layer, x, np.ones(layer(x).shape, "float32"))
+    assert np.abs(y).max() <= BOUND
+    assert all(np.isfinite(gradient).all() for gradient in (dx, *dw))
+
+
+@pytest.mark.parametrize("contrast", [30, 100, 300])
+def test_a_patch_along_the_kernel_stays_within_the_bound_beside_strong_contrast(contrast):
+    layer = built(lambda: layers.Conv1D(8, 3), (1, 96, 2), rescale=True, centered=True)
+    kernel = np.moveaxis(np.asarray(layer.layer.kernel), -1, 0)
+    x = np.concatenate([kernel.reshape(1, -1, 2), np.full((1, 24, 2), contrast, "float32")], 1)
+    y = np.asarray(layer(x))
+    assert np.abs(y).max() <= BOUND
+    np.testing.assert_allclose([y[0, 3 * i, i] for i in range(8)], 1, atol=0.3)
 
 
 def test_patches_of_zeros_give_zero_and_take_no_gradient():

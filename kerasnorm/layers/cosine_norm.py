@@ -33,6 +33,9 @@ class CosineNorm(keras.layers.Wrapper):
     - `damping` is in the units of ‖x‖. At 0 the output does not depend on the scale of x; as it
       grows, the layer tends to a linear one.
     - `centered=True` subtracts from w and from x their own means first (Pearson correlation).
+      A patch of a convolution loses digits where it varies far less than the sample as a whole
+      (about one at a tenth of the deviation of all that its group reads, two each after that),
+      and counts as constant where none are left.
 
     For a convolution, x is the patch at each position, padding included, of the channels of one
     group. For a transposed convolution it is the patch of the input spread out by the strides,
@@ -115,9 +118,11 @@ class CosineNorm(keras.layers.Wrapper):
             )
 
     def call(self, inputs):
+        kernels.require_plain_kernel("CosineNorm", self.layer)  # it may have lost it since
         inputs = ops.convert_to_tensor(inputs)
         x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
-        return in_dtype(self.variable_dtype, self._cosine, x)
+        wide = keras.backend.result_type(self.variable_dtype, "float32")
+        return in_dtype(wide, self._cosine, x)
 
     def _cosine(self, x):
         contraction = Contraction(self.layer, len(x.shape))
@@ -127,7 +132,8 @@ class CosineNorm(keras.layers.Wrapper):
         beside = self.damping if self.rescale else float(inner is not None)
         w, inner = self._direction(inner)
 
-        largest = ops.max(ops.abs(x), axis=contraction.axes, keepdims=True)
+        # an initial value lets an empty batch through
+        largest = ops.max(ops.abs(x), axis=contraction.axes, keepdims=True, initial=0.0)
         scale = ops.stop_gradient(ops.maximum(largest, beside))
         scale = ops.where(scale > 0, scale, ops.ones_like(scale))
         x = x / scale
@@ -143,9 +149,14 @@ class CosineNorm(keras.layers.Wrapper):
         dots = ops.cast(contraction.apply(ops.cast(w, self.compute_dtype), low), x.dtype)
         if correction is not None:
             dots = dots + correction(ops.cast(w, x.dtype))
+            dots = ops.where(squares > 0, dots, ops.zeros_like(dots))
         if inner is not None:
             dots = dots + contraction.units_to_output(ops.cast(inner, x.dtype)) / scale
-        y = dots * formulas.inverse_length(squares + ops.square(beside / scale))
+        squares = squares + ops.square(beside / scale)
+        if self.centered:
+            # where Σx² − (Σx)²/n has lost digits, Cauchy–Schwarz still holds
+            squares = ops.maximum(squares, ops.square(dots))
+        y = dots * formulas.inverse_length(squares)
         if self.rescale:
             gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
             y = linear.add_bias(self.layer, y * gain, bias)
@@ -156,10 +167,11 @@ class CosineNorm(keras.layers.Wrapper):
         """[w, b] / ‖[w, b]‖ as a kernel and a bias with one value per unit."""
         kernel = kernels.output_kernel(self.layer)
         w = ops.convert_to_tensor(kernel.variable)
+        w = ops.cast(w, keras.backend.result_type(w.dtype, "float32"))
         if self.centered:
             w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
         if bias is not None:
-            bias = ops.reshape(bias, kernel.broadcast_shape)
+            bias = ops.reshape(ops.cast(bias, w.dtype), kernel.broadcast_shape)
         w, bias = formulas.joint_direction(w, bias, kernel.contracted_axes)
         return w, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
 

@@ -133,17 +133,18 @@ class Contraction:
         """(x̃, correction, ‖x − x̄‖²) of every vector, x̄ its own mean.
 
         For a kernel of mean 0, `apply(kernel, x̃) + correction(kernel)` is its contraction with
-        the centred vectors. A shift common to all entries of a sample drops out of both, and
-        taking it off first keeps the digits that Σx² − (Σx)²/n would lose; where a patch reaches
-        into the padding, whose zeros the shift would make −m, the correction puts it right.
+        the centred vectors. A shift common to all entries of a sample that one group reads drops
+        out of both, and taking it off first keeps the digits that Σx² − (Σx)²/n would lose; where
+        a patch reaches into the padding, whose zeros the shift would make −m, the correction puts
+        it right.
         """
         if not self.sliding:
             x, _, _ = formulas.centered_moments(x, self.axes)
             return x, lambda weights: 0.0, self.squared_lengths(x)
-        shift = ops.stop_gradient(ops.mean(x, axis=self.axes, keepdims=True))
+        shift = ops.stop_gradient(self._group_means(x))
         ones = ops.ones_like(x[:1])
         outside = self.size - self._patch_sums(ones)
-        x = x - shift
+        x = x - ops.repeat(shift, x.shape[self._channels] // self._groups, axis=self._channels)
         sums = self._patch_sums(x) - outside * shift
         squares = self._patch_sums(ops.square(x)) + outside * ops.square(shift)
         variances = squares - ops.square(sums) / self.size
@@ -154,7 +155,7 @@ class Contraction:
 
         def correction(weights):
             reach = self.apply(weights, ones)
-            return shift * ops.where(at_border, reach, ops.zeros_like(reach))
+            return self._per_filter(shift) * ops.where(at_border, reach, ops.zeros_like(reach))
 
         return x, correction, self._per_filter(variances)
 
@@ -168,6 +169,17 @@ class Contraction:
         if linear.is_depthwise(self.layer):
             return self.layer.kernel.shape[-2]
         return getattr(self.layer, "groups", 1)
+
+    def _group_means(self, x):
+        """One value per group (and sample): the mean of all that it reads, space and channels."""
+        groups, axis = self._groups, self._channels
+        space = tuple(a for a in range(1, self.rank) if a != axis)
+        means = ops.mean(x, axis=space, keepdims=True)
+        if groups == 1:
+            return ops.mean(means, axis=axis, keepdims=True)
+        shape = [-1] + [1] * (self.rank - 1)
+        shape[axis : axis + 1] = [groups, x.shape[axis] // groups]
+        return ops.mean(ops.reshape(means, shape), axis=axis + 1)
 
     def _patch_sums(self, x):
         """Sums over each group's patches: the layer's own sliding, with a kernel of ones."""
