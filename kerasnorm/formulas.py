@@ -83,12 +83,17 @@ def weighted_mean(x, axes: Sequence[int], weights=None, sum_replicas=None):
 def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     """(c, μ, v): x minus its mean over `axes`, that mean, and the variance (the mean of c²).
 
-    Dimensions are kept; `weights` and `sum_replicas` are those of `weighted_mean`.
+    Dimensions are kept; `weights` and `sum_replicas` are those of `weighted_mean`. Entries with
+    weight 0 that are not finite are centred as if they were 0.
 
     Where |mean| is far larger than the deviation, the mean itself is only known to the precision
     of x. A second mean over the centred values repairs that at almost no cost: with c₀ = x − μ,
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
+    if weights is not None:
+        # infinities and NaN that do not count would still make NaN of 0 · ∞ in the gradient
+        counts = ops.broadcast_to(weights, ops.shape(x)) > 0
+        x = ops.where(ops.logical_or(counts, ops.abs(x) < float("inf")), x, ops.zeros_like(x))
     # whatever is subtracted first drops out again with δ: nothing has to flow back through it
     mean = ops.stop_gradient(weighted_mean(x, axes, weights, sum_replicas))
     rough = x - mean
@@ -106,6 +111,16 @@ def standardize(x, axes: Sequence[int], epsilon: float, weights=None):
     """
     centered, _, variance = centered_moments(x, axes, weights)
     return centered * ops.rsqrt(variance + epsilon)
+
+
+def rest_where_constant(x, axes: Sequence[int]):
+    """x, with no gradient through vectors (along `axes`) whose entries are all the same.
+
+    Standardized with a small ε, such a vector is 0, and the slope 1 / sqrt(ε) there; in a
+    recurrence the slopes of many steps at rest multiply to infinity.
+    """
+    spread = ops.max(x, axis=axes, keepdims=True) > ops.min(x, axis=axes, keepdims=True)
+    return ops.where(spread, x, ops.stop_gradient(x))
 
 
 def moving_average(old, new, momentum: float):

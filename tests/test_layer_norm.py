@@ -5,10 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+from gradients import output_and_gradients
 from helpers import TOLERANCE, standardize
 from keras import layers
 
-from kerasnorm import LayerNorm
+from kerasnorm import BatchNorm, LayerNorm
 
 
 def normal(*shape, seed=0):
@@ -43,6 +44,24 @@ def test_masked_steps_do_not_count_whatever_they_hold():
     x[:, 3:] = np.nan
     np.testing.assert_allclose(np.asarray(layer(x, mask=mask))[:, :3], layer(x[:, :3]), atol=1e-5)
     assert layer.compute_mask(x, mask) is mask
+
+
+@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [LayerNorm, BatchNorm])
+def test_gradients_are_finite_whatever_masked_steps_hold(kind, hidden):
+    layer = LayerNorm(axis="sample") if kind is LayerNorm else BatchNorm()
+    call = {} if kind is LayerNorm else {"training": True}
+    x, cotangent = normal(2, 5, 3), normal(2, 5, 3, seed=1)
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 1, 1]], "bool")
+    x[~mask], cotangent[~mask] = 0, 0
+    expected = output_and_gradients(layer, x, cotangent, mask=mask, **call)
+    x[~mask] = hidden
+    y, dx, dw = output_and_gradients(layer, x, cotangent, mask=mask, **call)
+    np.testing.assert_allclose(y[mask], expected[0][mask], atol=1e-6)
+    np.testing.assert_allclose(dx[mask], expected[1][mask], atol=1e-6)
+    for gradient, reference in zip(dw, expected[2], strict=True):
+        np.testing.assert_allclose(gradient, reference, atol=1e-5)
+    assert np.isfinite(dx).all()
 
 
 def test_a_mask_of_all_axes_but_the_channels():

@@ -63,11 +63,35 @@ def test_a_given_state_of_zeros_is_finite(cell):
 
 
 @cells
+@pytest.mark.parametrize("blank", [0, 30])
+def test_blank_steps_from_a_state_of_zeros_keep_gradients_within_bounds(cell, blank):
+    layer = layers.RNN(cell(16), stateful=True)
+    x = np.concatenate([np.zeros((2, blank, 3), "float32"), normal(2, 5, 3)], 1)
+    layer(x)
+    layer.reset_state()  # to zeros, whatever the cell starts from
+    y, dx, gradients = output_and_gradients(layer, x, np.ones((2, 16), "float32"))
+    assert np.isfinite(y).all()
+    assert max(np.abs(gradient).max() for gradient in (dx, *gradients)) < 1e3
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients)
+
+
+@cells
 def test_dropout_is_drawn_once_per_sequence_and_not_at_inference(cell):
     layer = layers.RNN(cell(16, dropout=0.5, recurrent_dropout=0.5))
     x = normal(2, 4, 8)
     assert not np.array_equal(layer(x, training=True), layer(x, training=True))
     np.testing.assert_array_equal(layer(x), layer(x))
+
+
+def test_dropout_masks_are_the_same_at_every_step():
+    """Each output then depends on its own input only, which is the same at every step."""
+    layer = layers.RNN(LayerNormSimpleRNNCell(16, dropout=0.5), return_sequences=True)
+    x = np.repeat(normal(2, 1, 8), 6, axis=1)
+    layer(x)
+    layer.cell.recurrent_kernel.assign(np.zeros((16, 16)))
+    y = np.asarray(layer(x, training=True))
+    np.testing.assert_array_equal(y, np.repeat(y[:, :1], 6, axis=1))
+    assert np.abs(y - np.asarray(layer(x))).max() > 1e-3
 
 
 @cells

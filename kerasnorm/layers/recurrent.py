@@ -35,7 +35,8 @@ class _LayerNormCell(keras.layers.Layer):
         """States of mean 0 and variance 1 over the units, the same for every sample.
 
         From a state of zeros, whose layer norm is 0 / sqrt(epsilon), a sequence that begins with
-        blank steps would stay there, and its gradient grow by 1 / epsilon at every one of them.
+        blank steps would stay there. Such a state may still be given, or set by `reset_state`:
+        no gradient flows through the normalization of a constant vector.
         """
         spread = np.arange(self.units) - (self.units - 1) / 2
         spread = spread / (spread.std() or 1.0)
@@ -46,6 +47,7 @@ class _LayerNormCell(keras.layers.Layer):
 
     def _normalize(self, a, gain, shift=None):
         x = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
+        x = formulas.rest_where_constant(x, (-1,))
         normalized = formulas.standardize(x, (-1,), self.epsilon)
         shift = None if shift is None else ops.cast(shift, x.dtype)
         return ops.cast(formulas.affine(normalized, ops.cast(gain, x.dtype), shift), a.dtype)
