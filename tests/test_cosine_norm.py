@@ -256,7 +256,19 @@ def test_integer_inputs_are_cast():
     np.testing.assert_allclose(layer(x), layer(x.astype("float32")))
 
 
+class Doubled(layers.Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class Standardized(layers.Conv2D):
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel))
+
+
 REFUSALS = [
+    (lambda: CosineNorm(Doubled(3)), "Doubled overrides `call`, which CosineNorm would not use"),
+    (lambda: CosineNorm(Standardized(3, 3)), "Standardized overrides `convolution_op`"),
     (lambda: CosineNorm(layers.LSTM(3)), "needs a linear layer with one kernel, and LSTM is none"),
     (lambda: CosineNorm(layers.SeparableConv2D(3, 3)), "SeparableConv2D contracts twice"),
     (lambda: CosineNorm(Affine()), "each weight vector of Affine is a single number"),

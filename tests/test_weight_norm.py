@@ -256,6 +256,63 @@ def test_data_init_with_a_mean_of_the_batch_goes_into_the_moving_mean():
     np.testing.assert_allclose(np.asarray(model(x)).var(0), 1, rtol=1e-4)
 
 
+def test_data_init_leaves_masked_steps_out():
+    inputs = keras.Input((6, 3))
+    layer = WeightNorm(layers.Dense(4), name="wn")
+    model = keras.Model(inputs, layer(layers.Masking()(inputs)))
+    x = normal(64, 6, 3) + 2
+    x[:, 4:] = 0
+    data_init(model, x)
+    y = np.asarray(layer(x[:, :4]))
+    np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var((0, 1)), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "shapes"),
+    [
+        (lambda: layers.Conv2D(4, 3), [(8, 8, 3), (6, 6, 3)]),
+        (lambda: layers.Dense(4), [(3,), (5, 3)]),
+    ],
+)
+def test_data_init_of_a_layer_shared_over_several_sizes(make, shapes):
+    inputs = [keras.Input(shape) for shape in shapes]
+    shared = WeightNorm(make())
+    model = keras.Model(inputs, [shared(t) for t in inputs])
+    batch = [normal(32, *shape, seed=i) + i for i, shape in enumerate(shapes)]
+    data_init(model, batch)
+    y = np.concatenate([np.asarray(t).reshape(-1, 4) for t in model(batch)])
+    np.testing.assert_allclose(y.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(0), 1, rtol=1e-4)
+
+
+MASKED = {
+    # a mask over (batch, time) counts where time stays what it was
+    "Dense": (lambda: layers.Dense(3), (5, 4), True),
+    "Conv1D same": (lambda: layers.Conv1D(3, 3, padding="same"), (5, 4), True),
+    "Conv1D causal": (lambda: layers.Conv1D(3, 3, padding="causal"), (5, 4), True),
+    "Conv1D valid": (lambda: layers.Conv1D(3, 3), (5, 4), False),
+    "Conv1D strided": (lambda: layers.Conv1D(3, 3, strides=2, padding="same"), (5, 4), False),
+    "einsum": (lambda: layers.EinsumDense("abc,cd->abd", (5, 3)), (5, 4), True),
+    "einsum, moved": (lambda: layers.EinsumDense("abc,cd->adb", (3, 5)), (5, 4), False),
+}
+
+
+# the wrapped convolutions and einsums pass no mask on, of which Keras warns
+@pytest.mark.filterwarnings("ignore:.*does not support masking:UserWarning")
+@pytest.mark.parametrize("name", MASKED)
+def test_mean_only_batch_uses_a_mask_where_it_fits_the_output(name):
+    make, shape, fits = MASKED[name]
+    layer = WeightNorm(make(), mean_only="batch", momentum=0.0)
+    x = normal(3, *shape)
+    mask = np.arange(5)[None] < np.array([[2], [3], [5]])
+    layer(x, training=True, mask=mask)
+    t = np.asarray(layer.pre_activation(x))
+    t = np.moveaxis(t, 1, 2) if name == "einsum, moved" else t
+    expected = t[mask] if fits else t.reshape(-1, 3)
+    np.testing.assert_allclose(layer.moving_mean, expected.mean(0), rtol=1e-5, atol=1e-6)
+
+
 def test_data_init_without_a_bias_sets_the_variance_only():
     model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4, use_bias=False))])
     x = normal(64, 3) + 2
@@ -277,13 +334,46 @@ def test_data_init_refusals():
     model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4), name="wn")])
     with pytest.raises(KerasNormError, match="layer 'wn': The pre-activations must be finite"):
         data_init(model, np.full((8, 3), np.inf, "float32"))
+    layer = WeightNorm(layers.Dense(4), mean_only="layer", name="wn")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    with pytest.raises(KerasNormError, match="Received: mean_only='layer'"):
+        data_init(model, normal(8, 3))
     heads = layers.EinsumDense("abc,cd->abd", (2, 3), bias_axes="bd")
     model = keras.Sequential([keras.Input((2, 4)), WeightNorm(heads)])
     with pytest.raises(KerasNormError, match="one value per output unit"):
         data_init(model, normal(8, 2, 4))
 
 
+class Doubled(layers.Dense):
+    def call(self, inputs):
+        return 2 * super().call(inputs)
+
+
+class Standardized(layers.Conv1D):
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - keras.ops.mean(kernel))
+
+
+class Renamed(layers.Dense):
+    pass
+
+
+def test_a_subclass_with_a_call_of_its_own_keeps_it_or_is_refused():
+    layer = WeightNorm(Doubled(3))
+    x = normal(2, 4)
+    np.testing.assert_allclose(layer(x), layer.layer(x), rtol=1e-5)
+    model = keras.Sequential([keras.Input((4,)), WeightNorm(Doubled(3), name="wn")])
+    with pytest.raises(KerasNormError, match="would not use the `call` of Doubled"):
+        data_init(model, x)
+    assert WeightNorm(Renamed(3), mean_only="batch")(x).shape == (2, 3)
+
+
 REFUSALS = [
+    (lambda: WeightNorm(Doubled(3), mean_only="batch"), "would not use the `call` of Doubled"),
+    (
+        lambda: WeightNorm(Standardized(3, 3), mean_only="layer"),
+        "would not use the `convolution_op` of Standardized",
+    ),
     (lambda: WeightNorm(layers.ReLU()), "WeightNorm needs a layer with a kernel to normalize"),
     (lambda: WeightNorm(layers.LayerNormalization()), "Received: <LayerNormalization"),
     (lambda: WeightNorm(layers.Dense(3), mean_only="unit"), "must be None, 'batch' or 'layer'"),

@@ -12,38 +12,9 @@ from keras import ops
 from kerasnorm import formulas
 from kerasnorm.errors import KerasNormError
 from kerasnorm.layers import BatchNorm, masks
+from kerasnorm.layers.moments import RunningMoments
 
 _BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
-
-
-class RunningMoments:
-    """Mean and variance per channel over everything that was added, merged in float64.
-
-    Batches are merged by n = n₁ + n₂, μ = μ₁ + δ·n₂/n, M = M₁ + M₂ + δ²·n₁·n₂/n with
-    δ = μ₂ − μ₁ and M the sum of squared deviations (Chan, Golub & LeVeque, 1979): however the
-    data is cut into batches, the result is the same.
-    """
-
-    def __init__(self):
-        self.count: Any = 0.0
-        self.mean: Any = 0.0
-        self.squares: Any = 0.0
-
-    def add(self, count, mean, variance) -> None:
-        """Add a set of `count` values with the given mean and variance (population, not sample).
-
-        Channels with a count of 0 stay as they are.
-        """
-        total = self.count + count
-        safe = np.where(total > 0, total, 1.0)
-        delta = mean - self.mean
-        self.mean = self.mean + delta * count / safe
-        self.squares = self.squares + variance * count + delta**2 * self.count * count / safe
-        self.count = total
-
-    @property
-    def variance(self):
-        return self.squares / np.where(self.count > 0, self.count, 1.0)
 
 
 def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) -> None:

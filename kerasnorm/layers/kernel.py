@@ -125,6 +125,13 @@ def kernel_class(layer: keras.Layer) -> type | None:
     return next((cls for cls in type(layer).__mro__ if cls in _KERNELS), None)
 
 
+def overridden(layer: keras.Layer) -> str | None:
+    """What a layer of a subclass computes in its own way, of what the table's class computes."""
+    cls = kernel_class(layer)
+    names = ("call", "convolution_op")
+    return next((n for n in names if getattr(type(layer), n, 0) is not getattr(cls, n, 0)), None)
+
+
 def supported_classes() -> list[str]:
     """Names of all classes with kernels that can be normalized, for error messages."""
     return sorted(cls.__name__ for cls in _ALL_KERNELS)

@@ -19,6 +19,7 @@ from keras import layers, ops
 from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers import masks
 
 
 def refusal(layer) -> str | None:
@@ -26,6 +27,11 @@ def refusal(layer) -> str | None:
     name = type(layer).__name__
     if kernels.kernel_class(layer) is None:
         return f"it needs a linear layer with one kernel, and {name} is none"
+    if kernels.overridden(layer):
+        return (
+            f"{name} overrides `{kernels.overridden(layer)}`, which CosineNorm would not use; let "
+            "another layer around the wrapped one do what it adds"
+        )
     if linear.is_separable(layer):
         return (
             f"{name} contracts twice, so there is no single weight vector; use DepthwiseConv and "
@@ -97,6 +103,30 @@ class Contraction:
         if not isinstance(self.layer, layers.EinsumDense):
             return (self._channels,)
         return tuple(a for a, x in enumerate(self._output) if x in self._kernel)
+
+    def weights_of_output(self, mask, t):
+        """A mask of the input as weights of the output t, or None where it does not fit.
+
+        It fits where every axis it covers stands at the same place in the output, index by index:
+        not where it covers contracted axes, the time of a "valid" or strided convolution, or axes
+        that an EinsumDense moves.
+        """
+        if mask is None:
+            return None
+        covered = len(mask.shape)
+        channels = None
+        if isinstance(self.layer, layers.EinsumDense):
+            fits = self._inputs[:covered] == self._output[:covered]
+        elif isinstance(self.layer, kernels.Affine):
+            fits, channels = True, self._channels
+        else:
+            last = self._channels == self.rank - 1
+            fits = covered <= 1 or covered == self.rank - 1 or (last and covered < self.rank)
+            channels = self._channels
+            if self.sliding and covered > 1:
+                kept = self.layer.padding != "valid" and set(self.layer.strides) == {1}
+                fits = fits and kept
+        return masks.as_weights(mask, t, channels) if fits else None
 
     def output_to_units(self, t):
         """The inverse of `units_to_output`: the shape that gains have."""

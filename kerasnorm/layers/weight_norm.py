@@ -13,17 +13,16 @@ from keras import ops
 from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
-from kerasnorm.layers import masks
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_face import RecurrentFace
 from kerasnorm.layers.substitution import call_with, in_dtype
 
-_watchers: list[Callable[[WeightNorm, Any], None]] = []
+_watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
 
 
 @contextlib.contextmanager
-def watching_calls(watcher: Callable[[WeightNorm, Any], None]):
-    """Have every call of every WeightNorm layer reported, with its inputs, before it happens."""
+def watching_calls(watcher: Callable[[WeightNorm, Any, Any], None]):
+    """Have every call of every WeightNorm layer reported before it happens: inputs and mask."""
     _watchers.append(watcher)
     try:
         yield
@@ -54,7 +53,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     - `"batch"`: the mean of each unit over the batch and all positions; at inference the moving
       mean, which starts at 0 and takes steps of 1 − `momentum` in training. Masked entries do not
-      count. `trainable = False` freezes it.
+      count, wherever the masked axes are the output's as well: a mask over time is left out of
+      account by a convolution that is strided or pads nothing. `trainable = False` freezes it.
     - `"layer"`: the mean over the units at each position.
 
     A unit whose kernel is all zeros starts with g = 0, so that it still puts out zeros; its v
@@ -123,6 +123,12 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 f"Received: mean_only={mean_only!r}, layer '{layer.name}' of type "
                 f"{type(layer).__name__}. Use mean_only=None."
             )
+        if mean_only and kernels.overridden(layer):
+            raise ValueError(
+                "`mean_only` computes the pre-activation of a layer itself, and would not use the "
+                f"`{kernels.overridden(layer)}` of {type(layer).__name__}. Received: mean_only="
+                f"{mean_only!r}, layer '{layer.name}'. Use mean_only=None."
+            )
         self.mean_only = mean_only
         self.momentum = momentum
         self.supports_masking = layer.supports_masking
@@ -156,7 +162,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         for watcher in _watchers:
-            watcher(self, inputs)
+            watcher(self, inputs, mask)
         kernels.require_plain_kernel("WeightNorm", self.layer)  # it may have lost it since
         if self.mean_only:
             return self._call_mean_only(inputs, training, mask)
@@ -174,9 +180,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             mean = formulas.weighted_mean(t, units)
         elif training and self.trainable:
             others = tuple(a for a in range(len(t.shape)) if a not in units)
-            mean = formulas.weighted_mean(
-                t, others, None if mask is None else masks.as_weights(mask, t)
-            )
+            mean = formulas.weighted_mean(t, others, contraction.weights_of_output(mask, t))
             self._step_moving_mean(mean, contraction)
         else:
             mean = contraction.units_to_output(ops.cast(self.moving_mean, t.dtype))
