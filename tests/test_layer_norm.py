@@ -117,6 +117,13 @@ REFUSALS = [
     (lambda: LayerNorm(rms_scaling=True), ValueError, "Use keras.layers.RMSNormalization"),
     (lambda: LayerNorm(axis=3).build((None, 4)), ValueError, "distinct axes among the 2"),
     (lambda: LayerNorm(axis=(1, -1)).build((None, 4)), ValueError, "distinct axes"),
+    (lambda: LayerNorm(axis=0).build((None, 4)), ValueError, "`axis` must not name axis 0"),
+    (lambda: LayerNorm(axis=(1, -3)).build((None, 4, 3)), ValueError, "axis 0, the batch"),
+    (
+        lambda: LayerNorm(axis="sample", channel_axis=0).build((4, 4)),
+        ValueError,
+        "`channel_axis` must not name axis 0, the batch",
+    ),
     (
         lambda: LayerNorm(axis=1).build((None, None, 3)),
         ValueError,

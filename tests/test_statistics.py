@@ -87,6 +87,26 @@ def test_a_failing_batch_leaves_the_layers_as_they_were():
     np.testing.assert_array_equal(layer.moving_mean, 0)
 
 
+def test_moments_are_taken_in_float64():
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(20_000, 2)) * 1e-2 + 100).astype("float32")
+    model = keras.Sequential([keras.Input((2,)), BatchNorm()])
+    estimate_statistics(model, x, batch_size=20_000)
+    _, _, mean, variance = model.get_weights()
+    np.testing.assert_array_equal(mean, x.astype("float64").mean(0).astype("float32"))
+    np.testing.assert_allclose(variance, x.astype("float64").var(0), rtol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_batches_for_one_input_is_refused(kind):
+    model = keras.Sequential([keras.Input((3,)), BatchNorm()], name="one")
+    batches = kind([normal(4, 3), normal(4, 3, seed=1)])
+    with pytest.raises(KerasNormError, match=r"model 'one': A list stands for.*\n?.*iter"):
+        estimate_statistics(model, batches)
+    estimate_statistics(model, iter(batches))
+    np.testing.assert_allclose(model.get_weights()[2], np.concatenate(batches).mean(0), rtol=1e-5)
+
+
 def test_refusals_say_why():
     plain = keras.Sequential([keras.Input((3,)), layers.Dense(2)], name="plain")
     with pytest.raises(KerasNormError, match="model 'plain': estimate_statistics needs a model"):

@@ -38,8 +38,8 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
         batch_size: Of the batches that arrays are cut into.
 
     Raises:
-        KerasNormError: If the model calls no BatchNorm, if the data is empty, or if the inputs of
-            a layer are not finite.
+        KerasNormError: If the model calls no BatchNorm, if the data is empty, if the inputs of a
+            layer are not finite, or if a list holds several arrays for a model with one input.
 
     Example:
 
@@ -47,6 +47,8 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
     """
+    _refuse_list_of_batches(model, data)
+    batches = _batches(data, batch_size)
     layers: list[Any] = [
         layer for layer in _layers_within(model) if isinstance(layer, _BATCH_NORMS)
     ]
@@ -54,7 +56,7 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     try:
         for layer in layers:
             layer.call = _summing_call(layer, moments)
-        for batch in _batches(data, batch_size):
+        for batch in batches:
             model(batch, training=False)
     finally:
         for layer in layers:
@@ -85,24 +87,42 @@ def _summing_call(layer, moments: dict[int, RunningMoments]):
         channels = layer.axis % len(x.shape)
         axes = tuple(a for a in range(len(x.shape)) if a != channels)
         weights = None if mask is None else masks.as_weights(mask, x, channels)
-        centered, mean, variance = formulas.centered_moments(x, axes, weights)
+        centered, _, variance = formulas.centered_moments(x, axes, weights)
         shape = (1,) * channels + (-1,) + (1,) * (len(x.shape) - 1 - channels)
         gain, bias = (
             None if v is None else ops.reshape(ops.cast(v, x.dtype), shape)
             for v in (layer.gamma, layer.beta)
         )
-        counted = ops.ones_like(x) if weights is None else ops.broadcast_to(weights, ops.shape(x))
-        count = ops.sum(counted, axis=axes)
-        moments.setdefault(id(layer), RunningMoments()).add(
-            *(
-                ops.convert_to_numpy(t).astype("float64").reshape(-1)
-                for t in (count, mean, variance)
-            )
-        )
+        moments.setdefault(id(layer), RunningMoments()).add(*_moments(x, axes, weights))
         y = formulas.affine(centered * ops.rsqrt(variance + layer.epsilon), gain, bias)
         return ops.cast(y, layer.compute_dtype)
 
     return call
+
+
+def _moments(x, axes: tuple[int, ...], weights) -> tuple[Any, Any, Any]:
+    """(count, mean, variance) over `axes` in float64, entries of weight 0 left out."""
+    wide = ops.convert_to_numpy(x).astype("float64")
+    counts = np.ones(wide.shape, bool)
+    if weights is not None:
+        counts = np.broadcast_to(ops.convert_to_numpy(weights) > 0, wide.shape)
+    count = counts.sum(axes)
+    safe = np.maximum(count, 1)
+    with np.errstate(invalid="ignore"):  # infinities are reported once all is summed
+        mean = wide.sum(axes, where=counts) / safe
+        deviations = wide - np.expand_dims(mean, axes)
+        return count, mean, np.square(deviations).sum(axes, where=counts) / safe
+
+
+def _refuse_list_of_batches(model: keras.Model, data: Any) -> None:
+    inputs = getattr(model, "inputs", None)
+    if isinstance(data, (list, tuple)) and inputs and len(inputs) == 1 and len(data) > 1:
+        raise KerasNormError(
+            "A list stands for the several inputs of a model, and this model has one. Received: "
+            f"a {type(data).__name__} of {len(data)}.",
+            model=model.name,
+            hint="Give one array (numpy.concatenate), or an iterator of batches, iter(batches).",
+        )
 
 
 def _assign(layer, found: RunningMoments) -> None:

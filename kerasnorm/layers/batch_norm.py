@@ -21,7 +21,11 @@ class BatchNorm(keras.layers.Layer):
     in for μ and var. `gamma` and `moving_variance` start at 1, `beta` and `moving_mean` at 0.
 
     The semantics are those of `keras.layers.BatchNormalization`, and weights can be exchanged
-    with it by `get_weights` and `set_weights`. `trainable = False` freezes the layer: it then
+    with it: `layer.set_weights(other.get_weights())`. A weights file cannot: it names its groups
+    after the classes. For a file saved from a model with Keras's layers, load it into such a model
+    and set the weights of this one from that, `model.set_weights(keras_model.get_weights())`.
+
+    `trainable = False` freezes the layer: it then
     runs in inference mode whatever `training` says.
 
     Masked entries do not count in the batch statistics. A mask may have the leading axes of the

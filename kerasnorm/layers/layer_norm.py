@@ -30,8 +30,10 @@ class LayerNorm(keras.layers.Layer):
     A mask is passed on. Where the normalized axes include one that the mask covers (time, say),
     the masked entries do not count in μ and var. Statistics are computed in float32 or wider.
 
-    Weights can be exchanged with `keras.layers.LayerNormalization` of the same arguments by
-    `get_weights` and `set_weights`.
+    Weights can be exchanged with `keras.layers.LayerNormalization` of the same arguments:
+    `layer.set_weights(other.get_weights())`. A weights file cannot: it names its groups after the
+    classes. For a file saved from a model with Keras's layers, load it into such a model and set
+    the weights of this one from that, `model.set_weights(keras_model.get_weights())`.
 
     Args:
         axis: Integer, tuple of integers, or `"sample"`.
@@ -50,8 +52,8 @@ class LayerNorm(keras.layers.Layer):
 
     Raises:
         TypeError: If `axis` is none of the above.
-        ValueError: On build, if an axis is out of range or repeated, or if gamma or beta would
-            run along an axis of unknown size.
+        ValueError: On build, if an axis is out of range, repeated or that of the batch, or if
+            gamma or beta would run along an axis of unknown size.
 
     Warns:
         UserWarning: If there is only one feature to normalize over: the output is then constant.
@@ -112,7 +114,7 @@ class LayerNorm(keras.layers.Layer):
         rank = len(input_shape)
         if self.axis == "sample":
             self._normalized_axes = tuple(range(1, rank))
-            affine_axes = _resolve((self.channel_axis,), rank, input_shape)
+            affine_axes = _resolve((self.channel_axis,), rank, input_shape, "channel_axis")
         else:
             axes = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
             affine_axes = self._normalized_axes = _resolve(axes, rank, input_shape)
@@ -199,11 +201,17 @@ def _are_integers(axis) -> bool:
     return all(isinstance(a, int) and not isinstance(a, bool) for a in axes) and bool(axes)
 
 
-def _resolve(axes, rank: int, input_shape) -> tuple[int, ...]:
+def _resolve(axes, rank: int, input_shape, argument="axis") -> tuple[int, ...]:
     """Axes counted from the front, in order."""
     if any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) < len(axes):
         raise ValueError(
-            f"`axis` must name distinct axes among the {rank} of the input. Received: axes "
+            f"`{argument}` must name distinct axes among the {rank} of the input. Received: axes "
             f"{tuple(axes)}, input_shape={tuple(input_shape)}."
+        )
+    if 0 in (a % rank for a in axes):
+        raise ValueError(
+            f"`{argument}` must not name axis 0, the batch: LayerNorm keeps samples apart. "
+            f"Received: {argument} {tuple(axes)}, input_shape={tuple(input_shape)}. Use BatchNorm "
+            "to normalize over the batch."
         )
     return tuple(sorted(a % rank for a in axes))

@@ -27,9 +27,10 @@ class RunningMoments:
         """
         total = self.count + count
         safe = np.where(total > 0, total, 1.0)
-        delta = mean - self.mean
-        self.mean = self.mean + delta * count / safe
-        self.squares = self.squares + variance * count + delta**2 * self.count * count / safe
+        with np.errstate(invalid="ignore"):  # infinities show in the variance
+            delta = mean - self.mean
+            self.mean = self.mean + delta * count / safe
+            self.squares = self.squares + variance * count + delta**2 * self.count * count / safe
         self.count = total
 
     @property
