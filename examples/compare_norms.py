@@ -14,9 +14,10 @@ Measured with the default settings and one seed:
 
 BatchNorm takes its statistics from the mini-batch. Where the mini-batches are unlike the data as a
 whole, the moving statistics do not stand in for them, and it fails (34 %) where every other
-normalization is as good as on shuffled images. That mini-batches of 4 hurt it even when shuffled
-is not seen here: each still gives 196 to 3,136 values per channel. Mini-batches of 128 from one
-class train badly whatever the normalization, since each step then teaches a single answer.
+normalization loses about 2 points against shuffled images. That mini-batches of 4 hurt it even
+when shuffled is not seen here: each still gives 196 to 3,136 values per channel. Mini-batches of
+128 from one class train badly whatever the normalization, since each step then teaches a single
+answer.
 """
 
 from __future__ import annotations

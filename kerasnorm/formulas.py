@@ -26,8 +26,9 @@ _VANISHING = 1e-24
 def norm(v, axes: Sequence[int]):
     """Euclidean norm ‖v‖ over `axes`, dimensions kept.
 
-    Exact over the whole range of the dtype: v is scaled by its largest entry before squaring, so
-    that entries of 1e-30 do not vanish and entries of 1e30 do not overflow. The norm of a zero
+    Exact wherever ‖v‖ itself is in the range of the dtype's normal numbers: v is scaled by its
+    largest entry before squaring, so that entries of 1e-30 do not vanish and entries of 1e30 do
+    not overflow. The norm of a zero
     vector is reported as a positive constant, so that v / norm(v) is 0 with finite gradient.
     """
     if not axes:  # each entry is a vector of its own

@@ -203,6 +203,14 @@ def test_the_sign_of_a_single_weight_stays_even_when_thawed():
     np.testing.assert_array_equal(layer.layer.kernel, [1.0, -1.0, 1.0])
 
 
+def test_a_frozen_layer_leaves_its_gain_trainable_and_a_frozen_wrapper_does_not():
+    layer = WeightNorm(layers.Dense(3, trainable=False))
+    layer.build((None, 4))
+    assert [w.path.split("/")[-1] for w in layer.trainable_weights] == ["g"]
+    layer.trainable = False
+    assert not layer.trainable_weights
+
+
 def test_a_kernel_constraint_acts_on_the_direction():
     dense = layers.Dense(3, kernel_constraint="non_neg")
     layer = WeightNorm(dense)

@@ -43,7 +43,9 @@ class CosineNorm(keras.layers.Wrapper):
     cosine stays below 1. A vector x of zeros gives 0 before the outer bias.
 
     Lengths and quotients are computed in float32 or wider; x is scaled by its largest entry
-    before squaring, so that entries of 1e-30 and 1e30 are safe. The kernel's constraint, if any,
+    before squaring, so that entries of 1e-30 and 1e30 are safe. Within one sample of a
+    convolution the range is limited, since all its patches share that scale: a patch whose length
+    is below 1e-12 of the sample's largest entry counts as zeros. The kernel's constraint, if any,
     applies to w as the optimizer leaves it, before normalization.
 
     Args:

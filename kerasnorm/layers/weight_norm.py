@@ -57,6 +57,12 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
       account by a convolution that is strided or pads nothing. `trainable = False` freezes it.
     - `"layer"`: the mean over the units at each position.
 
+    Wrap a recurrent layer rather than its cell: `WeightNorm(LSTM(8))` normalizes its kernels once
+    per call, and takes dropout; `RNN(WeightNorm(LSTMCell(8)))` normalizes them at every step.
+
+    Wrapping a layer with `trainable = False` freezes v and the bias but not g. To freeze all of
+    it, set `trainable = False` on the wrapper.
+
     A unit whose kernel is all zeros starts with g = 0, so that it still puts out zeros; its v
     gets a direction (in the wrapped layer's own variable), so that it can learn.
 
