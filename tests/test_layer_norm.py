@@ -54,6 +54,7 @@ def test_gradients_are_finite_whatever_masked_steps_hold(kind, hidden):
     x, cotangent = normal(2, 5, 3), normal(2, 5, 3, seed=1)
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 0, 1, 1]], "bool")
     x[~mask], cotangent[~mask] = 0, 0
+    layer.build(x.shape)
     expected = output_and_gradients(layer, x, cotangent, mask=mask, **call)
     x[~mask] = hidden
     y, dx, dw = output_and_gradients(layer, x, cotangent, mask=mask, **call)
