@@ -25,8 +25,9 @@ from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match
+from kerasnorm.rewrite.copying import copy_layer, copy_state
 from kerasnorm.rewrite.graph import Call
-from kerasnorm.rewrite.rebuild import Replace, copy_layer, copy_state
+from kerasnorm.rewrite.rebuild import Replace
 
 
 def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | str:

@@ -32,9 +32,10 @@ import numpy as np
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import match
+from kerasnorm.rewrite.copying import copy_layer
 from kerasnorm.rewrite.graph import Call, Forest
 from kerasnorm.rewrite.match import NoPartner, Site, Statistics
-from kerasnorm.rewrite.rebuild import Replace, Skip, copy_layer
+from kerasnorm.rewrite.rebuild import Replace, Skip
 from kerasnorm.rewrite.report import SiteRecord
 
 TARGET = "weight"

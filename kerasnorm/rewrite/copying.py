@@ -1,0 +1,113 @@
+"""Copy one layer: made from its config, then given its weights, flags and other state."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import textwrap
+from typing import Any
+
+import keras
+
+from kerasnorm.errors import SwapError
+from kerasnorm.rewrite import graph as graphs
+
+
+def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
+    """A new, unbuilt layer from a layer's config.
+
+    Args:
+        layer: The layer to copy.
+        **changes: Config entries that differ.
+
+    Raises:
+        SwapError: If the layer's class cannot be made from its config.
+    """
+    try:
+        copy = type(layer).from_config({**layer.get_config(), **changes})
+    except Exception as error:
+        # a user's class may fail in any way
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise SwapError(
+            f"A layer is copied through its config, and {type(layer).__name__} cannot be made "
+            f"from its own: {textwrap.shorten(reason, 200, placeholder=' …')}",
+            layer=layer.name,
+            hint="Give the user's classes in it `get_config` and `from_config`.",
+        ) from error
+    _carry_functions(layer, copy)
+    for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
+        _carry_functions(inner, inner_copy)
+    return copy
+
+
+def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
+    """Functions as they are: a config knows them by name, and another may have that name."""
+    for name, value in vars(source).items():
+        # Keras wraps these two for each layer
+        if inspect.isfunction(value) and name in vars(copy) and name not in ("build", "quantize"):
+            setattr(copy, name, value)
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Give a copied layer the weights, vocabularies, seeds and trainable flags of its source.
+
+    Raises:
+        SwapError: If the copy's variables are not those of the source.
+    """
+    pairs = [(source, target)]
+    pairs += _paired_sublayers(source, target)
+    of_source, of_target = source.variables, target.variables
+    if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
+        raise SwapError(
+            f"The copy of a layer must have the variables of its source. Received "
+            f"{[f'{v.name} {v.shape}' for v in of_target]} for "
+            f"{[f'{v.name} {v.shape}' for v in of_source]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds (LoRA? quantization?).",
+        )
+    for old, new in zip(of_source, of_target, strict=True):
+        new.assign(old)
+    for old_layer, new_layer in pairs:
+        _carry_other_state(old_layer, new_layer)
+        if new_layer.trainable != old_layer.trainable:
+            new_layer.trainable = old_layer.trainable
+    for old, new in zip(of_source, of_target, strict=True):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+
+
+def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
+    inner, inner_copies = graphs.sublayers(source), graphs.sublayers(target)
+    if [type(layer) for layer in inner] != [type(layer) for layer in inner_copies]:
+        raise SwapError(
+            f"The copy of a layer must have the layers of its source. Received "
+            f"{[layer.name for layer in inner_copies]} for {[layer.name for layer in inner]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds.",
+        )
+    return list(zip(inner, inner_copies, strict=True))
+
+
+def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:
+    """State that is not in variables: what a layer derives on loading, and lookup tables."""
+    if not source.built:
+        return
+    derives = hasattr(source, "finalize_state") or not _is_keras_own(source)
+    if derives and _overrides(source, "load_own_variables"):
+        store: dict[str, Any] = {}
+        source.save_own_variables(store)
+        if store:
+            values = {name: keras.ops.convert_to_numpy(v) for name, v in store.items()}
+            target.load_own_variables(values)
+    if _overrides(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
+
+
+def _is_keras_own(layer: keras.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _overrides(layer: keras.Layer, method: str) -> bool:
+    return getattr(type(layer), method, None) is not getattr(keras.Layer, method, None)
