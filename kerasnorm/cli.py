@@ -154,7 +154,7 @@ def _swap(arguments: argparse.Namespace) -> int:
     swap = kerasnorm.swap_norms(loaded.model, arguments.to, strict=arguments.strict)
     swap.report.repairs = loaded.repairs
     _show(console, swap.report)
-    _show_fidelity(console, loaded.model, swap)
+    _show_fidelity(console, swap)
     with contextlib.ExitStack() as written:  # none takes its place before all are made
         if arguments.output:
             swap.model.save(written.enter_context(replace_whole(arguments.output)))
@@ -190,19 +190,14 @@ def _export(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def _show_fidelity(console: Any, source: Any, swap: Any) -> None:
+def _show_fidelity(console: Any, swap: Any) -> None:
     """`swap_norms` has insisted on exactness; say how exact it is."""
-    from kerasnorm.compare import site_differences
-    from kerasnorm.rewrite.verify import NotComparableError
-
-    try:
-        differences = site_differences(source, swap)
-    except NotComparableError:
-        return  # the report's notes say so
-    worst = max(differences, key=lambda name: differences[name])
+    if not swap.differences:
+        return  # the report's notes say why
+    worst = max(swap.differences, key=swap.differences.get)
     console.print(
-        f"largest difference from the source, on random inputs: {differences[worst]:.1e} standard "
-        f"deviations, at '{worst}'",
+        "largest difference from the source, on random inputs: "
+        f"{swap.differences[worst]:.1e} standard deviations, at '{worst}'",
         markup=False,
     )
 

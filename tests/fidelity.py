@@ -7,6 +7,7 @@ beta set to zero.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import keras
@@ -28,21 +29,28 @@ def watched(layers_to_watch, before=None) -> Iterator[dict[int, list[np.ndarray]
         before: Called with each watched layer and its input before it is called.
     """
     outputs: dict[int, list[np.ndarray]] = {id(layer): [] for layer in layers_to_watch}
-    original = keras.Layer.__call__
 
-    def call(self, *args, **kwargs):
-        if id(self) in outputs and before is not None:
-            before(self, args[0])
-        result = original(self, *args, **kwargs)
-        if id(self) in outputs:
-            outputs[id(self)].append(to_float64(result))
-        return result
+    def watch(layer):
+        original = layer.call
 
-    keras.Layer.__call__ = call
+        @functools.wraps(original)
+        def call(*args, **kwargs):
+            if before is not None:
+                before(layer, args[0])
+            result = original(*args, **kwargs)
+            outputs[id(layer)].append(to_float64(result))
+            return result
+
+        layer.call = call  # not `__call__`, which TimeDistributed passes by
+
+    unique = {id(layer): layer for layer in layers_to_watch}.values()
     try:
+        for layer in unique:
+            watch(layer)
         yield outputs
     finally:
-        keras.Layer.__call__ = original
+        for layer in unique:
+            layer.__dict__.pop("call", None)
 
 
 def to_float64(tensor) -> np.ndarray:
@@ -59,10 +67,10 @@ def all_layers(model) -> list[keras.Layer]:
 
 def layer_at(model, path: str):
     """The layer of a report's path, "backbone/conv"."""
-    *models, name = path.split("/")
-    for inner in models:
-        model = model.get_layer(inner)
-    return model.get_layer(name)
+    for name in path.split("/"):
+        inside = model._flatten_layers(include_self=False, recursive=False)
+        model = next(layer for layer in inside if layer.name == name)
+    return model
 
 
 def as_declared(model, x):
@@ -128,12 +136,14 @@ def _twin(swap, site) -> keras.Layer:
     path = _layer_path(site)
     if site.verdict == "refused":
         return layer_at(swap.model, path)
+    if site.across:
+        return layer_at(swap.model, swap.report.layers[site.across[0]])
     if site.partner:
         return layer_at(swap.model, swap.report.layers[site.partner])
     try:
         # one call of the layer stays BatchNorm, and the name with it
         return layer_at(swap.model, path + "_swapped")
-    except ValueError:
+    except StopIteration:
         return layer_at(swap.model, path)
 
 

@@ -1,4 +1,4 @@
-"""`site_differences` sees what differs, where, and in nested models too."""
+"""`Swap.compare` sees what differs, where, and in nested models too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import tiny_models
 from test_swap import EXACT_MODELS, batch, randomized
 
 import kerasnorm
-from kerasnorm.compare import site_differences
 
 
 @pytest.mark.parametrize("name", ["nested", "shared_bn", "structured", "sequential", "masked"])
@@ -17,7 +16,7 @@ def test_agrees_with_watching_the_layers_run(name):
     source = randomized(name)
     swap = kerasnorm.swap_norms(source, "weight")
     x = batch(source, seed=1)
-    found, watched = site_differences(source, swap, x), fidelity.site_differences(source, swap, x)
+    found, watched = swap.compare(x), fidelity.site_differences(source, swap, x)
     assert set(found) == set(watched)
     for site, difference in found.items():
         # a model called twice is watched in both calls, and fed its first input here
@@ -30,7 +29,7 @@ def test_a_fault_is_seen_where_it_is():
     swap = kerasnorm.swap_norms(source, "weight")
     wrong = swap.model.get_layer("tail").get_layer("conv")
     wrong.g.assign(wrong.g * 1.01)
-    differences = site_differences(source, swap, batch(source))
+    differences = swap.compare(batch(source))
     assert differences["tail/bn"] > 1e-3
     assert differences["block/second"] <= fidelity.SITE_TOLERANCE
 
@@ -38,12 +37,12 @@ def test_a_fault_is_seen_where_it_is():
 def test_random_inputs_are_made_where_none_are_given():
     source = EXACT_MODELS["structured"]()
     swap = kerasnorm.swap_norms(source, "weight")
-    again = [site_differences(source, swap) for _ in range(2)]
+    again = [swap.compare() for _ in range(2)]
     assert again[0] == again[1]
     assert np.isfinite(list(again[0].values())).all()
 
 
-def test_refused_sites_agree_as_they_are():
+def test_sites_inside_a_wrapper_are_compared():
     source = tiny_models.hidden()
     swap = kerasnorm.swap_norms(source, "weight")
-    assert set(site_differences(source, swap)) == {"bn", "output 0"}
+    assert set(swap.compare()) == {"per_step/inner", "bn", "output 0"}

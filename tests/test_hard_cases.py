@@ -91,7 +91,7 @@ def test_models_that_do_more_than_their_graph():
     inputs = keras.Input((4,))
     with_head = WithHead(inputs, BN()(inputs), temperature=3.0)
     for model in (doubled, with_head):
-        with pytest.raises(SwapError, match="whose graph is Python code"):
+        with pytest.raises(SwapError, match="a graph, and a `call` of its own"):
             kerasnorm.swap_norms(model, "weight")
 
 

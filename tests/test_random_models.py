@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from random_models import batch, random_model
 
 import kerasnorm
-from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match
+from kerasnorm.rewrite.forest import graphs_of
 
 # Shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway.
 HARSH = settings(
@@ -33,7 +33,7 @@ DRAWS = int(os.environ.get("KERASNORM_DRAWS", "0"))
 
 
 def calls_of_batch_norm(model) -> int:
-    forest = graphs.forest(model)
+    forest = graphs_of(model, match.holds_batch_norm)
     return sum(
         match.is_batch_norm(call.operation)
         for graph in forest.graphs.values()

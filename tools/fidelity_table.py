@@ -21,7 +21,6 @@ import keras
 import numpy as np
 
 import kerasnorm
-from kerasnorm.compare import site_differences
 
 MODELS = (
     "resnet8_cifar10.h5",
@@ -61,7 +60,7 @@ def measure(material: Path, name: str) -> tuple[str, ...]:
     answers = same_answers(material, source, swap.model) if "fashion" in name else ""
     for model in (source, swap.model):
         linearize(model)
-    differences = site_differences(source, swap, inputs_of(material, name))
+    differences = swap.compare(inputs_of(material, name))
     kinds = ", ".join(f"{count} {kind}" for kind, count in swap.report.counts().items())
     worst = f"{max(differences.values()):.1e}"
     return name.split(".")[0], kinds, worst, f"{export.max_difference:.1e}", answers

@@ -8,6 +8,7 @@ import textwrap
 from typing import Any
 
 import keras
+import numpy as np
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
@@ -24,7 +25,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         SwapError: If the layer's class cannot be made from its config.
     """
     try:
-        copy = type(layer).from_config({**layer.get_config(), **changes})
+        config = _accepted(type(layer), {**layer.get_config(), **changes})
+        copy = type(layer).from_config(config)
     except Exception as error:
         # a user's class may fail in any way
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -34,10 +36,28 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
+    if "name" not in config:
+        copy.name = layer.name
     _carry_functions(layer, copy)
     for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
         _carry_functions(inner, inner_copy)
+    if copy.dtype_policy != layer.dtype_policy:
+        raise SwapError(
+            f"The copy of a layer must compute as its source does. Received dtype policy "
+            f"'{copy.dtype_policy.name}' for '{layer.dtype_policy.name}'.",
+            layer=layer.name,
+            hint=f"Give the constructor of {type(layer).__name__} a `dtype` argument.",
+        )
     return copy
+
+
+def _accepted(cls: type, config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what a user's constructor has no arguments for: name, dtype, trainable."""
+    parameters = inspect.signature(cls).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return config
+    common = {"name", "dtype", "trainable"} - set(parameters)
+    return {key: value for key, value in config.items() if key not in common}
 
 
 def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
@@ -111,3 +131,33 @@ def _is_keras_own(layer: keras.Layer) -> bool:
 
 def _overrides(layer: keras.Layer, method: str) -> bool:
     return getattr(type(layer), method, None) is not getattr(keras.Layer, method, None)
+
+
+def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
+    """Give a copied model the plain data that was hung on its source; notes on what was not."""
+    own = {n: v for n, v in vars(source).items() if not n.startswith("_") and n not in vars(target)}
+    lost = []
+    for name, value in own.items():
+        if _is_data(value):
+            setattr(target, name, _copied_data(value))
+        elif not isinstance(value, (keras.Layer, keras.KerasTensor)):
+            lost.append(name)
+    if not lost:
+        return []
+    return [f"model '{source.name}': its attributes {', '.join(sorted(lost))} are not carried over"]
+
+
+def _is_data(value) -> bool:
+    if isinstance(value, dict):
+        return all(_is_data(v) for v in (*value.keys(), *value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_data, value))
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.ndarray))
+
+
+def _copied_data(value):
+    if isinstance(value, dict):
+        return {k: _copied_data(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_copied_data(v) for v in value]
+    return value.copy() if isinstance(value, np.ndarray) else value

@@ -11,6 +11,7 @@ from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import verify
+from kerasnorm.rewrite.forest import graphs_of
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, rebuild
 from kerasnorm.rewrite.rules import to_plain
@@ -69,13 +70,13 @@ _Fold = Callable[[Any, list[Call], str], Replace | str | None]
 
 
 def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
-    forest = graphs.forest(model)
+    trees = graphs_of(model)
     edits: dict[Call, Replace] = {}
     done: dict[int, Replace] = {}
     stuck: list[str] = []
-    for graph in forest.graphs.values():
+    for graph in trees.graphs.values():
         taken = {call.operation.name for call in graph.calls}
-        path = forest.paths[id(graph.model)]
+        path = trees.paths[id(graph.owner)]
         for layer, calls in _by_layer(graph):
             if id(layer) in done:  # shared with a graph seen before
                 edits.update(dict.fromkeys(calls, done[id(layer)]))
@@ -97,9 +98,10 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
         )
     if not edits and leave_others:
         return model
-    rebuilt = rebuild(forest, edits)
+    rebuilt = rebuild(trees, edits)
     if not leave_others:
-        verify.insist(forest.root, rebuilt.model, [])
+        root = rebuilt.graphs[id(trees.root.owner)]
+        verify.insist(trees, verify.output_twins(trees, root))
     return rebuilt.model
 
 

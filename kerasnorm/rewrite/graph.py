@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections import Counter, defaultdict
-from collections.abc import Iterator
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,27 +43,35 @@ class Call:
 
 
 class Graph:
-    """The live calls of one Functional or Sequential model, in topological order.
+    """The live calls of one model, or of one layer whose code was traced, in topological order.
 
-    Models nested in it are single calls here; `submodels` has their own graphs.
+    Models nested in it, and layers with graphs of their own, are single calls here.
 
-    Args:
-        model: A Functional model, or a Sequential one that is built.
-
-    Raises:
-        SwapError: If the model has no graph (subclassed, or a Sequential not yet built).
+    Attributes:
+        owner: The model or layer.
+        inputs: Its symbolic inputs, in their structure.
+        outputs: Its symbolic outputs, in their structure.
+        calls: The calls that the outputs depend on, each after those it depends on.
+        arguments: For a traced layer, the (args, kwargs) it was traced on; None for a model that
+            is its graph.
     """
 
-    def __init__(self, model: keras.Model):
-        self.model = model
-        self.inputs, self.outputs = _ends(model)
-        self.calls = _topological_order(tree.flatten(self.outputs))
+    def __init__(self, owner: keras.Layer, inputs, outputs, arguments=None):
+        self.owner = owner
+        self.inputs, self.outputs = inputs, outputs
+        self.arguments = arguments
+        self.calls = _topological_order(tree.flatten(outputs))
         self._producers = {id(t): call for call in self.calls for t in call.outputs}
         self._consumers: dict[int, list[Call]] = defaultdict(list)
         for call in self.calls:
             for tensor in call.inputs:
                 self._consumers[id(tensor)].append(call)
-        self._outputs = {id(t) for t in tree.flatten(self.outputs)}
+        self._outputs = {id(t) for t in tree.flatten(outputs)}
+
+    @property
+    def is_code(self) -> bool:
+        """Whether the owner computes by Python code, so that only whole layers can be replaced."""
+        return self.arguments is not None
 
     def producer(self, tensor) -> Call:
         """The call that computes a tensor."""
@@ -81,56 +90,13 @@ class Graph:
         return [call for call in self.calls if not call.is_input]
 
 
-@dataclass(frozen=True)
-class Forest:
-    """The graphs of a model and of every model nested in it.
+def graph_of(model: keras.Model) -> Graph:
+    """The graph of a Functional model, or of a Sequential one that is built.
 
-    Attributes:
-        root: The graph of the model itself.
-        graphs: Every graph by the `id` of its model, inner models before the ones that hold them.
-        paths: The path of each model in front of its layers' names: "" or "backbone/".
-        calls: How many calls of each operation there are, by `id`, in all graphs together.
-        live: The `id` of each model that some call, or some call of a model around it, runs with
-            `training=True`.
+    Raises:
+        SwapError: If the model has no graph (subclassed, or a Sequential not yet built).
     """
-
-    root: Graph
-    graphs: dict[int, Graph]
-    paths: dict[int, str]
-    calls: Counter
-    live: set[int]
-
-
-def forest(model: keras.Model) -> Forest:
-    """Collect the graphs of a model and of the models nested in it, each once."""
-    graphs: dict[int, Graph] = {}
-    paths: dict[int, str] = {}
-    calls: Counter = Counter()
-    live: set[int] = set()
-
-    def visit(inner, path):
-        if id(inner) in paths:
-            return
-        paths[id(inner)] = path
-        graph = Graph(inner)
-        for call in graph.calls:
-            calls[id(call.operation)] += 1
-            if has_graph(call.operation):
-                visit(call.operation, f"{path}{call.operation.name}/")
-        graphs[id(inner)] = graph
-
-    def enliven(inner):
-        live.add(id(inner))
-        for call in graphs[id(inner)].calls:
-            if has_graph(call.operation) and call.kwargs.get("training") is not False:
-                enliven(call.operation)
-
-    visit(model, "")
-    for graph in graphs.values():
-        for call in graph.calls:
-            if has_graph(call.operation) and call.kwargs.get("training"):
-                enliven(call.operation)
-    return Forest(graphs[id(model)], graphs, paths, calls, live)
+    return Graph(model, *_ends(model))
 
 
 def has_graph(operation) -> bool:
@@ -139,6 +105,11 @@ def has_graph(operation) -> bool:
         isinstance(operation, cls) and type(operation).call is cls.call
         for cls in (Functional, keras.Sequential)
     )
+
+
+def is_graph_with_code(layer) -> bool:
+    """Whether a layer is a Functional or Sequential model with a `call` of its own."""
+    return isinstance(layer, (Functional, keras.Sequential)) and not has_graph(layer)
 
 
 def is_plain(model: keras.Model) -> bool:
@@ -175,6 +146,71 @@ def copied_operation(operation):
 
 
 @contextlib.contextmanager
+def unrecorded(layers: Iterable[keras.Layer]) -> Iterator[None]:
+    """Have some layers forget, in the end, the symbolic calls that are made of them meanwhile."""
+    records = [r for layer in layers for r in (layer._inbound_nodes, layer._outbound_nodes)]
+    lengths = [len(record) for record in records]
+    try:
+        yield
+    finally:
+        for record, length in zip(records, lengths, strict=True):
+            del record[length:]
+
+
+def replace_sublayer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) -> None:
+    """Put a layer in the place of another wherever a layer, or one inside it, holds that.
+
+    Attributes are seen, and lists, tuples and dicts in them.
+
+    Raises:
+        SwapError: If something else holds on to the old layer.
+    """
+    for layer in (holder, *sublayers(holder)):
+        tracker = layer._tracker
+        if tracker.is_in_store("layers", old):
+            tracker.replace_tracked_value("layers", old, new)
+        for name, value in list(vars(layer).items()):
+            replaced = _with_replaced(value, old, new)
+            if replaced is not value:
+                setattr(layer, name, replaced)
+    if any(layer is old for layer in sublayers(holder)):
+        raise SwapError(
+            f"A layer is replaced in attributes, lists and dicts. Received '{old.name}', which "
+            f"'{holder.name}' holds in another way.",
+            layer=holder.name,
+        )
+
+
+def _with_replaced(value, old, new):
+    if value is old:
+        return new
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            list.__setitem__(value, index, _with_replaced(item, old, new))
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            dict.__setitem__(value, key, _with_replaced(item, old, new))
+    elif type(value) is tuple:
+        return tuple(_with_replaced(item, old, new) for item in value)
+    return value
+
+
+def built_shapes(model: keras.Model) -> tuple[tuple, dict[str, Any]] | None:
+    """The (args, kwargs) of shapes that a model was first called on; None if it was not."""
+    config = model.get_build_config() if model.built else None
+    if not config:
+        return None
+    if "shapes_dict" in config:
+        return (), {k.removesuffix("_shape"): v for k, v in config["shapes_dict"].items()}
+    return (config["input_shape"],), {}
+
+
+def call_parameters(layer: keras.Layer) -> Iterable[str]:
+    """The names of the arguments that a layer's `call` takes."""
+    return inspect.signature(layer.call).parameters
+
+
+@contextlib.contextmanager
 def trusted_configs() -> Iterator[None]:
     """Let configs hold functions. Only for configs taken from a model in this very process."""
     with SafeModeScope(safe_mode=False):
@@ -182,13 +218,6 @@ def trusted_configs() -> Iterator[None]:
 
 
 def _ends(model):
-    if not has_graph(model):
-        raise SwapError(
-            f"The model must be Functional or Sequential. Received a {type(model).__name__}, "
-            "whose graph is Python code.",
-            model=getattr(model, "name", None),
-            hint="Rebuild it with the functional API.",
-        )
     if isinstance(model, Functional):
         return model.input, model.output
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +12,10 @@ import numpy as np
 
 from kerasnorm.layers import BatchNorm
 from kerasnorm.layers import kernel as kernels
+from kerasnorm.rewrite import crossing
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.graph import Call, Forest, Graph
+from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.graph import Call, Graph
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A BatchNorm inside another layer, where no graph shows its calls."""
+    """A BatchNorm inside another layer, none of whose calls is seen."""
 
     name: str
-    holder: str
+    reason: str
 
 
 BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
@@ -78,29 +82,50 @@ def has_known_call(layer: Any) -> bool:
     return any(type(layer).call is known.call for known in BATCH_NORMS)
 
 
+def holds_batch_norm(layer: keras.Layer) -> bool:
+    """Whether there is a BatchNorm inside a layer."""
+    return any(is_batch_norm(inner) for inner in graphs.sublayers(layer))
+
+
 def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
-    """Every BatchNorm call in the graphs of a model, in graph order, and those hidden in layers."""
+    """Every BatchNorm call in the graphs of a model, in graph order, and those not seen."""
+    names: Counter[str] = Counter()
+
+    def unique(name: str) -> str:
+        names[name] += 1
+        return name + (f"#{names[name]}" if names[name] > 1 else "")
+
     sites: list[Site] = []
-    hidden: list[Hidden] = []
     for graph in forest.graphs.values():
-        path = forest.paths[id(graph.model)]
-        times: dict[int, int] = {}
         for call in graph.calls:
             layer = call.operation
             if is_batch_norm(layer):
-                count = times[id(layer)] = times.get(id(layer), 0) + 1
-                name = path + layer.name + (f"#{count}" if count > 1 else "")
                 axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
                 rank = len(call.output.shape)
-                sites.append(Site(name, call, graph, axis % rank))
-            elif not graphs.has_graph(layer) and id(layer) not in times:
-                times[id(layer)] = 1
-                hidden += [
-                    Hidden(f"{path}{layer.name}/{inner.name}", layer.name)
-                    for inner in graphs.sublayers(layer)
-                    if is_batch_norm(inner)
-                ]
+                sites.append(Site(unique(forest.path(graph, layer)), call, graph, axis % rank))
+    seen = {id(site.layer) for site in sites}
+    hidden: list[Hidden] = []
+    for holder, path, reason in _closed_layers(forest):
+        for inner in graphs.sublayers(holder):
+            if is_batch_norm(inner) and id(inner) not in seen:
+                seen.add(id(inner))
+                hidden.append(Hidden(unique(f"{path}{inner.name}"), reason))
     return sites, hidden
+
+
+def _closed_layers(forest: Forest) -> Iterator[tuple[keras.Layer, str, str]]:
+    """(layer, path in front of its own layers, why no call of a BatchNorm in it is seen)."""
+    for graph in forest.graphs.values():
+        for call in graph.calls:
+            layer = call.operation
+            if id(layer) not in forest.graphs:
+                why = forest.closed.get(id(layer), "it was not opened")
+                path = f"{forest.path(graph, layer)}/"
+                yield layer, path, f"it is inside '{layer.name}': {why}"
+    for graph in forest.graphs.values():
+        if graph.is_code:
+            path = forest.paths[id(graph.owner)]
+            yield graph.owner, path, f"no call of it is seen in the code of '{graph.owner.name}'"
 
 
 def statistics(layer: keras.Layer) -> Statistics | str:
@@ -135,40 +160,86 @@ def _count(which: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class NoPartner:
-    """Why the layer in front of a site cannot take it in."""
+    """Why no layer in front of a site can take it in."""
 
     reason: str
 
 
-def linear_partner(site: Site, forest: Forest) -> Call | NoPartner:
+@dataclass(frozen=True, eq=False)
+class Partner:
+    """The linear layer that may take a BatchNorm in.
+
+    Attributes:
+        call: Its call.
+        axis: The axis of its output that the BatchNorm's channels run along.
+        crossed: The calls in between, which the BatchNorm's affine map may cross.
+    """
+
+    call: Call
+    axis: int
+    crossed: tuple[Call, ...] = ()
+
+    @property
+    def layer(self) -> Any:
+        return self.call.operation
+
+    @property
+    def rank(self) -> int:
+        """How many axes its output has."""
+        return len(self.call.output.shape)
+
+
+def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | NoPartner:
     """The linear layer in front of a BatchNorm that may take it in, or why there is none.
 
     It must be
 
     1. a linear layer of the table in `layers.kernel`, not a subclass (its call may do anything),
        neither quantized nor LoRA-enabled,
-    2. without an activation between it and the BatchNorm,
+    2. without an activation between it and the BatchNorm, and with nothing else in between but
+       what an affine map may cross (`rewrite.crossing`),
     3. read by nothing but the BatchNorm, which passes on the mask it was given,
-    4. called once, in all graphs of the model,
+    4. called once, in all graphs of the model; and in a layer's own code, which cannot be told to
+       use another layer for one of several calls, the BatchNorm must be called once too,
     5. of the same compute dtype, and without an activity regularizer, which would see the
        normalized output instead,
     6. with output units along the axis that the BatchNorm normalizes,
     7. with a bias that Keras adds along that axis (see `adds_bias_along`).
     """
-    call = site.producer
-    layer, tensor = call.operation, site.call.inputs[0]
-    if call.is_input:
-        return NoPartner("it normalizes an input of the model")
     if has_own_mask(site):
         return NoPartner("it is called with a mask of its own")
-    name = f"'{layer.name}' ({type(layer).__name__})"
+    if site.graph.is_code and forest.calls[id(site.layer)] > 1:  # 4
+        return NoPartner("the code around it calls it more than once")
+    tensor, axis, crossed = site.call.inputs[0], site.axis, []
+    while True:
+        call = site.graph.producer(tensor)
+        layer = call.operation
+        if call.is_input:
+            return NoPartner("it normalizes an input of the model")
+        if len(site.graph.consumers(tensor)) > 1 or site.graph.is_output(tensor):  # 3
+            return NoPartner(f"the output of {_called(layer)} is used elsewhere too")
+        if not crossing.is_crossable(call):
+            break
+        obstacle = crossing.obstacle(call, axis, found.scale, found.shift)  # 2
+        if obstacle:
+            return NoPartner(obstacle)
+        axis = crossing.axis_before(call, axis)
+        tensor = call.inputs[0]
+        crossed.append(call)
+    if crossed and site.layer.activity_regularizer is not None:  # 5
+        return NoPartner("its activity regularizer has to stay where it is")
+    partner = Partner(call, axis, tuple(crossed))
+    reason = _unfit(partner, site, forest)
+    return NoPartner(reason) if reason else partner
+
+
+def _unfit(partner: Partner, site: Site, forest: Forest) -> str | None:
+    """Why a layer cannot take in the BatchNorm that follows it."""
+    layer, size = partner.layer, site.call.output.shape[site.axis]
+    name = _called(layer)
     for holds, reason in (
         (_is_plain_linear(layer), f"{name} in front of it is no linear layer"),  # 1
         (_is_linear_activation(layer), f"{name} in front of it has an activation"),  # 2
-        (
-            len(site.graph.consumers(tensor)) == 1 and not site.graph.is_output(tensor),
-            f"the output of {name} is used elsewhere too",
-        ),  # 3
         (forest.calls[id(layer)] == 1, f"{name} is called more than once"),  # 4
         (
             getattr(layer, "activity_regularizer", None) is None,
@@ -180,13 +251,16 @@ def linear_partner(site: Site, forest: Forest) -> Call | NoPartner:
         ),  # 5
     ):
         if not holds:
-            return NoPartner(reason)
-    size = np.zeros(site.call.output.shape[site.axis])
-    if kernels.per_unit(layer, size, site.axis, site.rank) is None:  # 6
-        return NoPartner(f"the output units of {name} do not run along axis {site.axis}")
-    if not adds_bias_along(site.axis, site.call.output.shape, size.size):  # 7
-        return NoPartner(f"Keras would add the bias of {name} along another axis")
-    return call
+            return reason
+    if kernels.per_unit(layer, np.zeros(size), partner.axis, partner.rank) is None:  # 6
+        return f"the output units of {name} do not run along axis {partner.axis}"
+    if not adds_bias_along(partner.axis, partner.call.output.shape, size):  # 7
+        return f"Keras would add the bias of {name} along another axis"
+    return None
+
+
+def _called(layer: Any) -> str:
+    return f"'{layer.name}' ({type(layer).__name__})"
 
 
 def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:

@@ -16,8 +16,10 @@ from keras import tree
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.copying import copy_layer, copy_state
-from kerasnorm.rewrite.graph import Call, Forest, Graph
+from kerasnorm.rewrite.copying import carry_attributes, copy_layer, copy_state
+from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.graph import Call, Graph
+from kerasnorm.rewrite.trace import trace
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +63,14 @@ class Rebuilt:
         model: The new model.
         layers: The name of each source layer in it.
         notes: What could not be kept.
-        models: The new model of each source model, nested ones too, by `id`.
+        graphs: The graph of the copy of each graph's owner, by the owner's `id`.
         tensors: The new symbolic tensor of each of the source's, by `id`.
     """
 
     model: keras.Model
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    models: dict[int, keras.Model] = field(default_factory=dict)
+    graphs: dict[int, Graph] = field(default_factory=dict)
     tensors: dict[int, Any] = field(default_factory=dict)
 
 
@@ -88,10 +90,10 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
     """
     builder = _Builder(forest, edits)
     with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
-        model = builder.model(forest.root)
+        model = builder.owner(forest.root)
         builder.carry_state()
-    result = Rebuilt(model, builder.names, builder.notes, builder.models, builder.tensors)
-    _carry_compile_state(forest.root.model, result)
+    result = Rebuilt(model, builder.names, builder.notes, builder.graphs, builder.tensors)
+    _carry_compile_state(forest.root.owner, result)
     return result
 
 
@@ -103,7 +105,7 @@ class _Builder:
         self.edits = edits
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
-        self.models: dict[int, keras.Model] = {}
+        self.graphs: dict[int, Graph] = {}
         self.tensors: dict[int, Any] = {}
         self._made: dict[int, Any] = {}  # by id of the source operation or of the Replace
         self._copies: list[tuple[keras.Layer, keras.Layer]] = []
@@ -112,7 +114,7 @@ class _Builder:
     def custom_objects(self) -> dict[str, Any]:
         """The user's own classes and functions in use, by the names that configs call them by."""
         found: dict[str, list[Any]] = {}
-        for layer in (self.forest.root.model, *graphs.sublayers(self.forest.root.model)):
+        for layer in (self.forest.root.owner, *graphs.sublayers(self.forest.root.owner)):
             objects: list[Any] = [type(layer)]
             for value in vars(layer).values():
                 objects += [value if inspect.isfunction(value) else type(value)]
@@ -122,8 +124,11 @@ class _Builder:
         # where one name means two things, a config cannot tell which
         return {name: things[0] for name, things in found.items() if len(set(things)) == 1}
 
-    def model(self, graph: Graph) -> keras.Model:
-        source = graph.model
+    def owner(self, graph: Graph) -> keras.Layer:
+        """The copy of a graph's owner."""
+        if graph.is_code:
+            return self._code(graph)
+        source = graph.owner
         if isinstance(source, keras.Sequential):
             copy = self._sequential(graph)
         else:
@@ -136,7 +141,8 @@ class _Builder:
             )
         if not source.trainable:
             copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
-        self.models[id(source)] = copy
+        self.notes += carry_attributes(source, copy)
+        self.graphs[id(source)] = graphs.graph_of(copy)
         return copy
 
     def carry_state(self) -> None:
@@ -146,7 +152,7 @@ class _Builder:
             edit.fill(layer)
 
     def _functional(self, graph: Graph) -> keras.Model:
-        source, tensors = graph.model, self.tensors
+        source, tensors = graph.owner, self.tensors
 
         def new(value):
             if isinstance(value, keras.Variable):
@@ -181,18 +187,73 @@ class _Builder:
         return keras.Model(inputs, outputs, name=source.name)
 
     def _sequential(self, graph: Graph) -> keras.Sequential:
-        source = graph.model
+        source = graph.owner
         entry = self._copy(graphs.input_layer(graph.inputs))
         copies = [self._layer(graph, call) for call in graph.layer_calls()]
         model = keras.Sequential(
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
         )
         tensor = self.tensors[id(graph.inputs)] = model.inputs[0]
-        calls = iter(Graph(model).layer_calls())
+        calls = iter(graphs.graph_of(model).layer_calls())
         for call, layer in zip(graph.layer_calls(), copies, strict=True):
             tensor = tensor if layer is None else next(calls).output
             self.tensors[id(call.output)] = tensor
         return model
+
+    def _code(self, graph: Graph) -> keras.Layer:
+        """A copy of a layer with code of its own, other layers put into it."""
+        source = graph.owner
+        args, kwargs = graph.arguments
+        copy = copy_layer(source)
+        with graphs.unrecorded([copy]):
+            copy(*args, **kwargs)  # builds it
+        if isinstance(source, keras.layers.TimeDistributed):
+            trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
+        copy_state(source, copy)
+        inner = dict(zip(map(id, graphs.sublayers(source)), graphs.sublayers(copy), strict=True))
+        replaced = []
+        for call in graph.calls:
+            old = inner.pop(id(call.operation), None)
+            if old is not None and self._is_new(graph, call):
+                replaced.append(old)
+                graphs.replace_sublayer(copy, old, self._built(graph, call))
+        retraced = trace(copy, args, kwargs)
+        for before, after in zip(graph.calls, retraced.calls, strict=True):
+            if after.operation in replaced:
+                raise SwapError(
+                    f"The code of a layer must take its layers from its attributes. Received a "
+                    f"{type(source).__name__} that still calls its first '{after.operation.name}'.",
+                    layer=source.name,
+                )
+            for old, new in zip(before.outputs, after.outputs, strict=True):
+                self.tensors[id(old)] = new
+        self.graphs[id(source)] = retraced
+        if not isinstance(source, keras.layers.TimeDistributed):
+            self.notes += carry_attributes(source, copy)
+            self.notes.append(
+                f"'{source.name}' is made by the code of {type(source).__name__}, which makes "
+                "BatchNorm: to load saved weights, swap a new instance the same way and load them "
+                "into the result"
+            )
+        return copy
+
+    def _is_new(self, graph: Graph, call: Call) -> bool:
+        """Whether code has to be given another layer for a call than its own copy."""
+        operation = call.operation
+        here = sum(other.operation is operation for other in graph.calls)
+        shared = self.forest.calls[id(operation)] > here
+        return call in self.edits or id(operation) in self.forest.graphs or shared
+
+    def _built(self, graph: Graph, call: Call) -> keras.Layer:
+        layer = self._layer(graph, call)
+        if layer is None:
+            source = call.operation
+            return keras.layers.Identity(name=source.name, dtype=source.dtype_policy)
+        if not layer.built and call in self.edits:
+            layer.build(call.inputs[0].shape)
+        elif not layer.built:
+            layer.build_from_config(call.operation.get_build_config())
+        return layer
 
     def _takes(self, layer, call: Call, keyword: str) -> bool:
         """Whether a layer gets a keyword argument of the source's call.
@@ -227,15 +288,15 @@ class _Builder:
     def _copy(self, source):
         if not isinstance(source, keras.Layer):
             return graphs.copied_operation(source)
-        if graphs.has_graph(source):
-            return self.model(self.forest.graphs[id(source)])
+        if id(source) in self.forest.graphs:
+            return self.owner(self.forest.graphs[id(source)])
         copy = copy_layer(source)
         self._copies.append((source, copy))
         return copy
 
     def _name(self, graph: Graph, source, new) -> None:
         if isinstance(source, keras.Layer):
-            path = self.forest.paths[id(graph.model)]
+            path = self.forest.paths[id(graph.owner)]
             self.names[path + source.name] = path + (new if isinstance(new, str) else new.name)
 
 

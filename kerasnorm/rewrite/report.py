@@ -22,6 +22,7 @@ class SiteRecord:
         rule: Name of the rule that decided, with the number of its case.
         becomes: The layer kind it turned into; "BatchNorm" where it stays.
         partner: Path of the layer that took it in, or None.
+        across: Paths of the layers between the two, the one next to the BatchNorm first.
         reason: Why this rule: what stood in the way of a better one, or of any.
         fit: R² against the source's activation on held-out rows, where data was given.
     """
@@ -32,6 +33,7 @@ class SiteRecord:
     rule: str
     becomes: str
     partner: str | None = None
+    across: tuple[str, ...] = ()
     reason: str = ""
     fit: float | None = None
 

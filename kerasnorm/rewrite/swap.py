@@ -9,9 +9,9 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite import match, verify
-from kerasnorm.rewrite.graph import Call, Forest
+from kerasnorm.rewrite.forest import Forest, graphs_of
+from kerasnorm.rewrite.graph import Call
 from kerasnorm.rewrite.match import Hidden, Site
 from kerasnorm.rewrite.rebuild import Replace, Skip, rebuild
 from kerasnorm.rewrite.report import Report, SiteRecord
@@ -30,12 +30,41 @@ class Swap:
     Attributes:
         model: The swapped model.
         report: What happened to each BatchNorm call.
-        twins: Where to look when the two models are compared, call by call.
+        differences: What `compare()` gives for seeded random inputs; empty where the source cannot
+            be run on such.
     """
 
     model: keras.Model
     report: Report
-    twins: list[Twin] = field(repr=False)
+    differences: dict[str, float] = field(repr=False)
+    _source: Forest = field(repr=False)
+    _twins: list[Twin] = field(repr=False)
+
+    def compare(self, inputs: Any = None) -> dict[str, float]:
+        """How far each BatchNorm call's output is from what the swapped model has in its place.
+
+        Both models are run at inference, without side effects. The sites inside a nested model
+        are compared on what the source feeds that model.
+
+        Args:
+            inputs: A batch in the structure of the model's inputs; None for seeded random
+                numbers.
+
+        Returns:
+            max|Δ| / std of the source's tensor over the batch, by site name; then for the model's
+            outputs, "output 0", "output 1", …. Infinite where one model's answer is finite and
+            the other's is not.
+
+        Raises:
+            SwapError: If the source itself cannot be run on the inputs.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+        >>> sorted(swap_norms(model, "weight").compare())
+        ['batch_normalization', 'output 0']
+        """
+        return verify.differences(self._source, self._twins, inputs)
 
 
 def swap_norms(
@@ -65,7 +94,7 @@ def swap_norms(
         strict: Whether a refused site, or a model without BatchNorm, is an error.
 
     Returns:
-        A `Swap` with `.model` and `.report`.
+        A `Swap` with `.model`, `.report`, `.differences` and `.compare(inputs)`.
 
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
@@ -82,11 +111,11 @@ def swap_norms(
     >>> [type(layer).__name__ for layer in swap.model.layers]
     ['WeightNorm']
     """
-    forest = graphs.forest(model)
-    found, hidden = match.find_sites(forest)
-    targets = _targets(to, sites, found, hidden, forest)
+    trees = graphs_of(model, match.holds_batch_norm)
+    found, hidden = match.find_sites(trees)
+    targets = _targets(to, sites, found, hidden, trees)
     plans = {
-        site: _RULES[targets[site.name]].check(site, forest)
+        site: _RULES[targets[site.name]].check(site, trees)
         for site in found
         if site.name in targets
     }
@@ -99,26 +128,28 @@ def swap_norms(
             # one BatchNorm called in several places stays one layer
             in_place = call is site.call and isinstance(edit, Replace)
             edits[call] = shared.setdefault(id(site.layer), edit) if in_place else edit
-        notes += rule.lost(site, plan, forest)
+        notes += rule.lost(site, plan, trees)
     records = [plans[site].record if site in plans else _left_record(site) for site in found]
     records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
-    report = Report(model.name, to if isinstance(to, str) else "mixed", records)
+    report = Report(trees.root.owner.name, to if isinstance(to, str) else "mixed", records)
     if strict:
         _insist(report)
-    rebuilt = rebuild(forest, edits)
-    report.layers, report.notes = rebuilt.layers, notes + rebuilt.notes
+    rebuilt = rebuild(trees, edits)
+    copies, tensors = rebuilt.graphs, rebuilt.tensors
     twins = [
         Twin(
             site.name,
             site.graph,
-            rebuilt.models[id(site.graph.model)],
+            copies[id(site.graph.owner)],
             site.call.output,
-            rebuilt.tensors[id(site.call.output)],
+            tensors[id(site.call.output)],
         )
         for site in found
     ]
-    report.notes += verify.insist(forest.root, rebuilt.model, twins)
-    return Swap(rebuilt.model, report, twins)
+    twins += verify.output_twins(trees, copies[id(trees.root.owner)])
+    differences, uncompared = verify.insist(trees, twins)
+    report.layers, report.notes = rebuilt.layers, notes + rebuilt.notes + uncompared
+    return Swap(rebuilt.model, report, differences, trees, twins)
 
 
 def inspect_norms(model: keras.Model) -> Report:
@@ -133,17 +164,17 @@ def inspect_norms(model: keras.Model) -> Report:
     Raises:
         SwapError: If the model has no graph (subclassed, or not built).
     """
-    forest = graphs.forest(model)
-    found, hidden = match.find_sites(forest)
+    trees = graphs_of(model, match.holds_batch_norm)
+    found, hidden = match.find_sites(trees)
     records: list[SiteRecord] = []
     for target, rule in _RULES.items():
-        records += [rule.check(site, forest).record for site in found]
+        records += [rule.check(site, trees).record for site in found]
         records += [_hidden_record(inner, target) for inner in hidden]
     return Report(model.name, ", ".join(_RULES), records)
 
 
 def _targets(
-    to, sites: SiteChoice | None, found: list[Site], hidden: list[Hidden], forest: Forest
+    to, sites: SiteChoice | None, found: list[Site], hidden: list[Hidden], trees: Forest
 ) -> dict[str, str]:
     """The target of each site that is to be swapped."""
     names = [site.name for site in found]
@@ -158,7 +189,7 @@ def _targets(
         chosen = {
             site.name
             for site in found
-            if site.name in wanted and sites(_RULES[wanted[site.name]].check(site, forest).record)
+            if site.name in wanted and sites(_RULES[wanted[site.name]].check(site, trees).record)
         }
     elif isinstance(sites, str):
         raise SwapError(
@@ -201,7 +232,7 @@ def _hidden_record(inner: Hidden, target: str) -> SiteRecord:
         "refused",
         "graph",
         "BatchNorm",
-        reason=f"it is inside '{inner.holder}', where no graph shows its calls",
+        reason=inner.reason,
     )
 
 

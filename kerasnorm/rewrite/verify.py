@@ -17,7 +17,10 @@ from keras import tree
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
+from kerasnorm.rewrite.run import run
+from kerasnorm.rewrite.trace import fed, tensors_among
 
 # In standard deviations. Folding is exact but for what float32 rounds differently in a network
 # with other weights: 1e-6 to 1e-5 in trained ones, up to 2e-3 where random weights amplify it.
@@ -40,14 +43,14 @@ class Twin:
     Attributes:
         name: What to call it in messages.
         graph: The source's graph that the call is in.
-        model: The result's model of that graph.
+        copy: The result's graph of the same owner.
         expected: The symbolic tensor in the source.
         received: The symbolic tensor in the result.
     """
 
     name: str
     graph: Graph
-    model: keras.Model
+    copy: Graph
     expected: Any
     received: Any
 
@@ -56,66 +59,59 @@ class NotComparableError(SwapError):
     """The source itself cannot be run on the inputs."""
 
 
-def differences(
-    root: Graph, model: keras.Model, twins: Sequence[Twin], inputs: Any = None
-) -> dict[str, float]:
-    """max|Δ| / std of the source's tensor, by name; the outputs follow as "output 0", ….
+def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> dict[str, float]:
+    """max|Δ| / std of the source's tensor, by name.
 
     Args:
-        root: The source's graph.
-        model: What it was rewritten to.
+        forest: The source's graphs.
         twins: The pairs to compare.
         inputs: A batch in the structure of the model's inputs; None for seeded random numbers.
 
     Raises:
         NotComparableError: If the source cannot be run.
     """
-    arrays = random_inputs(root.model) if inputs is None else tree.flatten(inputs)
-    outputs = [
-        Twin(f"output {number}", root, model, *pair)
-        for number, pair in enumerate(zip(root.model.outputs, model.outputs, strict=True))
-    ]
-    return dict(_in_graph(root, [*twins, *outputs], arrays))
+    arrays = random_inputs(forest.root) if inputs is None else tree.flatten(inputs)
+    return dict(_in_graph(forest, forest.root, twins, arrays))
 
 
-def insist(root: Graph, model: keras.Model, twins: Sequence[Twin]) -> list[str]:
-    """Raise SwapError where the models differ by more than rounding; otherwise notes.
+def insist(forest: Forest, twins: Sequence[Twin]) -> tuple[dict[str, float], list[str]]:
+    """Raise SwapError where the models differ by more than rounding; otherwise how far they do.
 
     The inputs are seeded random numbers. A source that cannot be run on such is said to be
-    uncompared in the notes.
+    uncompared in the notes that are returned beside the differences.
     """
     try:
-        found = differences(root, model, twins)
+        found = differences(forest, twins)
     except NotComparableError as reason:
-        return [f"not compared with its source: {reason}"]
-    dtypes = {layer.compute_dtype for layer in graphs.sublayers(root.model)}
+        return {}, [f"not compared with its source: {reason}"]
+    dtypes = {layer.compute_dtype for layer in graphs.sublayers(forest.root.owner)}
     tolerance = max(TOLERANCES.get(dtype, DEFAULT_TOLERANCE) for dtype in (*dtypes, "float32"))
     if max(found.values()) <= tolerance:
-        return []
-    moved = _own_movement(root, twins)
+        return found, []
+    moved = _own_movement(forest, twins)
     for name, difference in found.items():
         if not difference <= max(tolerance, _ROUNDINGS * moved[name]):
             raise SwapError(
                 f"The rewritten model differs from its source at '{name}' by {difference:.2g} "
                 f"standard deviations on random inputs; allowed is {tolerance:.0e}.",
-                model=root.model.name,
+                model=forest.root.owner.name,
                 hint="A layer may hold more than its config and variables tell, or the weights "
                 "amplify rounding. Leave that site out with `sites=`.",
             )
-    return []
+    return found, []
 
 
-def random_inputs(model: keras.Model) -> list[np.ndarray]:
+def random_inputs(root: Graph) -> list[np.ndarray]:
     """Seeded inputs: standard normal, integers below every vocabulary, booleans.
 
     Raises:
         NotComparableError: If an input takes something else, such as text.
     """
     generator = np.random.default_rng(0)
-    vocabularies = [getattr(layer, "input_dim", None) for layer in graphs.sublayers(model)]
+    vocabularies = [getattr(layer, "input_dim", None) for layer in graphs.sublayers(root.owner)]
     limit = min([size for size in vocabularies if isinstance(size, int)], default=10)
     arrays = []
-    for tensor in model.inputs:
+    for tensor in tree.flatten(root.inputs):
         shape = [_FREE_SIZE if size is None else size for size in tensor.shape]
         if tensor.shape and tensor.shape[0] is None:
             shape[0] = _ROWS
@@ -132,71 +128,63 @@ def random_inputs(model: keras.Model) -> list[np.ndarray]:
 
 
 def _in_graph(
-    graph: Graph, twins: Sequence[Twin], arrays: list[Any], nudge: int = 0
+    forest: Forest, graph: Graph, twins: Sequence[Twin], arrays: list[Any], nudge: int = 0
 ) -> Iterator[tuple[str, float]]:
-    here = [twin for twin in twins if twin.graph.model is graph.model]
-    nested = {id(call.operation): call for call in graph.calls if graphs.has_graph(call.operation)}
-    fed = [tensor for call in nested.values() for tensor in call.inputs]
+    here = [twin for twin in twins if twin.graph.owner is graph.owner]
+    nested = {c.operation: c for c in graph.calls if id(c.operation) in forest.graphs}
+    fed_to = {owner: tensors_among(call.args, call.kwargs) for owner, call in nested.items()}
+    asked = [tensor for tensors in fed_to.values() for tensor in tensors]
     try:
-        answers = _answers(graph.model, [*(t.expected for t in here), *fed], arrays)
+        answers = run(graph, arrays, [*(t.expected for t in here), *asked])
     except Exception as error:
         # any model of any user, on inputs it was not made for
         said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
         raise NotComparableError(f"the source fails on random inputs ({said[:100]})") from error
     values = iter(answers[len(here) :])
-    for call in nested.values():
-        inner_arrays = [next(values) for _ in call.inputs]
-        yield from _in_graph(Graph(call.operation), twins, inner_arrays, nudge)
+    for owner, tensors in fed_to.items():
+        inner = forest.graphs[id(owner)]
+        inner_arrays = fed(inner, [next(values) for _ in tensors])
+        yield from _in_graph(forest, inner, twins, inner_arrays, nudge)
     if here:
-        received = _answers(here[0].model, [twin.received for twin in here], arrays, nudge)
+        state = _nudged(here[0].copy.owner, nudge)
+        received = run(here[0].copy, arrays, [twin.received for twin in here], state)
         for twin, expected, answer in zip(here, answers, received, strict=False):
             yield twin.name, spread_difference(expected, answer)
 
 
-def _own_movement(root: Graph, twins: Sequence[Twin]) -> dict[str, float]:
+def _own_movement(forest: Forest, twins: Sequence[Twin]) -> dict[str, float]:
     """How far the source itself moves when all its weights move by one rounding step.
 
     Where weights amplify rounding, as a BatchNorm does behind channels that hardly vary, this is
     what any other way to compute the same may be off by.
     """
-    arrays = random_inputs(root.model)
-    outputs = [
-        Twin(f"output {number}", root, root.model, tensor, tensor)
-        for number, tensor in enumerate(root.model.outputs)
-    ]
-    same = [Twin(t.name, t.graph, t.graph.model, t.expected, t.expected) for t in twins]
+    arrays = random_inputs(forest.root)
+    same = [Twin(t.name, t.graph, t.graph, t.expected, t.expected) for t in twins]
     moved: dict[str, float] = {}
     for seed in range(3):
-        for name, distance in _in_graph(root, [*same, *outputs], arrays, nudge=seed + 1):
+        for name, distance in _in_graph(forest, forest.root, same, arrays, nudge=seed + 1):
             moved[name] = max(moved.get(name, 0.0), distance)
     return moved
 
 
-def _answers(
-    model: keras.Model, tensors: list[Any], arrays: list[Any], nudge: int = 0
-) -> list[np.ndarray]:
-    """What a model has at some of its symbolic tensors; its own state stays as it is.
-
-    With `nudge`, a seed, every floating weight is moved by a rounding step of float32 first.
-    """
-    if not tensors:
+def _nudged(owner: keras.Layer, seed: int) -> list[tuple[keras.Variable, Any]]:
+    """Every floating weight moved by a rounding step of float32; nothing for seed 0."""
+    if not seed:
         return []
-    probe = keras.Model(model.inputs, tensors)
-    generator = np.random.default_rng(nudge)
+    generator = np.random.default_rng(seed)
+    state = []
+    for variable in owner.variables:
+        if keras.backend.is_float_dtype(variable.dtype):
+            steps = generator.choice([-1.0, 1.0], variable.shape) * np.finfo("float32").eps
+            state.append((variable, keras.ops.cast(variable.value * (1 + steps), variable.dtype)))
+    return state
 
-    def value(variable):
-        if not nudge or not keras.backend.is_float_dtype(variable.dtype):
-            return variable.value
-        steps = generator.choice([-1.0, 1.0], variable.shape) * np.finfo("float32").eps
-        return keras.ops.cast(variable.value * (1 + steps), variable.dtype)
 
-    values, _ = probe.stateless_call(
-        [value(v) for v in probe.trainable_variables],
-        [value(v) for v in probe.non_trainable_variables],
-        [keras.ops.convert_to_tensor(array) for array in arrays],
-        training=False,  # a call fixed to True would move statistics that another call reads
-    )
-    return [keras.ops.convert_to_numpy(answer) for answer in tree.flatten(values)]
+def output_twins(forest: Forest, copy: Graph) -> list[Twin]:
+    """The outputs of a model and of its copy, as "output 0", "output 1", …."""
+    root = forest.root
+    ends = zip(tree.flatten(root.outputs), tree.flatten(copy.outputs), strict=True)
+    return [Twin(f"output {number}", root, copy, *pair) for number, pair in enumerate(ends)]
 
 
 def spread_difference(expected: np.ndarray, received: np.ndarray) -> float:

@@ -23,106 +23,84 @@ The arithmetic is done in float64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import keras
 import numpy as np
 
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import match
-from kerasnorm.rewrite.copying import copy_layer
-from kerasnorm.rewrite.graph import Call, Forest
-from kerasnorm.rewrite.match import NoPartner, Site, Statistics
+from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.graph import Call
+from kerasnorm.rewrite.match import NoPartner, Partner, Site, Statistics
 from kerasnorm.rewrite.rebuild import Replace, Skip
 from kerasnorm.rewrite.report import SiteRecord
+from kerasnorm.rewrite.rules import linear, plan
+from kerasnorm.rewrite.rules.plan import Plan
 
 TARGET = "weight"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What `check` decided for a site, and what `rewrite` needs to do it."""
-
-    record: SiteRecord
-    statistics: Statistics | None = None
-    partner: Call | None = None
-    name: str = ""
-    """Of the partner once it is wrapped."""
-
-
 def check(site: Site, forest: Forest) -> Plan:
     """Decide the case of a site; nothing is changed."""
-    if site.call.kwargs.get("training") or id(site.graph.model) in forest.live:
-        return _refused(site, "it is called with training=True, so that its batch decides")
-    if not match.has_known_call(site.layer):
-        return _refused(site, f"{type(site.layer).__name__} computes in its own way")
-    found = match.statistics(site.layer)
+    found = plan.stored_statistics(site, forest)
     if isinstance(found, str):
-        return _refused(site, found)
-    partner = match.linear_partner(site, forest)
-    if isinstance(partner, Call):
-        blocked = _bias_in_the_way(partner.operation, found, site)
+        return plan.refused(site, TARGET, found)
+    partner = match.linear_partner(site, forest, found)
+    if isinstance(partner, Partner):
+        blocked = linear.bias_in_the_way(partner, found)
         partner = NoPartner(blocked) if blocked else partner
     if isinstance(partner, NoPartner):
-        return Plan(
-            SiteRecord(
-                site.name,
-                TARGET,
-                "exact",
-                rule="to_weight 2",
-                becomes="WeightNorm(Affine)",
-                reason=partner.reason,
-            ),
-            found,
-        )
-    layer = partner.operation
-    return Plan(
-        SiteRecord(
+        record = SiteRecord(
             site.name,
             TARGET,
             "exact",
-            rule="to_weight 1",
-            becomes=f"WeightNorm({type(layer).__name__})",
-            partner=forest.paths[id(site.graph.model)] + layer.name,
-            reason=f"taken in by '{layer.name}'",
-        ),
-        found,
-        partner,
-        _name_of_partner(site, partner, forest),
+            rule="to_weight 2",
+            becomes="WeightNorm(Affine)",
+            reason=partner.reason,
+        )
+        return Plan(record, found)
+    record = SiteRecord(
+        site.name,
+        TARGET,
+        "exact",
+        rule="to_weight 1",
+        becomes=f"WeightNorm({type(partner.layer).__name__})",
+        partner=forest.path(site.graph, partner.layer),
+        across=tuple(forest.path(site.graph, call.operation) for call in partner.crossed),
+        reason=plan.taken_in(partner),
     )
+    return Plan(record, found, partner, plan.name_of_partner(site, partner, forest))
 
 
-def rewrite(site: Site, plan: Plan, name: str) -> dict[Call, Skip | Replace]:
+def rewrite(site: Site, decided: Plan, name: str) -> dict[Call, Skip | Replace]:
     """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place."""
-    if plan.statistics is None:
+    if decided.statistics is None:
         return {}
-    if plan.partner is None:
-        return {site.call: _as_affine(site, name, plan.statistics)}
+    if decided.partner is None:
+        return {site.call: _as_affine(site, name, decided.statistics)}
     return {
-        plan.partner: _taken_in(plan.partner.operation, plan.name, site, plan.statistics),
-        site.call: Skip(into=plan.name),
+        decided.partner.call: _taken_in(decided.partner, decided.name, site, decided.statistics),
+        site.call: Skip(into=decided.name),
     }
 
 
-def lost(site: Site, plan: Plan, forest: Forest) -> list[str]:
+def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
-    if plan.statistics is None:
+    if decided.statistics is None:
         return []
     layer, notes = site.layer, []
     for kind in ("regularizer", "constraint"):
         gone = [w for w in ("gamma", "beta") if getattr(layer, f"{w}_{kind}", None) is not None]
         if gone:
             notes.append(f"'{site.name}': the {kind} of {' and '.join(gone)} is gone with them")
-    if plan.partner is not None and forest.calls[id(layer)] > 1:
+    if decided.partner is not None and forest.calls[id(layer)] > 1:
         notes.append(
             f"'{site.name}': it shared gamma and beta with its other calls; "
-            f"'{plan.name}' has a gain and bias of its own"
+            f"'{decided.name}' has a gain and bias of its own"
         )
-    if plan.partner is not None and plan.partner.operation.trainable != layer.trainable:
+    if decided.partner is not None and decided.partner.layer.trainable != layer.trainable:
         frozen, free = (
-            (plan.partner.operation.name, "g trains")
+            (decided.partner.layer.name, "g trains")
             if layer.trainable
             else (layer.name, "kernel, g and bias train")
         )
@@ -130,72 +108,24 @@ def lost(site: Site, plan: Plan, forest: Forest) -> list[str]:
     return notes
 
 
-def _refused(site: Site, reason: str) -> Plan:
-    return Plan(SiteRecord(site.name, TARGET, "refused", "to_weight", "BatchNorm", reason=reason))
-
-
-def _name_of_partner(site: Site, partner: Call, forest: Forest) -> str:
-    """The partner's own name, or the BatchNorm's where that names an output of the model."""
-    names_output = (
-        site.graph is forest.root
-        and site.graph.is_output(site.call.output)
-        and forest.calls[id(site.layer)] == 1
-    )
-    return site.layer.name if names_output else partner.operation.name
-
-
-def _bias_in_the_way(layer: keras.Layer, found: Statistics, site: Site) -> str | None:
-    """Why c + a·b₀ does not fit the bias of the layer, which only an EinsumDense can have."""
-    try:
-        _folded_bias(layer, found, site)
-    except ValueError:
-        return f"the bias of '{layer.name}' has no entry for each channel"
-    return None
-
-
-def _folded_bias(layer: keras.Layer, found: Statistics, site: Site) -> np.ndarray:
-    """c + a·b₀ in the shape of the layer's bias."""
-    a, c = (_along_bias(layer, vector, site) for vector in (found.scale, found.shift))
-    if layer.bias is None:
-        return c
-    bias = _float64(layer.bias)
-    folded = c + a * bias
-    if folded.shape != bias.shape:
-        raise ValueError
-    return folded
-
-
-def _along_bias(layer: keras.Layer, vector: np.ndarray, site: Site) -> np.ndarray:
-    if not isinstance(layer, keras.layers.EinsumDense):
-        return vector
-    # The bias of an EinsumDense is aligned with the last axes of its output.
-    from_end = site.rank - site.axis
-    rank = from_end if layer.bias is None else len(layer.bias.shape)
-    if from_end > rank:
-        raise ValueError
-    return vector.reshape([-1 if axis == rank - from_end else 1 for axis in range(rank)])
-
-
-def _taken_in(layer: keras.Layer, name: str, site: Site, found: Statistics) -> Replace:
-    changes: dict[str, Any] = {"use_bias": True} if "use_bias" in layer.get_config() else {}
-    if isinstance(layer, keras.layers.EinsumDense) and layer.bias is None:
-        output = kernels.einsum_letters(layer.equation)[2]
-        changes = {"bias_axes": output[site.axis - site.rank]}
+def _taken_in(partner: Partner, name: str, site: Site, found: Statistics) -> Replace:
+    layer = partner.layer
 
     def make() -> keras.Layer:
         return WeightNorm(
-            copy_layer(layer, **changes),
+            linear.with_bias(partner),
             name=name,
             activity_regularizer=site.layer.activity_regularizer,
         )
 
     def fill(new: WeightNorm) -> None:
-        new.layer.bias.assign(_folded_bias(layer, found, site))
-        a = kernels.per_unit(layer, found.scale, site.axis, site.rank)
+        new.layer.bias.assign(linear.folded_bias(partner, found))
+        a = linear.per_unit_scale(partner, found)
         sources = kernels.kernels_of(layer)
         for gain, kernel in kernels.kernels_of(new.layer).items():
             scale = a if gain == "g" else np.ones(1)
-            _fill_weight(kernel, getattr(new, gain), _float64(sources[gain].variable), scale)
+            weight = linear.float64(sources[gain].variable)
+            _fill_weight(kernel, getattr(new, gain), weight, scale)
         _set_flags(new, layer, site.layer)
 
     return Replace(make, fill)
@@ -241,7 +171,3 @@ def _set_flags(new: WeightNorm, linear: keras.Layer, batch_norm: keras.Layer) ->
     for kernel in kernels.kernels_of(new.layer).values():
         if not kernel.contracted_axes:
             kernel.variable.trainable = False
-
-
-def _float64(variable) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)

@@ -1,0 +1,134 @@
+"""The graphs of a model and of everything in it that has one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm.errors import SwapError
+from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.graph import Call, Graph
+from kerasnorm.rewrite.trace import TraceError, trace
+
+Opens = Callable[[keras.Layer], bool]
+
+
+@dataclass
+class Forest:
+    """The graphs of a model, of every model nested in it, and of layers whose code was traced.
+
+    Attributes:
+        root: The graph of the model itself.
+        graphs: Every graph by the `id` of its owner, inner ones before those that hold them.
+        paths: The path of each owner in front of its layers' names: "" or "backbone/".
+        calls: How many calls of each operation there are, by `id`, in all graphs together.
+        live: The `id` of each owner that some call, or some call of a model around it, runs with
+            `training=True`.
+        closed: Why a layer that was to be opened could not be traced, by `id`.
+    """
+
+    root: Graph
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    paths: dict[int, str] = field(default_factory=dict)
+    calls: Counter = field(default_factory=Counter)
+    live: set[int] = field(default_factory=set)
+    closed: dict[int, str] = field(default_factory=dict)
+
+    def path(self, graph: Graph, layer: Any) -> str:
+        """The path of a layer that a graph calls."""
+        return self.paths[id(graph.owner)] + layer.name
+
+
+def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
+    """Collect the graphs of a model and of what is nested in it, each once.
+
+    Args:
+        model: A Functional or Sequential model, or one with a `call` of its own that was called.
+        opens: Which layers with code of their own to trace.
+
+    Raises:
+        SwapError: If the model has no graph and its code cannot be traced.
+    """
+    found = Forest(graphs.graph_of(model) if graphs.has_graph(model) else _traced_model(model))
+    _visit(found, found.root, "", opens)
+    for graph in found.graphs.values():
+        for call in graph.calls:
+            if id(call.operation) in found.graphs and call.kwargs.get("training"):
+                _enliven(found, call.operation)
+    return found
+
+
+def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
+    found.paths[id(graph.owner)] = path
+    for call in graph.calls:
+        operation = call.operation
+        found.calls[id(operation)] += 1
+        if id(operation) in found.paths or id(operation) in found.closed:
+            continue
+        inner = _inner_graph(found, graph, call, opens)
+        if inner is not None:
+            _visit(found, inner, f"{path}{operation.name}/", opens)
+    found.graphs[id(graph.owner)] = graph
+
+
+def _inner_graph(found: Forest, graph: Graph, call: Call, opens: Opens) -> Graph | None:
+    layer = call.operation
+    if graphs.has_graph(layer):
+        return graphs.graph_of(layer)
+    if not isinstance(layer, keras.Layer) or call.is_input or not opens(layer):
+        return None
+    manners = {_manner(c) for c in graph.calls if c.operation is layer}
+    try:
+        if len(manners) > 1:
+            raise TraceError("it is called in several ways")
+        return trace(layer, call.args, call.kwargs)
+    except TraceError as error:
+        found.closed[id(layer)] = str(error)
+        return None
+
+
+def _manner(call: Call) -> str:
+    """How a layer is called, but for which tensors: shapes, dtypes, constants."""
+    values = {k: v for k, v in call.kwargs.items() if k != "training"}
+    return repr(
+        tree.map_structure(
+            lambda v: (v.shape, v.dtype) if isinstance(v, keras.KerasTensor) else v,
+            (call.args, values),
+        )
+    )
+
+
+def _traced_model(model: keras.Model) -> Graph:
+    shapes = graphs.built_shapes(model)
+    if shapes is None:
+        raise SwapError(
+            f"A model with code of its own must have been called on its inputs. Received a "
+            f"{type(model).__name__} that does not know their shapes.",
+            model=model.name,
+            hint="Call it on a batch first.",
+        )
+    args, kwargs = tree.map_shape_structure(
+        lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes
+    )
+    try:
+        return trace(model, args, kwargs)
+    except TraceError as error:
+        raise SwapError(
+            f"The model must be Functional or Sequential, or have code that Keras can follow. "
+            f"Received a {type(model).__name__}: {error}.",
+            model=model.name,
+            hint="Write its `call` with Keras layers and keras.ops, or rebuild it with the "
+            "functional API.",
+        ) from error
+
+
+def _enliven(found: Forest, owner) -> None:
+    found.live.add(id(owner))
+    for call in found.graphs[id(owner)].calls:
+        if id(call.operation) in found.graphs and call.kwargs.get("training") is not False:
+            _enliven(found, call.operation)

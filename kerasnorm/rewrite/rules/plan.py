@@ -1,0 +1,63 @@
+"""What every rule starts from: what a site computes, and whether that can be kept at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kerasnorm.rewrite import match
+from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.match import Partner, Site, Statistics
+from kerasnorm.rewrite.report import SiteRecord
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rule's `check` decided for a site, and what its `rewrite` needs to do it.
+
+    Attributes:
+        record: For the report.
+        statistics: What the BatchNorm computes; None for a refused site.
+        partner: The linear layer that takes it in, where one does.
+        name: Of the layer that takes the partner's place.
+    """
+
+    record: SiteRecord
+    statistics: Statistics | None = None
+    partner: Partner | None = None
+    name: str = ""
+
+
+def stored_statistics(site: Site, forest: Forest) -> Statistics | str:
+    """The affine map a site computes at inference, or why it computes none."""
+    # code cannot be told to use another layer for one call out of several
+    calls = [call for call in site.graph.calls if call.operation is site.layer]
+    together = calls if site.graph.is_code else [site.call]
+    if any(c.kwargs.get("training") for c in together) or id(site.graph.owner) in forest.live:
+        return "it is called with training=True, so that its batch decides"
+    if not match.has_known_call(site.layer):
+        return f"{type(site.layer).__name__} computes in its own way"
+    return match.statistics(site.layer)
+
+
+def refused(site: Site, target: str, reason: str) -> Plan:
+    """The plan for a site that stays as it is."""
+    return Plan(
+        SiteRecord(site.name, target, "refused", f"to_{target}", "BatchNorm", reason=reason)
+    )
+
+
+def name_of_partner(site: Site, partner: Partner, forest: Forest) -> str:
+    """The partner's own name, or the BatchNorm's where that names an output of the model."""
+    names_output = (
+        site.graph is forest.root
+        and not partner.crossed
+        and site.graph.is_output(site.call.output)
+        and forest.calls[id(site.layer)] == 1
+    )
+    return site.layer.name if names_output else partner.layer.name
+
+
+def taken_in(partner: Partner) -> str:
+    """The reason of a record whose BatchNorm a linear layer takes in."""
+    crossed = ", ".join(f"'{call.operation.name}'" for call in partner.crossed)
+    return f"taken in by '{partner.layer.name}'" + (f", across {crossed}" if crossed else "")
