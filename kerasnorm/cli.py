@@ -28,6 +28,7 @@ examples:
   kerasnorm demo
   kerasnorm inspect model.h5
   kerasnorm swap model.h5 --to weight --output swapped.keras --onnx swapped.onnx
+  kerasnorm swap model.h5 --to layer --data images.npy --output swapped.keras
   kerasnorm fold swapped.keras plain.keras
   kerasnorm export plain.keras plain.onnx
 """
@@ -99,7 +100,25 @@ def _parser() -> argparse.ArgumentParser:
 
     swap = command("swap", _swap, "replace a model's BatchNorm by another normalization")
     swap.add_argument("model", metavar="MODEL", help=".keras, .h5 or .hdf5 file")
-    swap.add_argument("--to", required=True, choices=["weight"], help="the normalization to use")
+    swap.add_argument(
+        "--to",
+        required=True,
+        choices=["weight", "layer", "cosine"],
+        help="the normalization to use",
+    )
+    swap.add_argument(
+        "--data",
+        metavar="X.npy|X.npz[:KEY]",
+        help="unlabeled inputs to fit to: needed for cosine, better for layer",
+    )
+    swap.add_argument(
+        "--damping",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="0 is pure; as it grows, layer and cosine norm tend to the affine map (0)",
+    )
+    swap.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (0)")
     swap.add_argument("--output", type=Path, metavar="OUT.keras", help="write the swapped model")
     swap.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
     swap.add_argument("--report", type=Path, metavar="OUT.json", help="write the report as JSON")
@@ -151,7 +170,14 @@ def _swap(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments, outputs)
     loaded = _load(arguments)
     console = _console(arguments)
-    swap = kerasnorm.swap_norms(loaded.model, arguments.to, strict=arguments.strict)
+    swap = kerasnorm.swap_norms(
+        loaded.model,
+        arguments.to,
+        None if arguments.data is None else arrays_in(arguments.data),
+        damping=arguments.damping,
+        strict=arguments.strict,
+        seed=arguments.seed,
+    )
     swap.report.repairs = loaded.repairs
     _show(console, swap.report)
     _show_fidelity(console, swap)
@@ -167,6 +193,32 @@ def _swap(arguments: argparse.Namespace) -> int:
             written.enter_context(replace_whole(arguments.report)).write_text(report + "\n")
     _show_written(console, arguments, outputs)
     return DONE
+
+
+def arrays_in(text: str) -> Any:
+    """The array in an .npy file, or in an .npz file the one named after the colon.
+
+    An .npz file without a key gives its only array, or all of them by name.
+
+    Raises:
+        RequestError: If there is no such file or array.
+    """
+    import numpy as np
+
+    path, _, key = text.partition(":") if not Path(text).exists() else (text, "", "")
+    try:
+        found = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise RequestError(
+            f"--data must name an .npy or .npz file of numbers. Received: '{path}' ({error})."
+        ) from error
+    if isinstance(found, np.ndarray):
+        return found
+    if key and key not in found.files:
+        raise RequestError(f"'{path}' has no array '{key}'. It holds: {', '.join(found.files)}.")
+    if key or len(found.files) == 1:
+        return found[key or found.files[0]]
+    return {name: found[name] for name in found.files}
 
 
 def _fold(arguments: argparse.Namespace) -> int:

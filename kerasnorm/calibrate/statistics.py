@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
@@ -10,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kerasnorm import formulas
+from kerasnorm.calibrate.batches import batches_of
 from kerasnorm.errors import KerasNormError
 from kerasnorm.layers import BatchNorm, masks
 from kerasnorm.layers.moments import RunningMoments
@@ -48,7 +48,7 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
     """
     _refuse_list_of_batches(model, data)
-    batches = _batches(data, batch_size)
+    batches = batches_of(data, batch_size)
     layers: list[Any] = [
         layer for layer in _layers_within(model) if isinstance(layer, _BATCH_NORMS)
     ]
@@ -133,21 +133,6 @@ def _assign(layer, found: RunningMoments) -> None:
         layer.moving_stddev.assign(deviation)
         layer.renorm_mean.assign(found.mean)
         layer.renorm_stddev.assign(deviation)
-
-
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
-    arrays = keras.tree.flatten(data) if isinstance(data, (tuple, list, dict)) else [data]
-    if all(hasattr(a, "shape") and hasattr(a, "__getitem__") for a in arrays):
-        for start in range(0, len(arrays[0]), batch_size):
-            stop = start + batch_size
-            yield keras.tree.map_structure(lambda a: a[start:stop], data)  # noqa: B023
-    elif isinstance(data, Iterable):
-        for batch in data:
-            yield batch[0] if isinstance(batch, tuple) else batch
-    else:
-        raise KerasNormError(
-            f"The data must be arrays or an iterable of batches. Received: {type(data).__name__}.",
-        )
 
 
 def _layers_within(root: keras.Layer) -> list[keras.Layer]:

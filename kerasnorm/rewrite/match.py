@@ -22,13 +22,19 @@ from kerasnorm.rewrite.graph import Call, Graph
 class Statistics:
     """What a BatchNorm computes at inference, in float64: y = γ(x − m)/s + β.
 
-    Attributes:
-        scale: γ/s for each channel, where s = sqrt(v + ε).
-        shift: β − m·γ/s for each channel.
+    Attributes, one entry for each channel:
+        scale: a = γ/s, where s = sqrt(v + ε).
+        shift: c = β − m·γ/s.
+        beta: β.
+        mean: m.
+        variance: v.
     """
 
     scale: np.ndarray
     shift: np.ndarray
+    beta: np.ndarray
+    mean: np.ndarray
+    variance: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +136,7 @@ def _closed_layers(forest: Forest) -> Iterator[tuple[keras.Layer, str, str]]:
 
 def statistics(layer: keras.Layer) -> Statistics | str:
     """The affine map a BatchNorm computes at inference, or why it has none."""
-    values = {
+    values: dict[str, Any] = {
         name: None if variable is None else np.asarray(variable.numpy(), np.float64)
         for name, variable in (
             ("gamma", layer.gamma),
@@ -148,10 +154,11 @@ def statistics(layer: keras.Layer) -> Statistics | str:
             f"its moving_variance + epsilon is not positive for {_count(variance <= 0)}: "
             "re-estimate its statistics"
         )
-    gamma = 1.0 if values["gamma"] is None else values["gamma"]
-    beta = 0.0 if values["beta"] is None else values["beta"]
+    mean, spread = values["moving_mean"], values["moving_variance"]
+    gamma = np.ones_like(mean) if values["gamma"] is None else values["gamma"]
+    beta = np.zeros_like(mean) if values["beta"] is None else values["beta"]
     scale = gamma / np.sqrt(variance)
-    return Statistics(scale, beta - values["moving_mean"] * scale)
+    return Statistics(scale, beta - mean * scale, beta, mean, spread)
 
 
 def _count(which: np.ndarray) -> str:
@@ -172,12 +179,16 @@ class Partner:
     Attributes:
         call: Its call.
         axis: The axis of its output that the BatchNorm's channels run along.
+        path: Its path in the model.
         crossed: The calls in between, which the BatchNorm's affine map may cross.
+        paths_across: The paths of the layers in between.
     """
 
     call: Call
     axis: int
+    path: str
     crossed: tuple[Call, ...] = ()
+    paths_across: tuple[str, ...] = ()
 
     @property
     def layer(self) -> Any:
@@ -228,7 +239,9 @@ def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | N
         crossed.append(call)
     if crossed and site.layer.activity_regularizer is not None:  # 5
         return NoPartner("its activity regularizer has to stay where it is")
-    partner = Partner(call, axis, tuple(crossed))
+    across = tuple(forest.path(site.graph, c.operation) for c in crossed)
+    path = forest.path(site.graph, layer)
+    partner = Partner(call, axis, path, tuple(crossed), across)
     reason = _unfit(partner, site, forest)
     return NoPartner(reason) if reason else partner
 
@@ -238,7 +251,7 @@ def _unfit(partner: Partner, site: Site, forest: Forest) -> str | None:
     layer, size = partner.layer, site.call.output.shape[site.axis]
     name = _called(layer)
     for holds, reason in (
-        (_is_plain_linear(layer), f"{name} in front of it is no linear layer"),  # 1
+        (is_plain_linear(layer), f"{name} in front of it is no linear layer"),  # 1
         (_is_linear_activation(layer), f"{name} in front of it has an activation"),  # 2
         (forest.calls[id(layer)] == 1, f"{name} is called more than once"),  # 4
         (
@@ -287,7 +300,8 @@ def has_plain_kernel(layer: Any) -> bool:
     return not quantized and not getattr(layer, "lora_enabled", False)
 
 
-def _is_plain_linear(layer: Any) -> bool:
+def is_plain_linear(layer: Any) -> bool:
+    """Whether a layer is of a linear class of the table itself, its kernel one variable."""
     return kernels.kernel_class(layer) is type(layer) and has_plain_kernel(layer)
 
 

@@ -65,6 +65,7 @@ class Rebuilt:
         notes: What could not be kept.
         graphs: The graph of the copy of each graph's owner, by the owner's `id`.
         tensors: The new symbolic tensor of each of the source's, by `id`.
+        copies: The new layer of each source layer and of each `Replace`, by `id`.
     """
 
     model: keras.Model
@@ -72,6 +73,7 @@ class Rebuilt:
     notes: list[str] = field(default_factory=list)
     graphs: dict[int, Graph] = field(default_factory=dict)
     tensors: dict[int, Any] = field(default_factory=dict)
+    copies: dict[int, Any] = field(default_factory=dict)
 
 
 def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
@@ -92,7 +94,9 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
     with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
         model = builder.owner(forest.root)
         builder.carry_state()
-    result = Rebuilt(model, builder.names, builder.notes, builder.graphs, builder.tensors)
+    result = Rebuilt(
+        model, builder.names, builder.notes, builder.graphs, builder.tensors, builder.copies
+    )
     _carry_compile_state(forest.root.owner, result)
     return result
 
@@ -107,8 +111,8 @@ class _Builder:
         self.notes: list[str] = []
         self.graphs: dict[int, Graph] = {}
         self.tensors: dict[int, Any] = {}
-        self._made: dict[int, Any] = {}  # by id of the source operation or of the Replace
-        self._copies: list[tuple[keras.Layer, keras.Layer]] = []
+        self.copies: dict[int, Any] = {}  # by id of the source operation or of the Replace
+        self._carried: list[tuple[keras.Layer, keras.Layer]] = []
         self._filled: list[tuple[Replace, keras.Layer]] = []
 
     def custom_objects(self) -> dict[str, Any]:
@@ -146,7 +150,7 @@ class _Builder:
         return copy
 
     def carry_state(self) -> None:
-        for source, copy in self._copies:
+        for source, copy in self._carried:
             copy_state(source, copy)
         for edit, layer in self._filled:
             edit.fill(layer)
@@ -214,9 +218,13 @@ class _Builder:
         replaced = []
         for call in graph.calls:
             old = inner.pop(id(call.operation), None)
-            if old is not None and self._is_new(graph, call):
+            if old is None:
+                continue
+            if self._is_new(graph, call):
                 replaced.append(old)
                 graphs.replace_sublayer(copy, old, self._built(graph, call))
+            else:
+                self.copies[id(call.operation)] = old
         retraced = trace(copy, args, kwargs)
         for before, after in zip(graph.calls, retraced.calls, strict=True):
             if after.operation in replaced:
@@ -275,15 +283,15 @@ class _Builder:
             self._name(graph, source, edit.into)
             return None
         if isinstance(edit, Replace):
-            if id(edit) not in self._made:
-                self._made[id(edit)] = edit.make()
-                self._filled.append((edit, self._made[id(edit)]))
-            self._name(graph, source, self._made[id(edit)])
-            return self._made[id(edit)]
-        if id(source) not in self._made:
-            self._made[id(source)] = self._copy(source)
-        self._name(graph, source, self._made[id(source)])
-        return self._made[id(source)]
+            if id(edit) not in self.copies:
+                self.copies[id(edit)] = edit.make()
+                self._filled.append((edit, self.copies[id(edit)]))
+            self._name(graph, source, self.copies[id(edit)])
+            return self.copies[id(edit)]
+        if id(source) not in self.copies:
+            self.copies[id(source)] = self._copy(source)
+        self._name(graph, source, self.copies[id(source)])
+        return self.copies[id(source)]
 
     def _copy(self, source):
         if not isinstance(source, keras.Layer):
@@ -291,7 +299,7 @@ class _Builder:
         if id(source) in self.forest.graphs:
             return self.owner(self.forest.graphs[id(source)])
         copy = copy_layer(source)
-        self._copies.append((source, copy))
+        self._carried.append((source, copy))
         return copy
 
     def _name(self, graph: Graph, source, new) -> None:

@@ -74,16 +74,22 @@ def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> di
     return dict(_in_graph(forest, forest.root, twins, arrays))
 
 
-def insist(forest: Forest, twins: Sequence[Twin]) -> tuple[dict[str, float], list[str]]:
+def insist(
+    forest: Forest, twins: Sequence[Twin], exact: bool = True
+) -> tuple[dict[str, float], list[str]]:
     """Raise SwapError where the models differ by more than rounding; otherwise how far they do.
 
-    The inputs are seeded random numbers. A source that cannot be run on such is said to be
-    uncompared in the notes that are returned beside the differences.
+    A swap that is not exact may differ, but must be finite where its source is. The inputs are
+    seeded random numbers. A source that cannot be run on such is said to be uncompared in the
+    notes that are returned beside the differences.
     """
     try:
         found = differences(forest, twins)
     except NotComparableError as reason:
         return {}, [f"not compared with its source: {reason}"]
+    if not exact:
+        _insist_on_finite(forest, found)
+        return found, []
     dtypes = {layer.compute_dtype for layer in graphs.sublayers(forest.root.owner)}
     tolerance = max(TOLERANCES.get(dtype, DEFAULT_TOLERANCE) for dtype in (*dtypes, "float32"))
     if max(found.values()) <= tolerance:
@@ -99,6 +105,17 @@ def insist(forest: Forest, twins: Sequence[Twin]) -> tuple[dict[str, float], lis
                 "amplify rounding. Leave that site out with `sites=`.",
             )
     return found, []
+
+
+def _insist_on_finite(forest: Forest, found: dict[str, float]) -> None:
+    broken = [name for name, difference in found.items() if not np.isfinite(difference)]
+    if broken:
+        raise SwapError(
+            f"The swapped model must be finite where its source is. Received NaN or infinities at "
+            f"'{broken[0]}' on random inputs.",
+            model=forest.root.owner.name,
+            hint="Leave that site out with `sites=`.",
+        )
 
 
 def random_inputs(root: Graph) -> list[np.ndarray]:

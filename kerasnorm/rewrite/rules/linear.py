@@ -14,18 +14,25 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.layers import Affine
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite.copying import copy_layer
-from kerasnorm.rewrite.match import Partner, Statistics
+from kerasnorm.rewrite import match
+from kerasnorm.rewrite.copying import copy_layer, copy_state
+from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.match import NoPartner, Partner, Site, Statistics
+from kerasnorm.rewrite.rebuild import Replace
 
 
-def bias_in_the_way(partner: Partner, found: Statistics) -> str | None:
-    """Why c + a·b₀ does not fit the bias of the layer, which only an EinsumDense can have."""
+def partner_of(site: Site, forest: Forest, found: Statistics) -> Partner | NoPartner:
+    """The linear layer in front of a site that can take its map in, or why there is none."""
+    partner = match.linear_partner(site, forest, found)
+    if isinstance(partner, NoPartner):
+        return partner
     try:
         folded_bias(partner, found)
-    except ValueError:
-        return f"the bias of '{partner.layer.name}' has no entry for each channel"
-    return None
+    except ValueError:  # which only an EinsumDense can have
+        return NoPartner(f"the bias of '{partner.layer.name}' has no entry for each channel")
+    return partner
 
 
 def folded_bias(partner: Partner, found: Statistics) -> np.ndarray:
@@ -53,6 +60,48 @@ def with_bias(partner: Partner) -> keras.layers.Layer:
         output = kernels.einsum_letters(layer.equation)[2]
         changes = {"bias_axes": output[partner.axis - partner.rank]}
     return copy_layer(layer, **changes)
+
+
+def with_map_folded_in(partner: Partner, found: Statistics) -> Replace:
+    """The layer with kernel a·W and bias c + a·b₀, otherwise as it is."""
+    layer = partner.layer
+
+    def fill(new: Any) -> None:
+        if layer.bias is not None:
+            copy_state(layer, new)
+        a = per_unit_scale(partner, found)
+        sources = kernels.kernels_of(layer)
+        for gain, kernel in kernels.kernels_of(new).items():
+            weight = float64(sources[gain].variable)
+            if gain == "g":
+                weight = weight * np.broadcast_to(a, kernel.unit_shape).reshape(
+                    kernel.broadcast_shape
+                )
+            kernel.variable.assign(weight)
+        new.bias.assign(folded_bias(partner, found))
+        new.trainable = layer.trainable
+
+    return Replace(lambda: with_bias(partner), fill)
+
+
+def as_affine(site: Site, name: str, found: Statistics) -> Replace:
+    """The map itself, y = a·x + c, as a layer in the BatchNorm's place."""
+    source: Any = site.layer
+
+    def make() -> keras.Layer:
+        return Affine(
+            axis=site.axis - site.rank,
+            activity_regularizer=source.activity_regularizer,
+            trainable=source.trainable,
+            dtype=source.dtype_policy,
+            name=name,
+        )
+
+    def fill(new: Any) -> None:
+        new.kernel.assign(found.scale)
+        new.bias.assign(found.shift)
+
+    return Replace(make, fill)
 
 
 def float64(variable) -> np.ndarray:

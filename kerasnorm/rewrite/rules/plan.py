@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import Forest
-from kerasnorm.rewrite.match import Partner, Site, Statistics
-from kerasnorm.rewrite.report import SiteRecord
+from kerasnorm.rewrite.graph import Call
+from kerasnorm.rewrite.match import NoPartner, Partner, Site, Statistics
+from kerasnorm.rewrite.rebuild import Replace
+from kerasnorm.rewrite.report import SiteRecord, Verdict
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,32 @@ class Plan:
         statistics: What the BatchNorm computes; None for a refused site.
         partner: The linear layer that takes it in, where one does.
         name: Of the layer that takes the partner's place.
+        in_place: Whether a layer takes the BatchNorm's place; it is skipped otherwise.
     """
 
     record: SiteRecord
     statistics: Statistics | None = None
     partner: Partner | None = None
     name: str = ""
+    in_place: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class FitRequest:
+    """What data can do for a swapped site.
+
+    Attributes:
+        layer: The edit that makes the layer to be fitted.
+        target: The source's call whose output that is to give; with `source`, the call's input
+            is taken, and the pre-activation that `source`, a linear layer, makes of it.
+        source: See `target`.
+        plain: The edit that makes the linear layer in front, to be fitted with a LayerNorm.
+    """
+
+    layer: Replace
+    target: Call
+    source: Any = None
+    plain: Replace | None = None
 
 
 def stored_statistics(site: Site, forest: Forest) -> Statistics | str:
@@ -46,6 +69,33 @@ def refused(site: Site, target: str, reason: str) -> Plan:
     )
 
 
+def record(
+    site: Site,
+    target: str,
+    verdict: Verdict,
+    case: int,
+    becomes: str,
+    partner: Partner | NoPartner,
+    reason: str | None = None,
+) -> SiteRecord:
+    """The record of a site that is swapped by a numbered case of a rule."""
+    rule = f"to_{target} {case}"
+    if isinstance(partner, NoPartner):
+        return SiteRecord(site.name, target, verdict, rule, becomes, reason=partner.reason)
+    taken_in = f"taken in by '{partner.layer.name}'"
+    crossed = ", ".join(f"'{call.operation.name}'" for call in partner.crossed)
+    return SiteRecord(
+        site.name,
+        target,
+        verdict,
+        rule,
+        becomes,
+        partner=partner.path,
+        across=partner.paths_across,
+        reason=reason or taken_in + (f", across {crossed}" if crossed else ""),
+    )
+
+
 def name_of_partner(site: Site, partner: Partner, forest: Forest) -> str:
     """The partner's own name, or the BatchNorm's where that names an output of the model."""
     names_output = (
@@ -55,9 +105,3 @@ def name_of_partner(site: Site, partner: Partner, forest: Forest) -> str:
         and forest.calls[id(site.layer)] == 1
     )
     return site.layer.name if names_output else partner.layer.name
-
-
-def taken_in(partner: Partner) -> str:
-    """The reason of a record whose BatchNorm a linear layer takes in."""
-    crossed = ", ".join(f"'{call.operation.name}'" for call in partner.crossed)
-    return f"taken in by '{partner.layer.name}'" + (f", across {crossed}" if crossed else "")

@@ -33,7 +33,6 @@ from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call
 from kerasnorm.rewrite.match import NoPartner, Partner, Site, Statistics
 from kerasnorm.rewrite.rebuild import Replace, Skip
-from kerasnorm.rewrite.report import SiteRecord
 from kerasnorm.rewrite.rules import linear, plan
 from kerasnorm.rewrite.rules.plan import Plan
 
@@ -45,35 +44,20 @@ def check(site: Site, forest: Forest) -> Plan:
     found = plan.stored_statistics(site, forest)
     if isinstance(found, str):
         return plan.refused(site, TARGET, found)
-    partner = match.linear_partner(site, forest, found)
-    if isinstance(partner, Partner):
-        blocked = linear.bias_in_the_way(partner, found)
-        partner = NoPartner(blocked) if blocked else partner
+    partner = linear.partner_of(site, forest, found)
     if isinstance(partner, NoPartner):
-        record = SiteRecord(
-            site.name,
-            TARGET,
-            "exact",
-            rule="to_weight 2",
-            becomes="WeightNorm(Affine)",
-            reason=partner.reason,
-        )
-        return Plan(record, found)
-    record = SiteRecord(
-        site.name,
-        TARGET,
-        "exact",
-        rule="to_weight 1",
-        becomes=f"WeightNorm({type(partner.layer).__name__})",
-        partner=forest.path(site.graph, partner.layer),
-        across=tuple(forest.path(site.graph, call.operation) for call in partner.crossed),
-        reason=plan.taken_in(partner),
-    )
-    return Plan(record, found, partner, plan.name_of_partner(site, partner, forest))
+        return Plan(plan.record(site, TARGET, "exact", 2, "WeightNorm(Affine)", partner), found)
+    becomes = f"WeightNorm({type(partner.layer).__name__})"
+    name = plan.name_of_partner(site, partner, forest)
+    record = plan.record(site, TARGET, "exact", 1, becomes, partner)
+    return Plan(record, found, partner, name, in_place=False)
 
 
-def rewrite(site: Site, decided: Plan, name: str) -> dict[Call, Skip | Replace]:
-    """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place."""
+def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, Skip | Replace]:
+    """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place.
+
+    Weight norm has no scale to damp.
+    """
     if decided.statistics is None:
         return {}
     if decided.partner is None:
@@ -82,6 +66,10 @@ def rewrite(site: Site, decided: Plan, name: str) -> dict[Call, Skip | Replace]:
         decided.partner.call: _taken_in(decided.partner, decided.name, site, decided.statistics),
         site.call: Skip(into=decided.name),
     }
+
+
+def fit(site: Site, decided: Plan, edits: dict[Call, Skip | Replace]) -> None:
+    """Nothing is left for data to do."""
 
 
 def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:

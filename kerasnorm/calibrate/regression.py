@@ -1,0 +1,79 @@
+"""Least squares from streamed sums, in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+class Lines:
+    """For each channel the line t ≈ gain · z + bias.
+
+    Rows are added in parts of shape (rows, channels).
+    """
+
+    def __init__(self):
+        self._sums: Any = 0.0
+
+    def add(self, z: np.ndarray, t: np.ndarray) -> None:
+        z, t = z.astype(np.float64), t.astype(np.float64)
+        ones = np.ones_like(z)
+        self._sums = self._sums + np.stack([a.sum(0) for a in (ones, z, t, z * z, z * t)])
+
+    def solve(self) -> tuple[np.ndarray, np.ndarray]:
+        """(gain, bias); where z does not vary, gain 0 and the mean of t."""
+        n, z, t, zz, zt = self._sums
+        variance = zz - z * z / n
+        flat = variance <= 1e-12 * np.abs(zz)
+        gain = np.where(flat, 0.0, (zt - z * t / n) / np.where(flat, 1.0, variance))
+        return gain, (t - gain * z) / n
+
+
+class Ridge:
+    """For each of several groups the linear map y ≈ x·u + b, drawn toward a given one.
+
+        min_u Σ ‖y − x·u − b‖² + λ ‖u − u₀‖²
+
+    Rows are added in parts of shape (groups, rows, size) and (groups, rows, units). The offset b
+    is not drawn anywhere. λ is given as a share of the mean square of the features, so that what
+    is rank-deficient, dead or constant stays at u₀.
+    """
+
+    def __init__(self):
+        self._n = 0.0
+        self._x: Any = 0.0
+        self._y: Any = 0.0
+        self._xx: Any = 0.0
+        self._xy: Any = 0.0
+
+    def add(self, x: np.ndarray, y: np.ndarray) -> None:
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        transposed = x.transpose(0, 2, 1)
+        self._n += x.shape[1]
+        self._x = self._x + x.sum(1)
+        self._y = self._y + y.sum(1)
+        self._xx = self._xx + transposed @ x
+        self._xy = self._xy + transposed @ y
+
+    def solve(self, prior: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+        """(u, b) for u₀ = `prior` and λ = `share` · mean square of the centred features · rows."""
+        mean_x, mean_y = self._x / self._n, self._y / self._n
+        gram = self._xx - self._n * mean_x[:, :, None] * mean_x[:, None, :]
+        cross = self._xy - self._n * mean_x[:, :, None] * mean_y[:, None, :]
+        size = gram.shape[-1]
+        power = np.trace(gram, axis1=1, axis2=2) / size
+        penalty = share * np.where(power > 0, power, 1.0)
+        gram[:, np.arange(size), np.arange(size)] += penalty[:, None]
+        u = prior + np.linalg.solve(gram, cross - gram @ prior + penalty[:, None, None] * prior)
+        return u, mean_y - (mean_x[:, None, :] @ u)[:, 0]
+
+
+def r_squared(expected: np.ndarray, received: np.ndarray) -> float:
+    """1 − Σ(t − t̂)² / Σ(t − mean of its channel)², rows × channels; 1 where both are 0."""
+    expected = expected.astype(np.float64)
+    residual = np.square(expected - received).sum()
+    spread = np.square(expected - expected.mean(0)).sum()
+    if spread == 0:
+        return 1.0 if residual == 0 else 0.0
+    return float(1.0 - residual / spread)
