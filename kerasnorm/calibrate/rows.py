@@ -6,6 +6,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
@@ -89,7 +90,7 @@ class Rows:
     def matrix(self, value=None) -> np.ndarray:
         """The kernel, or an array of its shape, as (groups, size, units)."""
         value = self.variable if value is None else value
-        value = np.asarray(keras.ops.convert_to_numpy(value), np.float64)
+        value = np.asarray(ops.convert_to_numpy(value), np.float64)
         return value.reshape(self.size, self.groups, self.units).transpose(1, 0, 2)
 
     def assign(self, matrix: np.ndarray) -> None:
@@ -140,7 +141,9 @@ def _padding_before(padding: str, length: int, size: int, stride: int, dilation:
 
 
 def _depthwise_part(layer: Any, x: np.ndarray) -> np.ndarray:
-    one = keras.ops.eye(layer.depthwise_kernel.shape[-2] * layer.depth_multiplier)
-    pointwise = keras.ops.reshape(one, (*[1] * len(layer.kernel_size), *one.shape))
-    weights = {"g": pointwise, "g_depthwise": keras.ops.convert_to_tensor(layer.depthwise_kernel)}
-    return keras.ops.convert_to_numpy(linear.linear_map(layer, weights, x))
+    depthwise = ops.cast(layer.depthwise_kernel, x.dtype)
+    one = ops.eye(depthwise.shape[-2] * layer.depth_multiplier, dtype=x.dtype)
+    pointwise = ops.reshape(one, (*[1] * len(layer.kernel_size), *one.shape))
+    return ops.convert_to_numpy(
+        linear.linear_map(layer, {"g": pointwise, "g_depthwise": depthwise}, x)
+    )
