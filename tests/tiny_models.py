@@ -254,3 +254,147 @@ def subclassed():
     net = Net()
     net(keras.ops.zeros((1, 3)))
     return net
+
+
+def _graph(build, *shapes, name="model", dtype="float32"):
+    """The functional model of a function from inputs to outputs."""
+    inputs = [keras.Input(shape, dtype=dtype) for shape in shapes]
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, build(*inputs), name=name)
+
+
+def _of_rank(kind: str, **arguments):
+    """The 1-D, 2-D or 3-D layer of a kind, for an input of this rank."""
+    return lambda rank, **more: getattr(layers, f"{kind}{rank - 2}D")(
+        **arguments, **more, name="between"
+    )
+
+
+_RANKS = (3, 4, 5)
+# name: (layer for a rank and a data format, ranks of its input)
+CROSSED = {
+    "average pooling": (_of_rank("AveragePooling", pool_size=2), _RANKS),
+    "average pooling, same": (
+        _of_rank("AveragePooling", pool_size=3, strides=2, padding="same"),
+        _RANKS,
+    ),
+    "max pooling": (_of_rank("MaxPooling", pool_size=2), _RANKS),
+    "max pooling, same": (
+        _of_rank("MaxPooling", pool_size=3, strides=2, padding="same"),
+        _RANKS,
+    ),
+    "global average pooling": (_of_rank("GlobalAveragePooling"), _RANKS),
+    "global average pooling, keepdims": (_of_rank("GlobalAveragePooling", keepdims=True), _RANKS),
+    "global max pooling": (_of_rank("GlobalMaxPooling"), _RANKS),
+    "global max pooling, keepdims": (_of_rank("GlobalMaxPooling", keepdims=True), _RANKS),
+    "cropping": (_of_rank("Cropping", cropping=1), _RANKS),
+    "upsampling": (_of_rank("UpSampling", size=2), _RANKS),
+    "upsampling, bilinear": (_of_rank("UpSampling", size=2, interpolation="bilinear"), (4,)),
+    "upsampling, bicubic": (_of_rank("UpSampling", size=2, interpolation="bicubic"), (4,)),
+    "zero padding": (_of_rank("ZeroPadding", padding=1), _RANKS),
+    "spatial dropout": (_of_rank("SpatialDropout", rate=0.3), _RANKS),
+    "dropout": (lambda rank: layers.Dropout(0.3, name="between"), (2, *_RANKS)),
+    "identity": (lambda rank: layers.Identity(name="between"), (2, *_RANKS)),
+    "linear activation": (lambda rank: layers.Activation("linear", name="between"), (2, *_RANKS)),
+}
+_SPACE = {2: (), 3: (9,), 4: (6, 9), 5: (5, 7, 6)}
+
+
+def crossing(kind: str, rank: int, axis: int = -1):
+    """A linear layer, the layer between of the table, and a BatchNorm."""
+    between, _ = CROSSED[kind]
+    conv = layers.Dense if rank == 2 else getattr(layers, f"Conv{rank - 2}D")
+    arguments = () if rank == 2 else (2,)
+    return _graph(
+        lambda x: BN(axis=axis, name="bn")(
+            between(rank)(conv(4, *arguments, bias_initializer="normal", name="linear")(x))
+        ),
+        (*_SPACE[rank], 3),
+    )
+
+
+def crossing_channels_first(kind: str, rank: int):
+    """The same with channels on axis 1, behind an EinsumDense, for want of such convolutions."""
+    between, _ = CROSSED[kind]
+    letters = "bcxyz"[:rank]
+    space = _SPACE[rank]
+    linear = layers.EinsumDense(
+        f"{letters},cd->{letters.replace('c', 'd')}",
+        (4, *space),
+        bias_axes=letters[1:].replace("c", "d"),
+        bias_initializer="normal",
+        name="linear",
+    )
+    by_format = {} if _pointwise(kind) else {"data_format": "channels_first"}
+    return _graph(
+        lambda x: BN(axis=1, name="bn")(between(rank, **by_format)(linear(x))), (3, *space)
+    )
+
+
+def _pointwise(kind: str) -> bool:
+    return kind in ("dropout", "identity", "linear activation")
+
+
+CROSSED_CHANNELS_FIRST = [
+    (kind, rank)
+    for kind, (between, ranks) in CROSSED.items()
+    for rank in ranks
+    if rank > 2 and (_pointwise(kind) or hasattr(between(rank), "data_format"))
+]
+
+
+def pool_read_twice():
+    def build(x):
+        x = layers.AveragePooling2D(2, name="pool")(layers.Conv2D(4, 3, name="linear")(x))
+        return layers.Add()([x, BN(name="bn")(x)])
+
+    return _graph(build, (8, 8, 3))
+
+
+def conv_before_pool_read_twice():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        return [x, BN(name="bn")(layers.AveragePooling2D(2, name="pool")(x))]
+
+    return _graph(build, (8, 8, 3))
+
+
+def masked_pool():
+    def build(x):
+        x = layers.Dense(4, name="linear")(layers.Masking()(x))
+        return BN(name="bn")(layers.GlobalAveragePooling1D(name="pool")(x))
+
+    return _graph(build, (7, 3))
+
+
+def masked_dropout():
+    def build(x):
+        x = layers.Dense(4, name="linear")(layers.Masking()(x))
+        return layers.LSTM(2)(BN(name="bn")(layers.Dropout(0.3, name="dropout")(x)))
+
+    return _graph(build, (7, 3))
+
+
+def two_crossed():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        x = layers.Dropout(0.2, name="dropout")(layers.AveragePooling2D(2, name="pool")(x))
+        return BN(name="bn")(x)
+
+    return _graph(build, (8, 8, 3))
+
+
+def crossed_in_another_dtype():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        return BN(name="bn")(layers.AveragePooling2D(2, dtype="mixed_bfloat16", name="pool")(x))
+
+    return _graph(build, (8, 8, 3))
+
+
+def one_input_of_two_models():
+    """A submodel made from the very tensors of the model around it, its layers in both graphs."""
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(4, name="dense")(inputs)
+    y = BN(name="bn")(x)
+    inner = keras.Model(inputs, y, name="inner")
+    return keras.Model(inputs, layers.Add()([inner(inputs), inner(x), y]), name="around")

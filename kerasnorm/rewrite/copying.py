@@ -12,10 +12,11 @@ import numpy as np
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.replica import replica, tells_no_config
 
 
 def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
-    """A new, unbuilt layer from a layer's config.
+    """A new, unbuilt layer from a layer's config; a replica where its class tells none.
 
     Args:
         layer: The layer to copy.
@@ -24,6 +25,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     Raises:
         SwapError: If the layer's class cannot be made from its config.
     """
+    if not changes and tells_no_config(layer):
+        return replica(layer, copy_layer)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
         copy = type(layer).from_config(config)

@@ -167,14 +167,14 @@ def swap_norms(
             memory_budget=memory_budget,
         )
         report.sites = [_fitted(record, scores) for record in report.sites]
-    copies, tensors = rebuilt.graphs, rebuilt.tensors
+    copies = rebuilt.graphs
     twins = [
         Twin(
             site.name,
             site.graph,
             copies[id(site.graph.owner)],
             site.call.output,
-            tensors[id(site.call.output)],
+            rebuilt.twin(site.graph, site.call.output),
         )
         for site in found
     ]
