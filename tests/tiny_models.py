@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
+import tiny_code
 from keras import layers
 
 BN = layers.BatchNormalization
@@ -398,3 +400,247 @@ def one_input_of_two_models():
     y = BN(name="bn")(x)
     inner = keras.Model(inputs, y, name="inner")
     return keras.Model(inputs, layers.Add()([inner(inputs), inner(x), y]), name="around")
+
+
+def renorm():
+    return _graph(lambda x: BN(renorm=True, name="bn")(layers.Dense(4, name="dense")(x)), (5,))
+
+
+def synchronized():
+    return _graph(
+        lambda x: BN(synchronized=True, name="bn")(layers.Dense(4, name="dense")(x)), (5,)
+    )
+
+
+def subclasses_of_bn():
+    def build(x):
+        x = tiny_code.Named(name="named")(layers.Dense(4, name="dense")(x))
+        return tiny_code.Doubled(name="doubled")(layers.ReLU()(x))
+
+    return _graph(build, (5,))
+
+
+def quantized():
+    """An int8 layer in front of one BatchNorm and behind another."""
+
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense_int8")(x))
+        x = BN(name="bn_2")(layers.Dense(4, name="dense")(layers.ReLU()(x)))
+        return layers.Dense(3, name="head_int8")(x)
+
+    model = _graph(build, (5,))
+    for name in ("dense_int8", "head_int8"):
+        model.get_layer(name).quantize("int8")
+    return model
+
+
+def lora():
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense_lora")(x))
+        x = layers.Conv1D(4, 2, name="conv_lora")(x)
+        x = BN(name="bn_2")(layers.ReLU()(x))
+        return BN(name="bn_3")(layers.Dense(4, name="dense")(x))
+
+    model = _graph(build, (6, 5))
+    rng = np.random.default_rng(0)
+    for name in ("dense_lora", "conv_lora"):
+        model.get_layer(name).enable_lora(2)
+    for variable in model.variables:
+        if "lora" in variable.name:
+            variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+def regularized():
+    def build(x):
+        x = layers.Dense(
+            4, kernel_regularizer="l2", bias_regularizer="l1", kernel_constraint="max_norm",
+            name="dense",
+        )(x)  # fmt: skip
+        return BN(gamma_regularizer="l2", beta_constraint="non_neg", name="bn")(x)
+
+    return _graph(build, (5,))
+
+
+def with_attributes():
+    """A model with things hung on it."""
+    model = dense_bn()
+    model.classes = ["a", "b", "c"]
+    model.settings = {"mean": np.ones(3), "crop": (1, 2)}
+    model.decoder = lambda x: x
+    return model
+
+
+def preprocessed():
+    """Adapted scaling in front."""
+
+    def build(x):
+        scaler = layers.Normalization(name="scaler")
+        scaler.adapt(np.random.default_rng(0).normal(5, 2, (100, 5)))
+        x = layers.Rescaling(0.5, offset=1.0)(scaler(x))
+        return BN(name="bn")(layers.Dense(4, name="dense")(x))
+
+    return _graph(build, (5,))
+
+
+def categories():
+    """Words and numbers, looked up."""
+    words = keras.Input((1,), dtype="string", name="words")
+    numbers = keras.Input((1,), dtype="int64", name="numbers")
+    x = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    y = layers.CategoryEncoding(4, output_mode="one_hot")(
+        layers.IntegerLookup(vocabulary=[3, 5, 7], name="lookup")(numbers)
+    )
+    x = layers.Dense(4, name="dense")(layers.Concatenate()([x, y]))
+    return keras.Model({"words": words, "numbers": numbers}, BN(name="bn")(x), name="categories")
+
+
+def text():
+    def build(x):
+        vectors = layers.TextVectorization(output_sequence_length=4, name="vectors")
+        vectors.adapt(["the cat", "a dog and the cat"])
+        x = layers.Embedding(8, 3, mask_zero=True, name="embedding")(vectors(x))
+        return layers.GlobalAveragePooling1D()(BN(name="bn")(layers.Dense(4, name="dense")(x)))
+
+    return _graph(build, (1,), dtype="string")
+
+
+def masked_lstm():
+    """Masking → BatchNorm → LSTM."""
+    return _graph(lambda x: layers.LSTM(3)(BN(name="bn")(layers.Masking()(x))), (7, 4))
+
+
+def a_mask_by_name():
+    """BatchNorm called with a mask that does not travel with its input."""
+    x, mask = keras.Input((6, 4), name="x"), keras.Input((6,), dtype="bool", name="mask")
+    y = BN(name="bn")(layers.Dense(4, name="dense")(x), mask=mask)
+    return keras.Model({"x": x, "mask": mask}, layers.LSTM(3)(y), name="a_mask_by_name")
+
+
+def nested_outputs():
+    """Outputs in a dict that is not in alphabetic order, with a list and a tuple in it."""
+
+    def build(a, b):
+        x = BN(name="bn_a")(layers.Dense(4, name="dense_a")(a))
+        y = BN(name="bn_b")(layers.Dense(3, name="dense_b")(b))
+        return {"z": x, "list": [y, layers.ReLU()(x)], "a": {"inner": (layers.ReLU()(y), x)}}
+
+    return _graph(build, (5,), (6,))
+
+
+def arithmetic():
+    """Operators, `keras.ops`, slices and constants."""
+
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense")(x * 2.0 - 1.0))
+        y = keras.ops.concatenate([x[:, :2], -(x[:, 2:] ** 2)], axis=-1)
+        y = keras.ops.where(y > 0, y, 0.1 * y) @ np.ones((4, 3), "float32")
+        return BN(name="bn_2")(keras.ops.expand_dims(y, 1) + keras.ops.stack([y, y], axis=1))
+
+    return _graph(build, (5,))
+
+
+def several_inputs():
+    def build(a, b, c):
+        x = layers.Concatenate()([layers.Dense(3, name="dense_a")(a), b])
+        return BN(name="bn")(layers.Dense(4, name="dense")(x)) * layers.Dense(4, name="gate")(c)
+
+    return _graph(build, (5,), (3,), (2,))
+
+
+def output_with_many_readers():
+    """The output of a BatchNorm that is an output of the model and read three times."""
+
+    def build(x):
+        x = BN(name="bn")(layers.Dense(4, name="dense")(x))
+        return [x, layers.Add()([x, layers.ReLU()(x)]), layers.Concatenate()([x, x]), x]
+
+    return _graph(build, (5,))
+
+
+def three_deep():
+    model = dense_bn()
+    for depth in range(3):
+        inner, model = model, None
+
+        def build(x, inner=inner, depth=depth):
+            x = BN(name="bn")(layers.Dense(5, name="dense")(inner(x)))
+            return layers.ReLU()(x)
+
+        model = _graph(build, (5,), name=f"depth_{depth}")
+    return model
+
+
+def submodel_on_several_sizes():
+    """A fully convolutional submodel called on images of several sizes."""
+    inner = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv"), BN(name="bn")],
+        name="inner",
+    )
+
+    def build(a, b):
+        pool = layers.GlobalAveragePooling2D()
+        return layers.Add()([pool(inner(a)), pool(inner(b)), pool(inner(a[:, ::2]))])
+
+    return _graph(build, (8, 9, 3), (5, 6, 3))
+
+
+def _behind_of_rank(rank: int):
+    space = _SPACE[rank]
+    return _graph(
+        lambda x: BN(name="bn_2")(layers.ReLU()(BN(name="bn")(_CONV[rank](x)))), (*space, 3)
+    )
+
+
+_CONV = {
+    2: lambda x: layers.Dense(4, name="linear")(x),
+    3: lambda x: layers.Conv1D(4, 2, name="linear")(x),
+    4: lambda x: layers.Conv2D(4, 2, name="linear")(x),
+    5: lambda x: layers.Conv3D(4, 2, name="linear")(x),
+}
+
+
+def one_d():
+    return _behind_of_rank(3)
+
+
+def three_d():
+    return _behind_of_rank(5)
+
+
+def batch_time_features():
+    """BatchNorm over the features and over the time steps of (batch, time, features)."""
+
+    def build(x):
+        x = BN(axis=-1, name="features")(layers.Dense(4, name="dense")(x))
+        return BN(axis=1, name="steps")(layers.ReLU()(x))
+
+    return _graph(build, (6, 5))
+
+
+def another_axis():
+    """BatchNorm over rows and columns of images."""
+
+    def build(x):
+        x = BN(axis=1, name="rows")(layers.Conv2D(4, 3, name="conv")(x))
+        return BN(axis=2, name="columns")(x)
+
+    return _graph(build, (8, 7, 3))
+
+
+def mixed_policies():
+    def build(x):
+        x = BN(dtype="mixed_bfloat16", name="bn_1")(layers.Dense(4, name="dense_1")(x))
+        x = layers.Dense(4, dtype="mixed_bfloat16", name="dense_2")(x)
+        x = BN(dtype="float32", name="bn_2")(x)
+        return BN(name="bn_3")(layers.Dense(4, dtype="float32", name="dense_3")(x))
+
+    return _graph(build, (5,))
+
+
+def frozen():
+    def build(x):
+        x = layers.Dense(4, trainable=False, name="dense")(x)
+        return BN(trainable=False, name="bn")(x)
+
+    return _graph(build, (5,))
