@@ -315,20 +315,14 @@ def crossing(kind: str, rank: int, axis: int = -1):
 
 
 def crossing_channels_first(kind: str, rank: int):
-    """The same with channels on axis 1, behind an EinsumDense, for want of such convolutions."""
+    """The same with channels on axis 1."""
     between, _ = CROSSED[kind]
-    letters = "bcxyz"[:rank]
-    space = _SPACE[rank]
-    linear = layers.EinsumDense(
-        f"{letters},cd->{letters.replace('c', 'd')}",
-        (4, *space),
-        bias_axes=letters[1:].replace("c", "d"),
-        bias_initializer="normal",
-        name="linear",
-    )
     by_format = {} if _pointwise(kind) else {"data_format": "channels_first"}
+    conv = getattr(layers, f"Conv{rank - 2}D")
+    linear = conv(4, 2, data_format="channels_first", bias_initializer="normal", name="linear")
     return _graph(
-        lambda x: BN(axis=1, name="bn")(between(rank, **by_format)(linear(x))), (3, *space)
+        lambda x: BN(axis=1, name="bn")(between(rank, **by_format)(linear(x))),
+        (3, *_SPACE[rank]),
     )
 
 
