@@ -85,12 +85,14 @@ def as_declared(model, x):
 @contextlib.contextmanager
 def computing_in(policy: str | None, *models) -> Iterator[None]:
     """Let every layer of some models compute in another dtype meanwhile, on the same weights."""
+    wide = keras.DTypePolicy(policy or "float32")
+    wide._variable_dtype = "float32"  # else Keras would not cast them
     layers_of = [layer for model in models for layer in (model, *all_layers(model))]
     before = {}
     for layer in layers_of if policy else []:
         if layer.quantization_mode is None:
             before[layer] = layer.dtype_policy
-            layer.dtype_policy = policy
+            layer.dtype_policy = wide
     try:
         yield
     finally:
