@@ -205,12 +205,19 @@ def _with_replaced(value, old, new):
 
 def built_shapes(model: keras.Model) -> tuple[tuple, dict[str, Any]] | None:
     """The (args, kwargs) of shapes that a model was first called on; None if it was not."""
-    config = model.get_build_config() if model.built else None
+    config = _untracked(model.get_build_config()) if model.built else None
     if not config:
         return None
     if "shapes_dict" in config:
         return (), {k.removesuffix("_shape"): v for k, v in config["shapes_dict"].items()}
     return (config["input_shape"],), {}
+
+
+def _untracked(value):
+    """Dicts and lists as such, not of the classes by which Keras tracks what is in attributes."""
+    if isinstance(value, dict):
+        return {key: _untracked(item) for key, item in value.items()}
+    return [_untracked(item) for item in value] if isinstance(value, list) else value
 
 
 def call_parameters(layer: keras.Layer) -> Iterable[str]:

@@ -148,6 +148,8 @@ class _Builder:
                 f"{'Sequential' if isinstance(source, keras.Sequential) else 'functional'} model "
                 "now, without the methods of that class"
             )
+        if copy.dtype_policy != source.dtype_policy:
+            copy.dtype_policy = source.dtype_policy
         if not source.trainable:
             copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
         self.notes += carry_attributes(source, copy)
@@ -234,6 +236,7 @@ class _Builder:
                 graphs.replace_sublayer(copy, old, self._built(graph, call))
             else:
                 self.copies[id(call.operation)] = old
+                self._name(graph, call.operation, old)
         gone = [*replaced, source, *graphs.sublayers(source)]
         with graphs.unrecorded(gone):
             retraced = trace(copy, args, kwargs)

@@ -1,4 +1,4 @@
-"""Copy a layer attribute by attribute, where its class tells no config.
+"""Copy a layer attribute by attribute, where its class tells no config, or none that works.
 
 Keras makes a config of a constructor's arguments where those are plain data. For subclasses of
 `keras.Model` it records the defaults in their place (Keras 3.15), so that such a config makes
@@ -32,8 +32,17 @@ _OF_EVERY_LAYER = (
 def tells_no_config(layer: keras.Layer) -> bool:
     """Whether a layer's class has no config of its own, and Keras has none for it."""
     told = not getattr(layer.get_config, "_is_default", False)
-    return not told and (
+    return can_be_replicated(layer) and not told and (
         isinstance(layer, keras.Model) or getattr(layer, "_auto_config", None) is None
+    )
+
+
+def can_be_replicated(layer: keras.Layer) -> bool:
+    """Whether nothing of Keras but `Layer` or `Model` is in a layer's class."""
+    classes = (cls for cls in type(layer).__mro__ if cls.__module__.split(".")[0] == "keras")
+    return type(layer) not in (keras.Layer, keras.Model) and next(classes) in (
+        keras.Layer,
+        keras.Model,
     )
 
 
@@ -41,7 +50,7 @@ def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer
     """A new layer with the attributes of another, built as far as that is.
 
     Args:
-        source: The layer; its class derives from `keras.Layer` or `keras.Model` itself.
+        source: The layer (see `can_be_replicated`).
         copy_layer: Copies a layer inside it.
     """
     cls: Any = type(source)
@@ -51,6 +60,9 @@ def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer
     memo: dict[int, Any] = {id(source): copy}
     for inner in source._layers:
         memo[id(inner)] = new = copy_layer(inner)
+        shapes = inner.get_build_config() if inner.built and not new.built else None
+        if shapes:  # a call of the replica may not come to it
+            new.build_from_config(shapes)
         copy._tracker.add_to_store("layers", new)
     for variable in (*source._trainable_variables, *source._non_trainable_variables):
         memo[id(variable)] = new = _variable(variable, copy)
