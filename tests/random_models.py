@@ -189,7 +189,9 @@ def across(growth: Growth, x):
     for _ in range(growth.draw(st.integers(0, 2))):
         y = _between(growth, y, first and _rank(y) > 2)(y)
     layer = _norm(growth, 1 if first else -1)
-    growth.forced.append((layer, growth.of([None, "positive", "positive", "negative"]), growth.draw(st.booleans())))
+    growth.forced.append(
+        (layer, growth.of([None, "positive", "positive", "negative"]), growth.draw(st.booleans()))
+    )
     return layer(y)
 
 

@@ -32,8 +32,10 @@ _OF_EVERY_LAYER = (
 def tells_no_config(layer: keras.Layer) -> bool:
     """Whether a layer's class has no config of its own, and Keras has none for it."""
     told = not getattr(layer.get_config, "_is_default", False)
-    return can_be_replicated(layer) and not told and (
-        isinstance(layer, keras.Model) or getattr(layer, "_auto_config", None) is None
+    return (
+        can_be_replicated(layer)
+        and not told
+        and (isinstance(layer, keras.Model) or getattr(layer, "_auto_config", None) is None)
     )
 
 
@@ -59,10 +61,7 @@ def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer
     base.__init__(copy, name=source.name, dtype=source.dtype_policy)
     memo: dict[int, Any] = {id(source): copy}
     for inner in source._layers:
-        memo[id(inner)] = new = copy_layer(inner)
-        shapes = inner.get_build_config() if inner.built and not new.built else None
-        if shapes:  # a call of the replica may not come to it
-            new.build_from_config(shapes)
+        memo[id(inner)] = new = _inner_copy(inner, copy_layer)
         copy._tracker.add_to_store("layers", new)
     for variable in (*source._trainable_variables, *source._non_trainable_variables):
         memo[id(variable)] = new = _variable(variable, copy)
@@ -74,6 +73,17 @@ def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer
         new = name not in vars(copy) and name not in _OF_TRAINING
         if new and not name.startswith("_self_"):  # TensorFlow's
             setattr(copy, name, _copied(value, memo))
+    return copy
+
+
+def _inner_copy(inner: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]):
+    """A copy that is built where its source is: a call of the replica may not come to it."""
+    if inner.built and can_be_replicated(inner) and type(inner).build is keras.Layer.build:
+        return replica(inner, copy_layer)
+    copy = copy_layer(inner)
+    shapes = inner.get_build_config() if inner.built and not copy.built else None
+    if shapes:
+        copy.build_from_config(shapes)
     return copy
 
 
