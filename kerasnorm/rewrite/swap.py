@@ -305,7 +305,8 @@ def _name_in_place(site: Site, found: list[Site], plans: dict[Site, Plan]) -> st
     taken = {call.operation.name for call in site.graph.calls}
     while stays and name in taken:
         name += "_swapped"
-    rules = dict.fromkeys(plan.record.rule for plan in places if plan and plan.in_place)
+    swapped = [plan for plan in places if plan and plan.record.verdict != "refused"]
+    rules = dict.fromkeys(plan.record.rule for plan in swapped if plan.in_place)
     number = [*rules, plans[site].record.rule].index(plans[site].record.rule)
     return name + (f"_{number + 1}" if number else "")
 
