@@ -390,6 +390,9 @@ def random_model(draw) -> Drawn:
     for variable in model.variables:
         if variable.path.endswith("bias") or "lora" in variable.name:
             variable.assign(rng.normal(size=variable.shape))
+        elif variable.path.endswith("kernel") and rng.random() < 0.2:
+            dead = rng.random(variable.shape[-1]) < 0.4  # units without a direction
+            variable.assign(np.where(dead, 0.0, variable))
     inside = model._flatten_layers()
     return Drawn(model, x, forced, any(isinstance(la, (Chain, Net)) for la in inside), policy)
 
