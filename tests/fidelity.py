@@ -136,7 +136,7 @@ def own_rounding(source, swap, x) -> dict[str, float]:
     norms = [layer_at(source, _layer_path(site)) for site in sites]
     try:
         return _differences(source, source, sites, norms, x, policy="float64")
-    except tf.errors.UnimplementedError:
+    except (tf.errors.UnimplementedError, tf.errors.InvalidArgumentError):
         weights = source.get_weights()
         rng = np.random.default_rng(0)
         moved = copy.deepcopy(weights)

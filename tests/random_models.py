@@ -167,11 +167,12 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
     spatial = [
         make("AveragePooling", 2, padding="same"),
         make("MaxPooling", 2, padding="same"),
+        make("MaxPooling", 3, strides=1, padding="same"),
         make("GlobalAveragePooling", keepdims=True),
         make("GlobalMaxPooling", keepdims=True),
         make("GlobalAveragePooling"),
         make("GlobalMaxPooling"),
-        make("ZeroPadding", 1) if size > 1 or not first else make("MaxPooling", 1),
+        *([make("ZeroPadding", 1), make("ZeroPadding", 2)] if size > 1 or not first else []),
     ]
     if not (first and size == 1):  # which have no data_format
         spatial.append(make("SpatialDropout", 0.2))
@@ -186,16 +187,16 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
 
 
 def across(growth: Growth, x):
-    """A linear layer, up to two layers that may be crossed, a BatchNorm of some sign and shift."""
+    """A linear layer, one or two that may be crossed, a BatchNorm of some sign and shift."""
     first = growth.one_in(3) and _rank(x) > 2 and min(x.shape[2:]) > 1
     y = _linear(growth, x, plain=not growth.one_in(6), first=first)(x)
-    for _ in range(growth.draw(st.integers(0, 2))):
+    for _ in range(growth.draw(st.integers(1, 2))):
         y = _between(growth, y, first and _rank(y) > 2)(y)
     axis = 1 if first else _rank(y) - 1
     # another axis of that size, which a layer in front may be mistaken for the channels of
     twins = [k for k in range(1, _rank(y)) if y.shape[k] == y.shape[axis]]
     layer = _norm(growth, growth.of([axis, *twins]))
-    sign = growth.of([None, "positive", "positive", "negative", "negative"])
+    sign = growth.of([None, "positive", "negative"])
     growth.forced.append((layer, sign, growth.draw(st.booleans())))
     return layer(y)
 

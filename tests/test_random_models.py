@@ -75,8 +75,9 @@ def check(drawn: Drawn):
     assert left <= {site.name.split("/")[-1].split("#")[0] for site in swap.report.refused}
     # a call fixed to training=True changes its own statistics, in both models alike
     with computing_in("float32" if drawn.policy != "float32" else None, model, swap.model):
-        # some random channels hardly vary: what is left of them is rounding
-        assert_exact(model, swap, x, most=0.1, roundings=10)
+        # Some random channels hardly vary: what is left of them is rounding. More of it than in
+        # the source, which rounds γ/s alike in γ/s·x and γ/s·m.
+        assert_exact(model, swap, x, most=0.1, roundings=100)
     return swap
 
 
