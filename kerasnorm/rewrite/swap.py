@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 
-from kerasnorm.errors import SwapError
+from kerasnorm.errors import DataError, SwapError
 from kerasnorm.rewrite import match, verify
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
 from kerasnorm.rewrite.forest import Forest, graphs_of
@@ -139,6 +139,8 @@ def swap_norms(
     >>> [type(layer).__name__ for layer in swap.model.layers]
     ['WeightNorm']
     """
+    if not 0 <= damping < float("inf"):
+        raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
     trees = graphs_of(model, match.holds_batch_norm)
     found, hidden = match.find_sites(trees)
     targets = _targets(to, sites, found, hidden, trees)
@@ -231,7 +233,7 @@ def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
 def _insist_on_data(report: Report) -> None:
     needing = [site.name for site in report.sites if site.verdict == "calibrated"]
     if needing:
-        raise SwapError(
+        raise DataError(
             "A swap to cosine norm needs data: stored statistics do not tell how long its inputs "
             f"are. Received data=None, for {len(needing)} BatchNorm calls.",
             model=report.model,
