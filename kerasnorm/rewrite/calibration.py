@@ -26,6 +26,7 @@ from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Rebuilt
+from kerasnorm.rewrite.rules.plan import FitRequest
 from kerasnorm.rewrite.walk import Key, Walk
 
 # One sample in five is held out to judge a fit.
@@ -50,6 +51,13 @@ class Wanted:
     target: Call
     source: Any = None
     plain: Any = None
+
+    @classmethod
+    def of(cls, site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
+        """What a rule asks for, with the layers that its edits made."""
+        plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+        layer = rebuilt.copies[id(request.layer)]
+        return cls(site, layer, request.target, request.source, plain)
 
 
 def calibrate(
