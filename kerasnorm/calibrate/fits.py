@@ -26,7 +26,7 @@ _HELD_OUT = 5
 # Shares of the features' mean square that kernels are drawn to where they came from.
 _SHARES = (1e-4, 1e-3, 1e-2, 1e-1)
 # Rows a regression sees: some for each unknown, within what is worth its time.
-_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS = 6, 4096, 24576
+_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS = 12, 16384, 32768
 _HELD_ROWS = 4096
 _LEAST_EPSILON = 1e-5
 
