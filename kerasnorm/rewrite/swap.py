@@ -181,14 +181,14 @@ def inspect_norms(model: keras.Model) -> Report:
 
 def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
     """Each site's output and what stands in its place, then the outputs of both models."""
-    copies, tensors = rebuilt.graphs, rebuilt.tensors
+    copies = rebuilt.graphs
     twins = [
         Twin(
             site.name,
             site.graph,
             copies[id(site.graph.owner)],
             site.call.output,
-            tensors[id(site.call.output)],
+            rebuilt.twin(site.graph, site.call.output),
         )
         for site in decision.sites
     ]
