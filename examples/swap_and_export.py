@@ -15,7 +15,6 @@ import keras
 import numpy as np
 
 import kerasnorm
-from kerasnorm.compare import site_differences
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
 
     swap = kerasnorm.swap_norms(source, to="weight")
     print(swap.report.summary())
-    worst = max(site_differences(source, swap).values())
+    worst = max(swap.compare().values())
     print(f"largest difference at any BatchNorm call: {worst:.1e} standard deviations")
 
     plain = kerasnorm.fold_norms(swap.model)
