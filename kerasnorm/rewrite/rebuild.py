@@ -18,7 +18,7 @@ from keras import tree
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite.blank import blank_kernels
-from kerasnorm.rewrite.copying import carry_attributes, copy_layer, copy_state
+from kerasnorm.rewrite.copying import build_alike, carry_attributes, copy_layer, copy_state
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.trace import trace
@@ -218,6 +218,7 @@ class _Builder:
             copy(*args, **kwargs)  # builds it
         if isinstance(source, keras.layers.TimeDistributed):
             trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
+        build_alike(source, copy)
         copy_state(source, copy)
         inner = dict(zip(map(id, graphs.sublayers(source)), graphs.sublayers(copy), strict=True))
         replaced = []
