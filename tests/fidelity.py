@@ -129,18 +129,22 @@ def own_rounding(source, swap, x) -> dict[str, float]:
     return _differences(source, source, sites, norms, x, policy="float64")
 
 
-def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE) -> None:
-    """Every site and every output agrees, relative to its own spread.
+def allowed(own: float, tolerance: float = SITE_TOLERANCE) -> float:
+    """How far a swapped model may be off where the source's own rounding is `own`.
 
-    Ten times as much is allowed where the source's own rounding is of that size: two float32
-    computations are apart by the sum of what each is off, and the largest of 10^5 such sums by
-    up to three times the largest of one.
+    Ten times the tolerance at most: two float32 computations are apart by the sum of what each is
+    off, and the largest of 10^5 such sums by up to three times the largest of one.
     """
+    return max(tolerance, min(10 * tolerance, 3 * own))
+
+
+def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE) -> None:
+    """Every site and every output agrees, relative to its own spread, but for rounding."""
     differences = site_differences(source, swap, x)
     off = {name: d for name, d in differences.items() if not d <= tolerance}
     if off:
         own = own_rounding(source, swap, x)
-        off = {name: d for name, d in off.items() if not d <= min(10 * tolerance, 3 * own[name])}
+        off = {name: d for name, d in off.items() if not d <= allowed(own[name], tolerance)}
     assert not off, off
 
 

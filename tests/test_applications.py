@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import pytest
-from fidelity import (
-    SITE_TOLERANCE,
-    assert_exact,
-    assert_no_batch_norm,
-    linearize_outputs,
-    randomize,
-    site_differences,
-)
+from architectures import brought_alive, built
+from fidelity import SITE_TOLERANCE, assert_exact, assert_no_batch_norm, site_differences
 
 import kerasnorm
-
-# Enough rows that a variance over one 1x1 map is a variance.
-ROWS = 8
 
 SIZES = {
     "ResNet50": 96,
@@ -33,30 +23,9 @@ SIZES = {
 EVERYDAY = ("ResNet50V2", "MobileNetV2", "EfficientNetB0")
 
 
-def images(size: int) -> np.ndarray:
-    """Random images with structure: blocks of colour of several sizes, and a little noise.
-
-    Pure noise looks alike in every place and every image. Deep channels then vary by less and
-    less around large means, and normalizing them amplifies rounding from layer to layer.
-    """
-    rng = np.random.default_rng(1)
-    x = 0.1 * rng.normal(size=(ROWS, size, size, 3))
-    for blocks in (1, 3, 12):
-        part = rng.normal(size=(ROWS, blocks, blocks, 3))
-        x += part.repeat(size // blocks, 1).repeat(size // blocks, 2)
-    return x.astype("float32")
-
-
-def built(name: str):
-    keras.utils.set_random_seed(0)
-    size = SIZES[name]
-    model = getattr(keras.applications, name)(weights=None, input_shape=(size, size, 3))
-    x = images(size)
-    if name.startswith("EfficientNet"):  # scales its pixels itself
-        x = np.clip(127.5 + 60 * x, 0, 255)
-    randomize(model, x)
-    linearize_outputs(model)
-    return model, x
+def alive(name: str):
+    model = built(name, SIZES[name])
+    return model, brought_alive(model)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +33,7 @@ def built(name: str):
     [pytest.param(n, marks=[] if n in EVERYDAY else [pytest.mark.slow]) for n in SIZES],
 )
 def test_swap_and_export(name, tmp_path):
-    source, x = built(name)
+    source, x = alive(name)
     swap = kerasnorm.swap_norms(source, "weight", strict=True)
     assert_exact(source, swap, x)
     assert_no_batch_norm(swap.model)
@@ -76,7 +45,7 @@ def test_swap_and_export(name, tmp_path):
 
 
 def test_a_single_beta_off_by_a_little_is_seen():
-    source, x = built("MobileNetV2")
+    source, x = alive("MobileNetV2")
     swap = kerasnorm.swap_norms(source, "weight")
     norm = source.get_layer("block_6_expand_BN")
     beta = np.array(norm.beta)

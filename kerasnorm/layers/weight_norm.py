@@ -18,6 +18,7 @@ from kerasnorm.layers.recurrent_face import RecurrentFace
 from kerasnorm.layers.substitution import call_with, in_dtype
 
 _watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
+_gains_are_set_later = False
 
 
 @contextlib.contextmanager
@@ -28,6 +29,20 @@ def watching_calls(watcher: Callable[[WeightNorm, Any, Any], None]):
         yield
     finally:
         _watchers.remove(watcher)
+
+
+@contextlib.contextmanager
+def gains_set_later():
+    """Have WeightNorm layers that are built meanwhile start with g = 0 and v as it is.
+
+    For who gives them all their weights afterwards: taking norms of large kernels takes long.
+    """
+    global _gains_are_set_later
+    before, _gains_are_set_later = _gains_are_set_later, True
+    try:
+        yield
+    finally:
+        _gains_are_set_later = before
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -150,7 +165,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             gain = self.add_weight(
                 name=name,
                 shape=kernel.unit_shape,
-                initializer=_start_of(kernel),
+                initializer="zeros" if _gains_are_set_later else _start_of(kernel),
                 dtype=kernel.variable.dtype,
                 autocast=False,
             )

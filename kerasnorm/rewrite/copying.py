@@ -43,10 +43,10 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
-    if "name" not in config:
-        copy.name = layer.name
+    copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
     for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
+        inner_copy.name = inner.name
         _carry_functions(inner, inner_copy)
     if isinstance(layer, keras.layers.InputLayer):
         copy.dtype_policy = layer.dtype_policy  # which its config does not tell
@@ -88,6 +88,13 @@ def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
         # Keras wraps these two for each layer
         if inspect.isfunction(value) and name in vars(copy) and name not in ("build", "quantize"):
             setattr(copy, name, value)
+
+
+def build_alike(source: keras.Layer, target: keras.Layer) -> None:
+    """Build the layers in a copied layer that its own `build` leaves to their first call."""
+    for inner, inner_copy in zip(graphs.sublayers(source), graphs.sublayers(target), strict=False):
+        if inner.built and not inner_copy.built:
+            inner_copy.build_from_config(inner.get_build_config() or {})
 
 
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:

@@ -6,6 +6,7 @@ config and given its weights.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ from keras import tree
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.copying import carry_attributes, copy_layer, copy_state
+from kerasnorm.rewrite.blank import blank_kernels
+from kerasnorm.rewrite.copying import build_alike, carry_attributes, copy_layer, copy_state
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.trace import trace
@@ -95,8 +97,10 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
     Raises:
         SwapError: If a layer cannot be copied from its config.
     """
-    builder = _Builder(forest, edits)
-    with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
+    with contextlib.ExitStack() as stack:
+        builder = _Builder(forest, edits, stack.enter_context(blank_kernels()))
+        stack.enter_context(graphs.trusted_configs())
+        stack.enter_context(keras.saving.custom_object_scope(builder.custom_objects()))
         model = builder.owner(forest.root)
         builder.carry_state()
     result = Rebuilt(
@@ -109,9 +113,10 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
 class _Builder:
     """Makes each layer once, calls them in graph order, then carries the state over."""
 
-    def __init__(self, forest: Forest, edits: Edits):
+    def __init__(self, forest: Forest, edits: Edits, blank: Callable[[keras.Layer], None]):
         self.forest = forest
         self.edits = edits
+        self.blank = blank
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
         self.graphs: dict[int, Graph] = {}
@@ -224,6 +229,7 @@ class _Builder:
             copy(*args, **kwargs)  # builds it
         if isinstance(source, keras.layers.TimeDistributed):
             trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
+        build_alike(source, copy)
         copy_state(source, copy)
         inner = dict(zip(map(id, graphs.sublayers(source)), graphs.sublayers(copy), strict=True))
         replaced = []
@@ -306,6 +312,7 @@ class _Builder:
         if isinstance(edit, Replace):
             if id(edit) not in self.copies:
                 self.copies[id(edit)] = edit.make()
+                self.blank(self.copies[id(edit)])
                 self._filled.append((edit, self.copies[id(edit)]))
             self._name(graph, source, self.copies[id(edit)])
             return self.copies[id(edit)]
@@ -320,6 +327,7 @@ class _Builder:
         if id(source) in self.forest.graphs:
             return self.owner(self.forest.graphs[id(source)])
         copy = copy_layer(source)
+        self.blank(copy)
         self._carried.append((source, copy))
         return copy
 
