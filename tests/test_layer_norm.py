@@ -112,6 +112,26 @@ def test_arguments_are_kept_as_given():
     assert layer.gamma.shape == (3, 4)
 
 
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_an_axis_that_h5_files_lose_is_asked_for(tmp_path):
+    x = normal(2, 4, 3)
+    for axis in (1, "sample", (1, 2)):
+        layer = LayerNorm(axis)
+        model = keras.Sequential([keras.Input((4, 3)), layer])
+        layer.set_weights([normal(*w.shape, seed=1) for w in layer.weights])
+        model.save(tmp_path / "model.h5")
+        if axis == 1:
+            np.testing.assert_array_equal(
+                keras.saving.load_model(tmp_path / "model.h5")(x), model(x)
+            )
+            continue
+        with pytest.raises(ValueError, match=r"must hold its `axis`.*\.keras"):
+            keras.saving.load_model(tmp_path / "model.h5")
+        again = keras.Sequential([keras.Input((4, 3)), LayerNorm(axis)])
+        again.load_weights(tmp_path / "model.h5")
+        np.testing.assert_array_equal(again(x), model(x))
+
+
 REFUSALS = [
     (lambda: LayerNorm(axis="batch"), TypeError, "an integer, a tuple of integers, or 'sample'"),
     (lambda: LayerNorm(axis=1.5), TypeError, "Received: axis=1.5"),
