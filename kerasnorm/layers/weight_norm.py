@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from keras import ops
 from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers.graphs import out_of_graphs
+from kerasnorm.layers.late_loads import report_loads
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_face import RecurrentFace
 from kerasnorm.layers.substitution import call_with, in_dtype
@@ -67,7 +70,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     gets a direction (in the wrapped layer's own variable), so that it can learn.
 
     g does not follow when values are assigned to the wrapped layer's kernel: w then keeps its
-    length and only turns. Call `reset_gain` after loading a bare layer's weights that way. A
+    length and only turns. Call `reset_gain` after loading a bare layer's weights that way;
+    `set_weights` of the wrapped layer, and a weights file read into it on its own, warn of that. A
     weights file without gains is refused. A kernel constraint acts on v: it can restrict the
     direction of w (`NonNeg`) but not its length (`MaxNorm`). A kernel regularizer acts on v as
     well, and so not on the function.
@@ -89,6 +93,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         ValueError: If the layer is of another kind, or is quantized or LoRA-enabled; if
             `mean_only` is none of the above, or given for a layer without a single
             pre-activation; on build, if the size that sets the kernel's shape is unknown.
+
+    Warns:
+        UserWarning: If weights are put into the wrapped layer and g stays as it was.
 
     Example:
 
@@ -137,6 +144,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             )
         self.mean_only = mean_only
         self.momentum = momentum
+        self._gain_loaded = False
         self.supports_masking = layer.supports_masking
         if mean_only:
             # the wrapped layer is then not called, so that its penalty on outputs is taken here
@@ -144,6 +152,10 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def build(self, input_shape, *args):
         kernels.require_known_channels("WeightNorm", self.layer, input_shape)
+        with out_of_graphs():  # g starts from the values of v, which a graph has only when it runs
+            self._build(input_shape, *args)
+
+    def _build(self, input_shape, *args):
         if not self.layer.built:
             self.layer.build(input_shape, *args)
         for name, kernel in kernels.kernels_of(self.layer).items():
@@ -165,6 +177,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 trainable=False,
                 autocast=False,
             )
+        report_loads(self.layer, "set_weights", self._warn_of_old_gain)
+        holder = getattr(self.layer, "cell", self.layer)
+        report_loads(holder, "load_own_variables", self._after_file_load)
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         for watcher in _watchers:
@@ -253,6 +268,21 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 "the bare layer, then wrap that."
             )
         super().load_own_variables(store)
+        self._gain_loaded = True  # the wrapped layer's own variables come next
+
+    def _after_file_load(self):
+        if not self._gain_loaded:
+            self._warn_of_old_gain()
+        self._gain_loaded = False
+
+    def _warn_of_old_gain(self):
+        warnings.warn(
+            f"Weights were put into layer '{self.layer.name}', and the gain of WeightNorm "
+            f"'{self.name}' around it stays as it was: the weights only turn, their length is "
+            "kept. To compute what the bare layer computes, call `reset_gain()` on the "
+            "WeightNorm; or set its gain too.",
+            stacklevel=3,
+        )
 
     def _weights_by_variable(self):
         weights = self.normalized_kernels()
