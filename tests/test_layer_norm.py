@@ -46,7 +46,7 @@ def test_masked_steps_do_not_count_whatever_they_hold():
     assert layer.compute_mask(x, mask) is mask
 
 
-@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, -3.4e38])
 @pytest.mark.parametrize("kind", [LayerNorm, BatchNorm])
 def test_gradients_are_finite_whatever_masked_steps_hold(kind, hidden):
     layer = LayerNorm(axis="sample") if kind is LayerNorm else BatchNorm()
