@@ -49,7 +49,7 @@ def normalized_weight(v, g, axes: Sequence[int]):
     Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|.
     Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equation 2.
     """
-    return v / norm(v, axes) * g  # in this order: ‖v‖ of 16 bits may be far from 1
+    return v / norm(v, axes) * g  # in this order: g / ‖v‖ may overflow
 
 
 def affine(x, gain=None, bias=None):

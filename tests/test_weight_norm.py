@@ -69,6 +69,16 @@ def test_kernels_of_any_size_are_normalized(scale):
     np.testing.assert_allclose(np.linalg.norm(w, axis=0), np.asarray(layer.g), rtol=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.function")
+def test_normalized_kernels_can_be_asked_for_in_any_graph():
+    import tensorflow as tf
+
+    layer = WeightNorm(layers.Dense(3))
+    layer.build((None, 4))
+    w = tf.function(lambda: layer.normalized_kernels()["g"])()
+    np.testing.assert_allclose(w, layer.layer.kernel, rtol=1e-6)
+
+
 def test_reset_gain_follows_weights_loaded_into_the_wrapped_layer():
     layer = WeightNorm(layers.SeparableConv2D(3, 3))
     x = normal(1, 6, 6, 2)
@@ -203,6 +213,15 @@ def test_pure_16_bit_policies_are_finite(policy, mean_only):
     layer.g.assign(np.full(3, 100.0))
     w = np.asarray(keras.ops.cast(layer.normalized_kernels()["g"], "float32"))
     np.testing.assert_allclose(w, 50, rtol=2e-2)
+
+
+def test_the_norm_of_a_long_vector_of_16_bits_does_not_stall():
+    layer = WeightNorm(layers.Dense(2, dtype="float16"))
+    layer.build((None, 16384))
+    length = np.linalg.norm(np.asarray(layer.layer.kernel).astype("float64"), axis=0)
+    np.testing.assert_allclose(layer.g, length, rtol=1e-3)
+    w = np.asarray(layer.normalized_kernels()["g"]).astype("float64")
+    np.testing.assert_allclose(np.linalg.norm(w, axis=0), length, rtol=1e-3)
 
 
 def test_a_mean_beyond_the_range_of_16_bits_drops_out():

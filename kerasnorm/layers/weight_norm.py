@@ -85,8 +85,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         **kwargs: Base layer keyword arguments (e.g. `name`). `dtype` defaults to the wrapped
             layer's own policy.
 
-    Input and output shapes and dtypes: those of the wrapped layer. Gains and norms are kept and
-    computed in the variables' dtype under a mixed precision policy. To normalize in two
+    Input and output shapes and dtypes: those of the wrapped layer. Gains are kept in the
+    variables' dtype, and norms are computed in float32 or wider. To normalize in two
     directions, write `Bidirectional(WeightNorm(LSTM(8)))`.
 
     Raises:
@@ -307,24 +307,33 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
 def _weight(kernel: kernels.Kernel, gain):
     def weight(g):
-        g = ops.reshape(g, kernel.broadcast_shape)
-        v = ops.convert_to_tensor(kernel.variable)
-        return formulas.normalized_weight(v, g, kernel.contracted_axes)
+        v, wide = _widened(kernel)
+        g = ops.cast(ops.reshape(g, kernel.broadcast_shape), wide)
+        w = formulas.normalized_weight(v, g, kernel.contracted_axes)
+        return ops.cast(w, kernel.variable.dtype)
 
     return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
+
+
+def _widened(kernel: kernels.Kernel):
+    """v in float32 or wider, and that dtype: a sum of thousands of squares of 16 bits stalls."""
+    v = ops.convert_to_tensor(kernel.variable)
+    wide = keras.backend.result_type(v.dtype, "float32")
+    return ops.cast(v, wide), wide
 
 
 def _start_of(kernel: kernels.Kernel):
     """An initializer that gives ‖v_i‖; and 0 where v_i is zero, which it gives a direction."""
 
     def initializer(shape, dtype=None):
-        v = ops.cast(ops.convert_to_tensor(kernel.variable), dtype)
+        v, _ = _widened(kernel)
         length = formulas.norm(v, kernel.contracted_axes)
         zero = ops.equal(v, 0)
         if kernel.contracted_axes:
             zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
         _give_direction(kernel, zero)
-        return ops.reshape(ops.where(zero, ops.zeros_like(length), length), shape)
+        length = ops.where(zero, ops.zeros_like(length), length)
+        return ops.cast(ops.reshape(length, shape), dtype)
 
     return initializer
 
