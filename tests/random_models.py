@@ -183,7 +183,7 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
 
 
 def across(growth: Growth, x):
-    """A linear layer, one or two layers that may be crossed, a BatchNorm of one sign or no shift."""
+    """A linear layer, one or two layers to cross, a BatchNorm of one sign or no shift."""
     first = growth.one_in(3) and _rank(x) > 2 and min(x.shape[2:]) > 1
     y = _linear(growth, x, plain=not growth.one_in(6), first=first)(x)
     for _ in range(growth.draw(st.integers(0, 2))):
