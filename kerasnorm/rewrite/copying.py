@@ -29,6 +29,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         return replica(layer, copy_layer)
     if graphs.has_graph(layer) and graphs.is_plain(layer):
         return _copy_model(layer)
+    if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
+        return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
         copy = type(layer).from_config(config)
@@ -48,8 +50,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
         inner_copy.name = inner.name
         _carry_functions(inner, inner_copy)
-    if isinstance(layer, keras.layers.InputLayer):
-        copy.dtype_policy = layer.dtype_policy  # which its config does not tell
+    if _is_keras_own(layer) and not layer.weights:
+        copy.dtype_policy = layer.dtype_policy  # some configs of Keras tell another, or none
     if copy.dtype_policy != layer.dtype_policy:
         raise SwapError(
             f"The copy of a layer must compute as its source does. Received dtype policy "
