@@ -30,7 +30,7 @@ def main() -> None:
 
     swap = kerasnorm.swap_norms(source, to="weight")
     print(swap.report.summary())
-    worst = max(swap.compare().values())
+    worst = max(swap.differences.values())
     print(f"largest difference at any BatchNorm call: {worst:.1e} standard deviations")
 
     plain = kerasnorm.fold_norms(swap.model)

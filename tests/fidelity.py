@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
-from keras import layers
 
 from kerasnorm.rewrite import match
+from kerasnorm.rewrite.graph import has_graph
 
 # Largest |Δ| over a tensor's own standard deviation. Folding is exact in real numbers; float32
 # leaves 1e-6 to 1e-5 in networks of up to 200 layers.
@@ -75,9 +75,29 @@ def layer_at(model, path: str):
 
 def as_declared(model, x):
     """`x` in the structure of the model's inputs, which old files declare as a list of one."""
+    if not has_graph(model):
+        return x
     if isinstance(model, keras.Sequential):
         return keras.tree.flatten(x)[0]
     return keras.tree.pack_sequence_as(model.input, keras.tree.flatten(x))
+
+
+@contextlib.contextmanager
+def computing_in(policy: str | None, *models) -> Iterator[None]:
+    """Let every layer of some models compute in another dtype meanwhile, on the same weights."""
+    wide = keras.DTypePolicy(policy or "float32")
+    wide._variable_dtype = "float32"  # else Keras would not cast them
+    layers_of = [layer for model in models for layer in (model, *all_layers(model))]
+    before = {}
+    for layer in layers_of if policy else []:
+        if layer.quantization_mode is None:
+            before[layer] = layer.dtype_policy
+            layer.dtype_policy = wide
+    try:
+        yield
+    finally:
+        for layer, own in before.items():
+            layer.dtype_policy = own
 
 
 def linearize_outputs(*models) -> None:
@@ -99,16 +119,14 @@ def site_differences(source, swap, x) -> dict[str, float]:
     """
     sites = _visible_sites(swap)
     twins = [_twin(swap, site) for site in sites]
-    return _differences(source, swap.model, sites, twins, x, x)
+    return _differences(source, swap.model, sites, twins, x)
 
 
 def own_rounding(source, swap, x) -> dict[str, float]:
     """The same between the source in float32 and itself in float64: what rounding alone does."""
     sites = _visible_sites(swap)
-    exact = in_float64(source)
-    twins = [layer_at(exact, _layer_path(site)) for site in sites]
-    wide = keras.tree.map_structure(lambda a: a.astype("float64"), x)
-    return _differences(source, exact, sites, twins, x, wide)
+    norms = [layer_at(source, _layer_path(site)) for site in sites]
+    return _differences(source, source, sites, norms, x, policy="float64")
 
 
 def allowed(own: float, tolerance: float = SITE_TOLERANCE) -> float:
@@ -151,12 +169,12 @@ def _twin(swap, site) -> keras.Layer:
         return layer_at(swap.model, path)
 
 
-def _differences(source, other, sites, twins, x, x_other) -> dict[str, float]:
+def _differences(source, other, sites, twins, x, policy=None) -> dict[str, float]:
     norms = [layer_at(source, _layer_path(site)) for site in sites]
     with watched(norms) as expected:
         outputs = keras.tree.flatten(source(as_declared(source, x), training=False))
-    with watched(twins) as received:
-        answers = keras.tree.flatten(other(as_declared(source, x_other), training=False))
+    with watched(twins) as received, computing_in(policy, other):
+        answers = keras.tree.flatten(other(as_declared(source, x), training=False))
     differences = {}
     for number, site in enumerate(sites):
         together = {
@@ -216,20 +234,3 @@ def randomize(model, x, seed: int = 0) -> None:
 
     with watched(norms, before=assign):
         model(x, training=False)
-
-
-def in_float64(model) -> keras.Model:
-    """A copy that computes in float64: what the weights mean, without float32's rounding."""
-
-    def clone(layer):
-        config = layer.get_config()
-        if isinstance(layer, keras.Layer):
-            config["dtype"] = "float64"
-        return type(layer).from_config(config)
-
-    structure = as_declared(
-        model, [layers.Input(batch_shape=t.shape, dtype="float64") for t in model.inputs]
-    )
-    copy = keras.models.clone_model(model, input_tensors=structure, clone_function=clone)
-    copy.set_weights(model.get_weights())
-    return copy

@@ -458,18 +458,62 @@ def test_the_report_is_json_and_text():
 
 
 def test_a_layer_that_cannot_be_copied_is_named():
+    class Own(layers.Dense):
+        def __init__(self, factor):
+            super().__init__(4, name="own")
+            self.factor = factor
+
+        def call(self, x):
+            return self.factor * super().call(x)
+
+    inputs = keras.Input((4,))
+    source = keras.Model(inputs, layers.BatchNormalization()(Own(3.0)(inputs)))
+    with pytest.raises(SwapError, match=r"layer 'own': .* Give the user's classes"):
+        kerasnorm.swap_norms(source, "weight")
+
+
+def test_a_layer_with_a_broken_config_is_copied_by_its_attributes():
+    class Own(layers.Layer):
+        def __init__(self, factor):
+            super().__init__(name="own")
+            self.factor = factor
+
+        def call(self, x):
+            return self.factor * x
+
+        def get_config(self):
+            return super().get_config()  # keeps the factor to itself
+
+    inputs = keras.Input((4,))
+    source = keras.Model(inputs, layers.BatchNormalization()(Own(3.0)(inputs)))
+    assert_exact(source, kerasnorm.swap_norms(source, "weight"), batch(source))
+
+
+def test_a_layer_without_a_config_is_copied_by_its_attributes():
     class Own(layers.Layer):
         def __init__(self, function):
             super().__init__(name="own")
             self.function = function
+            self.dense = layers.Dense(3)
+            self.supports_masking = True
+
+        def build(self, shape):
+            self.scale = self.add_weight(name="scale", initializer="normal", constraint="non_neg")
+            self.parts = {"both": (self.scale, [self.dense])}
 
         def call(self, x):
-            return self.function(x)
+            scale, (dense,) = self.parts["both"]
+            return scale * self.function(dense(x))
 
     inputs = keras.Input((4,))
     source = keras.Model(inputs, layers.BatchNormalization()(Own(keras.ops.relu)(inputs)))
-    with pytest.raises(SwapError, match=r"layer 'own': .* Give the user's classes"):
-        kerasnorm.swap_norms(source, "weight")
+    swap = kerasnorm.swap_norms(source, "weight")
+    own = swap.model.get_layer("own")
+    assert own.scale is own.parts["both"][0] is not source.get_layer("own").scale
+    assert own.supports_masking
+    assert isinstance(own.scale.constraint, keras.constraints.NonNeg)
+    assert not {id(v) for v in source.variables} & {id(v) for v in swap.model.variables}
+    assert_exact(source, swap, batch(source))
 
 
 def test_layers_of_the_users_own_and_lambdas_are_copied():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import keras
+import numpy as np
+import tiny_code
 from keras import layers
 
 BN = layers.BatchNormalization
@@ -254,3 +256,385 @@ def subclassed():
     net = Net()
     net(keras.ops.zeros((1, 3)))
     return net
+
+
+def _graph(build, *shapes, name="model", dtype="float32"):
+    """The functional model of a function from inputs to outputs."""
+    inputs = [keras.Input(shape, dtype=dtype) for shape in shapes]
+    return keras.Model(inputs[0] if len(inputs) == 1 else inputs, build(*inputs), name=name)
+
+
+def _of_rank(kind: str, **arguments):
+    """The 1-D, 2-D or 3-D layer of a kind, for an input of this rank."""
+    return lambda rank, **more: getattr(layers, f"{kind}{rank - 2}D")(
+        **arguments, **more, name="between"
+    )
+
+
+_RANKS = (3, 4, 5)
+# name: (layer for a rank and a data format, ranks of its input)
+CROSSED = {
+    "average pooling": (_of_rank("AveragePooling", pool_size=2), _RANKS),
+    "average pooling, same": (
+        _of_rank("AveragePooling", pool_size=3, strides=2, padding="same"),
+        _RANKS,
+    ),
+    "max pooling": (_of_rank("MaxPooling", pool_size=2), _RANKS),
+    "max pooling, same": (
+        _of_rank("MaxPooling", pool_size=3, strides=2, padding="same"),
+        _RANKS,
+    ),
+    "global average pooling": (_of_rank("GlobalAveragePooling"), _RANKS),
+    "global average pooling, keepdims": (_of_rank("GlobalAveragePooling", keepdims=True), _RANKS),
+    "global max pooling": (_of_rank("GlobalMaxPooling"), _RANKS),
+    "global max pooling, keepdims": (_of_rank("GlobalMaxPooling", keepdims=True), _RANKS),
+    "cropping": (_of_rank("Cropping", cropping=1), _RANKS),
+    "upsampling": (_of_rank("UpSampling", size=2), _RANKS),
+    "upsampling, bilinear": (_of_rank("UpSampling", size=2, interpolation="bilinear"), (4,)),
+    "upsampling, bicubic": (_of_rank("UpSampling", size=2, interpolation="bicubic"), (4,)),
+    "zero padding": (_of_rank("ZeroPadding", padding=1), _RANKS),
+    "spatial dropout": (_of_rank("SpatialDropout", rate=0.3), _RANKS),
+    "dropout": (lambda rank: layers.Dropout(0.3, name="between"), (2, *_RANKS)),
+    "identity": (lambda rank: layers.Identity(name="between"), (2, *_RANKS)),
+    "linear activation": (lambda rank: layers.Activation("linear", name="between"), (2, *_RANKS)),
+}
+_SPACE = {2: (), 3: (9,), 4: (6, 9), 5: (5, 7, 6)}
+
+
+def crossing(kind: str, rank: int, axis: int = -1):
+    """A linear layer, the layer between of the table, and a BatchNorm."""
+    between, _ = CROSSED[kind]
+    conv = layers.Dense if rank == 2 else getattr(layers, f"Conv{rank - 2}D")
+    arguments = () if rank == 2 else (2,)
+    return _graph(
+        lambda x: BN(axis=axis, name="bn")(
+            between(rank)(conv(4, *arguments, bias_initializer="normal", name="linear")(x))
+        ),
+        (*_SPACE[rank], 3),
+    )
+
+
+def crossing_channels_first(kind: str, rank: int):
+    """The same with channels on axis 1."""
+    between, _ = CROSSED[kind]
+    by_format = {} if _pointwise(kind) else {"data_format": "channels_first"}
+    conv = getattr(layers, f"Conv{rank - 2}D")
+    linear = conv(4, 2, data_format="channels_first", bias_initializer="normal", name="linear")
+    return _graph(
+        lambda x: BN(axis=1, name="bn")(between(rank, **by_format)(linear(x))),
+        (3, *_SPACE[rank]),
+    )
+
+
+def _pointwise(kind: str) -> bool:
+    return kind in ("dropout", "identity", "linear activation")
+
+
+CROSSED_CHANNELS_FIRST = [
+    (kind, rank)
+    for kind, (between, ranks) in CROSSED.items()
+    for rank in ranks
+    if rank > 2 and (_pointwise(kind) or hasattr(between(rank), "data_format"))
+]
+
+
+def pool_read_twice():
+    def build(x):
+        x = layers.AveragePooling2D(2, name="pool")(layers.Conv2D(4, 3, name="linear")(x))
+        return layers.Add()([x, BN(name="bn")(x)])
+
+    return _graph(build, (8, 8, 3))
+
+
+def conv_before_pool_read_twice():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        return [x, BN(name="bn")(layers.AveragePooling2D(2, name="pool")(x))]
+
+    return _graph(build, (8, 8, 3))
+
+
+def masked_pool():
+    def build(x):
+        x = layers.Dense(4, name="linear")(layers.Masking()(x))
+        return BN(name="bn")(layers.GlobalAveragePooling1D(name="pool")(x))
+
+    return _graph(build, (7, 3))
+
+
+def masked_dropout():
+    def build(x):
+        x = layers.Dense(4, name="linear")(layers.Masking()(x))
+        return layers.LSTM(2)(BN(name="bn")(layers.Dropout(0.3, name="dropout")(x)))
+
+    return _graph(build, (7, 3))
+
+
+def two_crossed():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        x = layers.Dropout(0.2, name="dropout")(layers.AveragePooling2D(2, name="pool")(x))
+        return BN(name="bn")(x)
+
+    return _graph(build, (8, 8, 3))
+
+
+def crossed_in_another_dtype():
+    def build(x):
+        x = layers.Conv2D(4, 3, name="linear")(x)
+        return BN(name="bn")(layers.AveragePooling2D(2, dtype="mixed_bfloat16", name="pool")(x))
+
+    return _graph(build, (8, 8, 3))
+
+
+def one_input_of_two_models():
+    """A submodel made from the very tensors of the model around it, its layers in both graphs."""
+    inputs = keras.Input((4,), name="x")
+    x = layers.Dense(4, name="dense")(inputs)
+    y = BN(name="bn")(x)
+    inner = keras.Model(inputs, y, name="inner")
+    return keras.Model(inputs, layers.Add()([inner(inputs), inner(x), y]), name="around")
+
+
+def renorm():
+    return _graph(lambda x: BN(renorm=True, name="bn")(layers.Dense(4, name="dense")(x)), (5,))
+
+
+def synchronized():
+    return _graph(
+        lambda x: BN(synchronized=True, name="bn")(layers.Dense(4, name="dense")(x)), (5,)
+    )
+
+
+def subclasses_of_bn():
+    def build(x):
+        x = tiny_code.Named(name="named")(layers.Dense(4, name="dense")(x))
+        return tiny_code.Doubled(name="doubled")(layers.ReLU()(x))
+
+    return _graph(build, (5,))
+
+
+def quantized():
+    """An int8 layer in front of one BatchNorm and behind another."""
+
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense_int8")(x))
+        x = BN(name="bn_2")(layers.Dense(4, name="dense")(layers.ReLU()(x)))
+        return layers.Dense(3, name="head_int8")(x)
+
+    model = _graph(build, (5,))
+    for name in ("dense_int8", "head_int8"):
+        model.get_layer(name).quantize("int8")
+    return model
+
+
+def lora():
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense_lora")(x))
+        x = layers.Conv1D(4, 2, name="conv_lora")(x)
+        x = BN(name="bn_2")(layers.ReLU()(x))
+        return BN(name="bn_3")(layers.Dense(4, name="dense")(x))
+
+    model = _graph(build, (6, 5))
+    rng = np.random.default_rng(0)
+    for name in ("dense_lora", "conv_lora"):
+        model.get_layer(name).enable_lora(2)
+    for variable in model.variables:
+        if "lora" in variable.name:
+            variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+def regularized():
+    def build(x):
+        x = layers.Dense(
+            4, kernel_regularizer="l2", bias_regularizer="l1", kernel_constraint="max_norm",
+            name="dense",
+        )(x)  # fmt: skip
+        return BN(gamma_regularizer="l2", beta_constraint="non_neg", name="bn")(x)
+
+    return _graph(build, (5,))
+
+
+def with_attributes():
+    """A model with things hung on it."""
+    model = dense_bn()
+    model.classes = ["a", "b", "c"]
+    model.settings = {"mean": np.ones(3), "crop": (1, 2)}
+    model.decoder = lambda x: x
+    return model
+
+
+def preprocessed():
+    """Adapted scaling in front."""
+
+    def build(x):
+        scaler = layers.Normalization(name="scaler")
+        scaler.adapt(np.random.default_rng(0).normal(5, 2, (100, 5)))
+        x = layers.Rescaling(0.5, offset=1.0)(scaler(x))
+        return BN(name="bn")(layers.Dense(4, name="dense")(x))
+
+    return _graph(build, (5,))
+
+
+def categories():
+    """Words and numbers, looked up."""
+    words = keras.Input((1,), dtype="string", name="words")
+    numbers = keras.Input((1,), dtype="int64", name="numbers")
+    x = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    y = layers.CategoryEncoding(4, output_mode="one_hot")(
+        layers.IntegerLookup(vocabulary=[3, 5, 7], name="lookup")(numbers)
+    )
+    x = layers.Dense(4, name="dense")(layers.Concatenate()([x, y]))
+    return keras.Model({"words": words, "numbers": numbers}, BN(name="bn")(x), name="categories")
+
+
+def text():
+    def build(x):
+        vectors = layers.TextVectorization(output_sequence_length=4, name="vectors")
+        vectors.adapt(["the cat", "a dog and the cat"])
+        x = layers.Embedding(8, 3, mask_zero=True, name="embedding")(vectors(x))
+        return layers.GlobalAveragePooling1D()(BN(name="bn")(layers.Dense(4, name="dense")(x)))
+
+    return _graph(build, (1,), dtype="string")
+
+
+def masked_lstm():
+    """Masking → BatchNorm → LSTM."""
+    return _graph(lambda x: layers.LSTM(3)(BN(name="bn")(layers.Masking()(x))), (7, 4))
+
+
+def a_mask_by_name():
+    """BatchNorm called with a mask that does not travel with its input."""
+    x, mask = keras.Input((6, 4), name="x"), keras.Input((6,), dtype="bool", name="mask")
+    y = BN(name="bn")(layers.Dense(4, name="dense")(x), mask=mask)
+    return keras.Model({"x": x, "mask": mask}, layers.LSTM(3)(y), name="a_mask_by_name")
+
+
+def nested_outputs():
+    """Outputs in a dict that is not in alphabetic order, with a list and a tuple in it."""
+
+    def build(a, b):
+        x = BN(name="bn_a")(layers.Dense(4, name="dense_a")(a))
+        y = BN(name="bn_b")(layers.Dense(3, name="dense_b")(b))
+        return {"z": x, "list": [y, layers.ReLU()(x)], "a": {"inner": (layers.ReLU()(y), x)}}
+
+    return _graph(build, (5,), (6,))
+
+
+def arithmetic():
+    """Operators, `keras.ops`, slices and constants."""
+
+    def build(x):
+        x = BN(name="bn_1")(layers.Dense(4, name="dense")(x * 2.0 - 1.0))
+        y = keras.ops.concatenate([x[:, :2], -(x[:, 2:] ** 2)], axis=-1)
+        y = keras.ops.where(y > 0, y, 0.1 * y) @ np.ones((4, 3), "float32")
+        return BN(name="bn_2")(keras.ops.expand_dims(y, 1) + keras.ops.stack([y, y], axis=1))
+
+    return _graph(build, (5,))
+
+
+def several_inputs():
+    def build(a, b, c):
+        x = layers.Concatenate()([layers.Dense(3, name="dense_a")(a), b])
+        return BN(name="bn")(layers.Dense(4, name="dense")(x)) * layers.Dense(4, name="gate")(c)
+
+    return _graph(build, (5,), (3,), (2,))
+
+
+def output_with_many_readers():
+    """The output of a BatchNorm that is an output of the model and read three times."""
+
+    def build(x):
+        x = BN(name="bn")(layers.Dense(4, name="dense")(x))
+        return [x, layers.Add()([x, layers.ReLU()(x)]), layers.Concatenate()([x, x]), x]
+
+    return _graph(build, (5,))
+
+
+def three_deep():
+    model = dense_bn()
+    for depth in range(3):
+        inner, model = model, None
+
+        def build(x, inner=inner, depth=depth):
+            x = BN(name="bn")(layers.Dense(5, name="dense")(inner(x)))
+            return layers.ReLU()(x)
+
+        model = _graph(build, (5,), name=f"depth_{depth}")
+    return model
+
+
+def submodel_on_several_sizes():
+    """A fully convolutional submodel called on images of several sizes."""
+    inner = keras.Sequential(
+        [keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="conv"), BN(name="bn")],
+        name="inner",
+    )
+
+    def build(a, b):
+        pool = layers.GlobalAveragePooling2D()
+        return layers.Add()([pool(inner(a)), pool(inner(b)), pool(inner(a[:, ::2]))])
+
+    return _graph(build, (8, 9, 3), (5, 6, 3))
+
+
+def _behind_of_rank(rank: int):
+    space = _SPACE[rank]
+    return _graph(
+        lambda x: BN(name="bn_2")(layers.ReLU()(BN(name="bn")(_CONV[rank](x)))), (*space, 3)
+    )
+
+
+_CONV = {
+    2: lambda x: layers.Dense(4, name="linear")(x),
+    3: lambda x: layers.Conv1D(4, 2, name="linear")(x),
+    4: lambda x: layers.Conv2D(4, 2, name="linear")(x),
+    5: lambda x: layers.Conv3D(4, 2, name="linear")(x),
+}
+
+
+def one_d():
+    return _behind_of_rank(3)
+
+
+def three_d():
+    return _behind_of_rank(5)
+
+
+def batch_time_features():
+    """BatchNorm over the features and over the time steps of (batch, time, features)."""
+
+    def build(x):
+        x = BN(axis=-1, name="features")(layers.Dense(4, name="dense")(x))
+        return BN(axis=1, name="steps")(layers.ReLU()(x))
+
+    return _graph(build, (6, 5))
+
+
+def another_axis():
+    """BatchNorm over rows and columns of images."""
+
+    def build(x):
+        x = BN(axis=1, name="rows")(layers.Conv2D(4, 3, name="conv")(x))
+        return BN(axis=2, name="columns")(x)
+
+    return _graph(build, (8, 7, 3))
+
+
+def mixed_policies():
+    def build(x):
+        x = BN(dtype="mixed_bfloat16", name="bn_1")(layers.Dense(4, name="dense_1")(x))
+        x = layers.Dense(4, dtype="mixed_bfloat16", name="dense_2")(x)
+        x = BN(dtype="float32", name="bn_2")(x)
+        return BN(name="bn_3")(layers.Dense(4, dtype="float32", name="dense_3")(x))
+
+    return _graph(build, (5,))
+
+
+def frozen():
+    def build(x):
+        x = layers.Dense(4, trainable=False, name="dense")(x)
+        return BN(trainable=False, name="bn")(x)
+
+    return _graph(build, (5,))

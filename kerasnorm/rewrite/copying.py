@@ -12,10 +12,11 @@ import numpy as np
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite.replica import can_be_replicated, replica, tells_no_config
 
 
 def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
-    """A new, unbuilt layer from a layer's config.
+    """A new, unbuilt layer from a layer's config; a replica where there is no such config.
 
     Args:
         layer: The layer to copy.
@@ -24,11 +25,17 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     Raises:
         SwapError: If the layer's class cannot be made from its config.
     """
+    if not changes and tells_no_config(layer):
+        return replica(layer, copy_layer)
+    if graphs.has_graph(layer) and graphs.is_plain(layer):
+        return _copy_model(layer)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
         copy = type(layer).from_config(config)
     except Exception as error:
         # a user's class may fail in any way
+        if not changes and can_be_replicated(layer):
+            return replica(layer, copy_layer)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SwapError(
             f"A layer is copied through its config, and {type(layer).__name__} cannot be made "
@@ -41,6 +48,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
         inner_copy.name = inner.name
         _carry_functions(inner, inner_copy)
+    if isinstance(layer, keras.layers.InputLayer):
+        copy.dtype_policy = layer.dtype_policy  # which its config does not tell
     if copy.dtype_policy != layer.dtype_policy:
         raise SwapError(
             f"The copy of a layer must compute as its source does. Received dtype policy "
@@ -48,6 +57,19 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint=f"Give the constructor of {type(layer).__name__} a `dtype` argument.",
         )
+    return copy
+
+
+def _copy_model(model: keras.Model) -> keras.Model:
+    """A copy of a plain model, layer by layer: its config would need one of every layer."""
+
+    def clone(operation):
+        is_layer = isinstance(operation, keras.Layer)
+        return copy_layer(operation) if is_layer else graphs.copied_operation(operation)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.dtype_policy = model.dtype_policy
+    copy.name = model.name
     return copy
 
 

@@ -54,7 +54,8 @@ def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> str
     """Why the map a·x + c along `axis` of a call's output cannot cross it; None if it can."""
     layer: Any = call.operation
     name = f"'{layer.name}' ({type(layer).__name__})"
-    if graphs.attached_mask(call.inputs[0]) is not None:
+    masked = len(call.inputs) > 1 or graphs.attached_mask(call.inputs[0]) is not None
+    if masked and type(layer) not in _ELEMENTWISE:
         return f"{name} in front of it has a mask"
     if type(layer) not in _ELEMENTWISE and axis != _channels_of_output(call):
         return f"{name} in front of it mixes entries along axis {axis}"

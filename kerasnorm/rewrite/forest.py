@@ -54,8 +54,15 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
     Raises:
         SwapError: If the model has no graph and its code cannot be traced.
     """
-    found = Forest(graphs.graph_of(model) if graphs.has_graph(model) else _traced_model(model))
-    _visit(found, found.root, "", opens)
+    root = graphs.graph_of(model) if graphs.has_graph(model) else _traced_model(model)
+    closed: dict[int, str] = {}
+    while True:
+        found = Forest(root, closed=dict(closed))
+        _visit(found, root, "", opens)
+        odd = _called_in_several_ways(found)
+        if not odd:
+            break
+        closed.update(dict.fromkeys(odd, "it is called in several ways"))
     for graph in found.graphs.values():
         for call in graph.calls:
             if id(call.operation) in found.graphs and call.kwargs.get("training"):
@@ -70,26 +77,65 @@ def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
         found.calls[id(operation)] += 1
         if id(operation) in found.paths or id(operation) in found.closed:
             continue
-        inner = _inner_graph(found, graph, call, opens)
+        inner = _inner_graph(found, call, opens)
         if inner is not None:
             _visit(found, inner, f"{path}{operation.name}/", opens)
     found.graphs[id(graph.owner)] = graph
 
 
-def _inner_graph(found: Forest, graph: Graph, call: Call, opens: Opens) -> Graph | None:
+def _inner_graph(found: Forest, call: Call, opens: Opens) -> Graph | None:
     layer = call.operation
     if graphs.has_graph(layer):
         return graphs.graph_of(layer)
     if not isinstance(layer, keras.Layer) or call.is_input or not opens(layer):
         return None
-    manners = {_manner(c) for c in graph.calls if c.operation is layer}
     try:
-        if len(manners) > 1:
-            raise TraceError("it is called in several ways")
         return trace(layer, call.args, call.kwargs)
     except TraceError as error:
         found.closed[id(layer)] = str(error)
         return None
+
+
+def _called_in_several_ways(found: Forest) -> list[int]:
+    """The `id` of each traced layer whose code does not call the same layers in each of its calls.
+
+    Its graph is that of one call only.
+    """
+    manners: dict[int, dict[str, Call]] = {}
+    for graph in found.graphs.values():
+        for call in graph.calls:
+            inner = found.graphs.get(id(call.operation))
+            if inner is not None and inner.is_code:
+                manners.setdefault(id(call.operation), {}).setdefault(_manner(call), call)
+    return [
+        owner
+        for owner, calls in manners.items()
+        if len(calls) > 1 and not all(_runs_as(found.graphs[owner], c) for c in calls.values())
+    ]
+
+
+def _runs_as(graph: Graph, call: Call) -> bool:
+    """Whether the code of a graph's owner has a graph of the same form in another call."""
+    try:
+        other = trace(call.operation, call.args, call.kwargs)
+    except TraceError:
+        return False
+    return _form(graph) == _form(other)
+
+
+def _form(graph: Graph) -> list[tuple]:
+    """What is called on what: everything but sizes and constants."""
+    numbers = {id(t): (n, k) for n, c in enumerate(graph.calls) for k, t in enumerate(c.outputs)}
+    return [
+        (
+            call.operation if isinstance(call.operation, keras.Layer) else type(call.operation),
+            [numbers[id(t)] for t in call.inputs],
+            [(len(t.shape), t.dtype, graph.is_output(t)) for t in call.outputs],
+            bool(call.kwargs.get("training")),
+        )
+        for call in graph.calls
+        if not call.is_input
+    ]
 
 
 def _manner(call: Call) -> str:
@@ -107,10 +153,11 @@ def _traced_model(model: keras.Model) -> Graph:
     shapes = graphs.built_shapes(model)
     if shapes is None:
         raise SwapError(
-            f"A model with code of its own must have been called on its inputs. Received a "
-            f"{type(model).__name__} that does not know their shapes.",
+            f"A model with code of its own must have been called on its inputs, and Keras must be "
+            f"able to follow the code. Received a {type(model).__name__} that does not know the "
+            "shapes of its inputs.",
             model=model.name,
-            hint="Call it on a batch first.",
+            hint="Call it on a batch first; write its `call` with Keras layers and keras.ops.",
         )
     args, kwargs = tree.map_shape_structure(
         lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes

@@ -166,13 +166,16 @@ def replace_sublayer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) ->
         SwapError: If something else holds on to the old layer.
     """
     for layer in (holder, *sublayers(holder)):
+        if has_graph(layer):
+            continue
         tracker = layer._tracker
         if tracker.is_in_store("layers", old):
             tracker.replace_tracked_value("layers", old, new)
         for name, value in list(vars(layer).items()):
-            replaced = _with_replaced(value, old, new)
-            if replaced is not value:
-                setattr(layer, name, replaced)
+            if name not in _KERAS_OWN:
+                replaced = _with_replaced(value, old, new)
+                if replaced is not value:
+                    setattr(layer, name, replaced)
     if any(layer is old for layer in sublayers(holder)):
         raise SwapError(
             f"A layer is replaced in attributes, lists and dicts. Received '{old.name}', which "
@@ -181,28 +184,40 @@ def replace_sublayer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) ->
         )
 
 
+_KERAS_OWN = frozenset(vars(keras.Model(name="any")))
+
+
 def _with_replaced(value, old, new):
     if value is old:
         return new
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            list.__setitem__(value, index, _with_replaced(item, old, new))
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            dict.__setitem__(value, key, _with_replaced(item, old, new))
-    elif type(value) is tuple:
-        return tuple(_with_replaced(item, old, new) for item in value)
+    if isinstance(value, (list, dict)):
+        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
+            replaced = _with_replaced(item, old, new)
+            if replaced is not item:
+                value[key] = replaced
+    elif isinstance(value, tuple):
+        items = [_with_replaced(item, old, new) for item in value]
+        if any(a is not b for a, b in zip(items, value, strict=True)):
+            # TensorFlow wraps tuples; `__class__` is that of the tuple inside
+            return value.__class__(*items) if hasattr(value, "_fields") else tuple(items)
     return value
 
 
 def built_shapes(model: keras.Model) -> tuple[tuple, dict[str, Any]] | None:
     """The (args, kwargs) of shapes that a model was first called on; None if it was not."""
-    config = model.get_build_config() if model.built else None
+    config = _untracked(model.get_build_config()) if model.built else None
     if not config:
         return None
     if "shapes_dict" in config:
         return (), {k.removesuffix("_shape"): v for k, v in config["shapes_dict"].items()}
     return (config["input_shape"],), {}
+
+
+def _untracked(value):
+    """Dicts and lists as such, not of the classes by which Keras tracks what is in attributes."""
+    if isinstance(value, dict):
+        return {key: _untracked(item) for key, item in value.items()}
+    return [_untracked(item) for item in value] if isinstance(value, list) else value
 
 
 def call_parameters(layer: keras.Layer) -> Iterable[str]:

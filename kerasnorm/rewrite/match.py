@@ -231,6 +231,8 @@ def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | N
             return NoPartner(f"the output of {_called(layer)} is used elsewhere too")
         if not crossing.is_crossable(call):
             break
+        if layer.compute_dtype != site.layer.compute_dtype:  # 5
+            return NoPartner(f"{_called(layer)} computes in another dtype")
         obstacle = crossing.obstacle(call, axis, found.scale, found.shift)  # 2
         if obstacle:
             return NoPartner(obstacle)

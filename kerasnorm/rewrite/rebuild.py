@@ -66,7 +66,8 @@ class Rebuilt:
         layers: The name of each source layer in it.
         notes: What could not be kept.
         graphs: The graph of the copy of each graph's owner, by the owner's `id`.
-        tensors: The new symbolic tensor of each of the source's, by `id`.
+        tensors: The new symbolic tensor of each of the source's, by the `id` of the graph's owner
+            and of the tensor: graphs may have tensors in common.
         copies: The new layer of each source layer and of each `Replace`, by `id`.
     """
 
@@ -74,8 +75,12 @@ class Rebuilt:
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     graphs: dict[int, Graph] = field(default_factory=dict)
-    tensors: dict[int, Any] = field(default_factory=dict)
+    tensors: dict[tuple[int, int], Any] = field(default_factory=dict)
     copies: dict[int, Any] = field(default_factory=dict)
+
+    def twin(self, graph: Graph, tensor) -> Any:
+        """What the copy of a graph has in the place of a tensor."""
+        return self.tensors[id(graph.owner), id(tensor)]
 
 
 def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
@@ -115,7 +120,7 @@ class _Builder:
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
         self.graphs: dict[int, Graph] = {}
-        self.tensors: dict[int, Any] = {}
+        self.tensors: dict[tuple[int, int], Any] = {}
         self.copies: dict[int, Any] = {}  # by id of the source operation or of the Replace
         self._carried: list[tuple[keras.Layer, keras.Layer]] = []
         self._filled: list[tuple[Replace, keras.Layer]] = []
@@ -148,6 +153,8 @@ class _Builder:
                 f"{'Sequential' if isinstance(source, keras.Sequential) else 'functional'} model "
                 "now, without the methods of that class"
             )
+        if copy.dtype_policy != source.dtype_policy:
+            copy.dtype_policy = source.dtype_policy
         if not source.trainable:
             copy.trainable = False  # cascades; `carry_state` then sets each layer's own flag
         self.notes += carry_attributes(source, copy)
@@ -161,7 +168,8 @@ class _Builder:
             edit.fill(layer)
 
     def _functional(self, graph: Graph) -> keras.Model:
-        source, tensors = graph.owner, self.tensors
+        source = graph.owner
+        tensors: dict[int, Any] = {}
 
         def new(value):
             if isinstance(value, keras.Variable):
@@ -192,6 +200,7 @@ class _Builder:
                 tensors[id(old)] = out
         inputs = tree.map_structure(new, graph.inputs)
         outputs = tree.map_structure(new, graph.outputs)
+        self._keep(graph, tensors)
         # never the source's own class: its constructor may build anything
         return keras.Model(inputs, outputs, name=source.name)
 
@@ -202,11 +211,13 @@ class _Builder:
         model = keras.Sequential(
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
         )
-        tensor = self.tensors[id(graph.inputs)] = model.inputs[0]
+        tensor = model.inputs[0]
+        tensors = {id(graph.inputs): tensor}
         calls = iter(graphs.graph_of(model).layer_calls())
         for call, layer in zip(graph.layer_calls(), copies, strict=True):
             tensor = tensor if layer is None else next(calls).output
-            self.tensors[id(call.output)] = tensor
+            tensors[id(call.output)] = tensor
+        self._keep(graph, tensors)
         return model
 
     def _code(self, graph: Graph) -> keras.Layer:
@@ -231,16 +242,23 @@ class _Builder:
                 graphs.replace_sublayer(copy, old, self._built(graph, call))
             else:
                 self.copies[id(call.operation)] = old
-        retraced = trace(copy, args, kwargs)
+                self._name(graph, call.operation, old)
+        gone = [*replaced, source, *graphs.sublayers(source)]
+        with graphs.unrecorded(gone):
+            retraced = trace(copy, args, kwargs)
+        tensors: dict[int, Any] = {}
         for before, after in zip(graph.calls, retraced.calls, strict=True):
-            if after.operation in replaced:
+            if any(after.operation is layer for layer in gone):
                 raise SwapError(
                     f"The code of a layer must take its layers from its attributes. Received a "
-                    f"{type(source).__name__} that still calls its first '{after.operation.name}'.",
+                    f"{type(source).__name__} whose copy calls the source's own "
+                    f"'{after.operation.name}'.",
                     layer=source.name,
+                    hint="Hold layers in attributes, lists or dicts.",
                 )
             for old, new in zip(before.outputs, after.outputs, strict=True):
-                self.tensors[id(old)] = new
+                tensors[id(old)] = new
+        self._keep(graph, tensors)
         self.graphs[id(source)] = retraced
         if not isinstance(source, keras.layers.TimeDistributed):
             self.notes += carry_attributes(source, copy)
@@ -268,6 +286,9 @@ class _Builder:
         elif not layer.built:
             layer.build_from_config(call.operation.get_build_config())
         return layer
+
+    def _keep(self, graph: Graph, tensors: dict[int, Any]) -> None:
+        self.tensors.update({(id(graph.owner), key): new for key, new in tensors.items()})
 
     def _takes(self, layer, call: Call, keyword: str) -> bool:
         """Whether a layer gets a keyword argument of the source's call.

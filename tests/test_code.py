@@ -1,0 +1,304 @@
+"""Subclassed models and layers with code of their own."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tiny_code
+from fidelity import SITE_TOLERANCE, all_layers, assert_exact, randomize
+from keras import layers
+
+import kerasnorm
+from kerasnorm import SwapError, WeightNorm
+from kerasnorm.rewrite import match
+from kerasnorm.rewrite.graph import sublayers
+
+# kind: {site: layer it became}
+BECOMES = {
+    "in attributes": {"norm": "WeightNorm(Dense)"},
+    "in a list": {"norm_0": "WeightNorm(Affine)", "norm_1": "WeightNorm(Affine)"},
+    "in a tuple": {"norm": "WeightNorm(Dense)"},
+    "in a dict": {"norm": "WeightNorm(Dense)"},
+    "two deep": {"outer/block/norm": "WeightNorm(Dense)", "outer/norm": "WeightNorm(Affine)"},
+    "a block called twice": {"block/norm": "WeightNorm(Dense)"},
+    "a norm called twice": {"norm": "WeightNorm(Affine)", "norm#2": "WeightNorm(Affine)"},
+    "a constructor without keywords": {"norm": "WeightNorm(Dense)"},
+    "a dict of inputs": {"norm_left": "WeightNorm(Dense)", "norm_right": "WeightNorm(Dense)"},
+    "training inside": {"live": "BatchNorm", "stored": "WeightNorm(Affine)"},
+    "models inside": {"stem/norm": "WeightNorm(Conv2D)", "body/norm": "WeightNorm(Affine)"},
+    "a sequence": {"norm": "WeightNorm(Dense)"},
+}
+
+
+def randomized(kind):
+    model, x = tiny_code.subclassed(kind)
+    randomize(model, x)
+    return model, x
+
+
+def records(model) -> list[int]:
+    """How many calls Keras has recorded of each layer."""
+    return [len(layer._inbound_nodes) for layer in (model, *sublayers(model))]
+
+
+def assert_same(source, other, x):
+    answers = zip(keras.tree.flatten(source(x)), keras.tree.flatten(other(x)), strict=True)
+    for expected, received in answers:
+        np.testing.assert_allclose(received, expected, atol=SITE_TOLERANCE * np.std(expected))
+
+
+@pytest.mark.parametrize("kind", tiny_code.SUBCLASSED)
+def test_exact_and_the_source_untouched(kind):
+    source, x = randomized(kind)
+    before, calls = source.get_weights(), records(source)
+    swap = kerasnorm.swap_norms(source, "weight")
+    assert {site.name: site.becomes for site in swap.report.sites} == BECOMES[kind]
+    assert type(swap.model) is type(source)
+    assert swap.model.name == source.name
+    differences = swap.compare(x)
+    assert set(BECOMES[kind]) < set(differences)
+    assert max(differences.values()) < SITE_TOLERANCE
+    assert records(source) == calls
+    assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
+    assert_same(source, swap.model, x)
+    assert not {id(v) for v in source.variables} & {id(v) for v in swap.model.variables}
+    assert not {id(la) for la in sublayers(source)} & {id(la) for la in sublayers(swap.model)}
+
+
+@pytest.mark.parametrize("kind", tiny_code.SUBCLASSED)
+def test_the_copy_trains(kind):
+    source, x = randomized(kind)
+    before = source.get_weights()
+    model = kerasnorm.swap_norms(source, "weight").model
+    target = keras.tree.map_structure(np.zeros_like, model.predict(x, verbose=0))
+    model.compile(keras.optimizers.SGD(0.001), keras.tree.map_structure(lambda _: "mse", target))
+    losses = model.fit(x, target, epochs=4, batch_size=16, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    assert all(v.path for v in model.trainable_variables)
+    assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("kind", tiny_code.SUBCLASSED)
+def test_saved_weights_go_into_a_new_instance_swapped_the_same_way(kind, tmp_path):
+    source, x = randomized(kind)
+    swap = kerasnorm.swap_norms(source, "weight")
+    assert any("to load saved weights, swap a new instance" in n for n in swap.report.notes)
+    swap.model.save_weights(tmp_path / "swapped.weights.h5")
+    fresh, _ = tiny_code.SUBCLASSED[kind]()
+    fresh(x)
+    again = kerasnorm.swap_norms(fresh, "weight").model
+    again.load_weights(tmp_path / "swapped.weights.h5")
+    assert_same(swap.model, again, x)
+
+
+def test_the_class_of_inner_layers_is_kept():
+    source, _ = randomized("two deep")
+    model = kerasnorm.swap_norms(source, "weight").model
+    assert type(model.outer) is tiny_code.Outer
+    assert type(model.outer.block) is tiny_code.Block
+    assert isinstance(model.outer.block.dense, WeightNorm)
+    assert isinstance(model.outer.block.norm, layers.Identity)
+
+
+def functional(*steps, shape=(4,)):
+    inputs = keras.Input(shape)
+    x = inputs
+    for step in steps:
+        x = step(x)
+    return keras.Model(inputs, x)
+
+
+def rows(model):
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(16, *model.input_shape[1:])).astype("float32")
+
+
+@pytest.mark.parametrize("shape", [(4,), (6, 4)])
+def test_a_layer_with_code_in_a_graph(shape):
+    source = functional(tiny_code.Block(5, name="block"), layers.Dense(2), shape=shape)
+    randomize(source, rows(source))
+    before, calls = source.get_weights(), records(source)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert [(s.name, s.becomes) for s in swap.report.sites] == [("block/norm", "WeightNorm(Dense)")]
+    assert_exact(source, swap, rows(source))
+    assert records(source) == calls
+    assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
+
+
+def test_a_layer_with_code_called_twice():
+    block = tiny_code.Block(4, name="block")
+    source = functional(block, layers.ReLU(), block)
+    randomize(source, rows(source))
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert_exact(source, swap, rows(source))
+    assert len({id(la) for la in swap.model.layers if la.name == "block"}) == 1
+
+
+def test_a_layer_with_code_called_on_several_sizes():
+    inputs = keras.Input((6, 4)), keras.Input((3, 4))
+    block = tiny_code.Block(4, name="block")
+    inner = keras.Model(inputs[0], block(inputs[0]), name="inner")
+    source = keras.Model(inputs, [inner(inputs[0]), block(inputs[1])])
+    x = [rows(functional(shape=tensor.shape[1:])) for tensor in inputs]
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert [site.becomes for site in swap.report.sites] == ["WeightNorm(Dense)"]
+    assert_exact(source, swap, x)
+
+
+def test_a_layer_whose_code_depends_on_its_arguments_stays():
+    inputs = keras.Input((4,))
+    either = tiny_code.Either(name="either")
+    source = keras.Model(inputs, [either(inputs), either(inputs, plain=True)])
+    swap = kerasnorm.swap_norms(source, "weight")
+    (site,) = swap.report.sites
+    assert site.verdict == "refused"
+    assert "inside 'either': it is called in several ways" in site.reason
+    assert_same(source, swap.model, rows(source))
+
+
+def test_several_call_arguments():
+    a, b = keras.Input((3,), name="a"), keras.Input((5,), name="b")
+    source = keras.Model([a, b], tiny_code.Arguments(name="two")(a, b=b, scale=0.5))
+    x = [rows(functional(shape=(3,))), rows(functional(shape=(5,)))]
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert swap.report.sites[0].becomes == "WeightNorm(Dense)"
+    assert_exact(source, swap, x)
+
+
+@pytest.mark.parametrize("layer", [tiny_code.RawTensorFlow, tiny_code.Branching])
+def test_code_that_cannot_be_followed_is_refused_by_name(layer):
+    source = functional(layer(name="own"), layers.Dense(3), layers.BatchNormalization(name="bn"))
+    x = rows(source)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight")
+    by_name = {site.name: site for site in swap.report.sites}
+    assert by_name["bn"].becomes == "WeightNorm(Dense)"
+    assert by_name["own/norm"].verdict == "refused"
+    assert "inside 'own': its code cannot be followed on symbolic" in by_name["own/norm"].reason
+    assert_same(source, swap.model, x)
+    with pytest.raises(SwapError, match=r"`strict` allows no refused site.*'own/norm'"):
+        kerasnorm.swap_norms(source, "weight", strict=True)
+
+
+def test_a_model_that_cannot_be_followed_is_refused_by_name():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.own = tiny_code.RawTensorFlow(name="own")
+
+        def call(self, x):
+            return self.own(x) if float(x[0, 0]) > 0 else x
+
+    net = Net()
+    net(np.ones((2, 3), "float32"))
+    with pytest.raises(SwapError, match=r"Keras must be able to follow.*a Net"):
+        kerasnorm.swap_norms(net, "weight")
+
+
+def test_training_is_passed_on():
+    """A layer called with training=True in the graph runs its BatchNorm live."""
+    inputs = keras.Input((4,))
+    block = tiny_code.Block(4, name="block")
+    source = keras.Model(inputs, block(inputs, training=True))
+    (site,) = kerasnorm.swap_norms(source, "weight").report.sites
+    assert site.verdict == "refused"
+    assert "training=True" in site.reason
+
+
+def test_time_distributed():
+    """Around a BatchNorm, a model with one, and a layer with code."""
+    stack = keras.Sequential(
+        [keras.Input((4,)), layers.Dense(5, name="dense"), layers.BatchNormalization(name="norm")],
+        name="stack",
+    )
+    source = functional(
+        layers.TimeDistributed(layers.BatchNormalization(name="norm"), name="plain"),
+        layers.TimeDistributed(stack, name="model"),
+        layers.TimeDistributed(tiny_code.Block(3, name="block"), name="code"),
+        shape=(6, 4),
+    )
+    x = rows(source)
+    randomize(source, x)
+    calls = records(source)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert {site.name: site.becomes for site in swap.report.sites} == {
+        "plain/norm": "WeightNorm(Affine)",
+        "model/stack/norm": "WeightNorm(Dense)",
+        "code/block/norm": "WeightNorm(Dense)",
+    }
+    assert_exact(source, swap, x)
+    assert records(source) == calls
+    assert not [la for la in all_layers(swap.model) if match.is_batch_norm(la)]
+
+
+def test_time_distributed_in_training_mode_is_refused():
+    inputs = keras.Input((6, 4))
+    layer = layers.TimeDistributed(layers.BatchNormalization(name="norm"), name="steps")
+    (site,) = kerasnorm.swap_norms(
+        keras.Model(inputs, layer(inputs, training=True)), "weight"
+    ).report.sites
+    assert site.verdict == "refused"
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_batch_norm_in_a_recurrent_cell_is_refused_by_name(bidirectional):
+    rnn = layers.RNN(tiny_code.NormCell(3, name="cell"), name="rnn")
+    with keras.saving.custom_object_scope({"NormCell": tiny_code.NormCell}):
+        layer = layers.Bidirectional(rnn, name="both") if bidirectional else rnn
+    source = functional(
+        layers.Dense(3, name="dense"), layers.BatchNormalization(name="bn"), layer, shape=(6, 4)
+    )
+    x = rows(source)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight")
+    verdicts = {site.name: site.verdict for site in swap.report.sites}
+    assert verdicts.pop("bn") == "exact"
+    assert set(verdicts.values()) == {"refused"}
+    assert len(verdicts) == (2 if bidirectional else 1)
+    assert_same(source, swap.model, x)
+
+
+def test_code_that_holds_its_layers_elsewhere_is_refused_by_name():
+    class Holder:
+        def __init__(self):
+            self.norm = layers.BatchNormalization(name="norm")
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            holder = Holder()
+            self.norm = holder.norm
+            self.holder = holder
+
+        def call(self, x):
+            return self.holder.norm(x)
+
+    net = Net()
+    net(np.ones((2, 3), "float32"))
+    with pytest.raises(
+        SwapError,
+        match=r"layer 'net': The co.*(must take its layers from its attributes|variables)",
+    ):
+        kerasnorm.swap_norms(net, "weight")
+
+
+def test_code_with_a_layer_in_a_closure_is_refused_by_name():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            scale = self.scale = layers.Dense(3, name="scale")
+            self.norm = layers.BatchNormalization(name="norm")
+            self.head = lambda x: scale(x)
+
+        def call(self, x):
+            return self.norm(self.head(self.scale(x)))
+
+    net = Net()
+    net(np.ones((2, 3), "float32"))
+    before = records(net)
+    with pytest.raises(SwapError, match="whose copy calls the source's own 'scale'"):
+        kerasnorm.swap_norms(net, "weight")
+    assert records(net) == before
