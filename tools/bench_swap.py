@@ -7,15 +7,18 @@ result with the source, in turn in one process. The ratio is that of the medians
 the smallest and the largest ratio of two neighbours in time. The first round, in which TensorFlow
 loads its kernels, does not count.
 
-Memory: each figure is the peak of the resident set of a fresh process, less that of a process that
-imports all the same and swaps a model of a few kilobytes. One builds the source, one builds it and
-clones it, one builds it and swaps it. The share is the last of these over the bytes of the weights
-of both models, the least that any way to have both at once can take.
+Memory, each in a fresh process and less what a process has that swaps a model of a few kilobytes:
+what is resident once the source is built; the peak of building and cloning it; the peak of building
+and swapping it; and what is resident when the source and the swapped model are all that is left.
+The share is the last peak over that. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
+import math
 import multiprocessing
 import resource
 import statistics
@@ -23,7 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
@@ -31,8 +34,8 @@ import kerasnorm
 
 ARCHITECTURES = ("ResNet152V2", "EfficientNetB7", "DenseNet201", "NASNetLarge")
 HEADER = (
-    "model", "layers", "clone, s", "swap, s", "ratio", "weights of both, MB",
-    "source, MB", "source and clone, MB", "source and swap, MB", "share",
+    "model", "layers", "clone, s", "swap, s", "ratio", "weights of both, MB", "source, MB",
+    "cloning, peak", "swapping, peak", "both models", "share",
 )  # fmt: skip
 
 
@@ -46,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     lines = [row(HEADER), row(["---"] * len(HEADER))]
     print(*lines, sep="\n", flush=True)
-    base, _ = alone(peak_after, None, args.size, "swap")
+    base = alone(memory_of, None, args.size, "swap").kept
     for name in args.names:
         lines.append(measure(name, args.size, args.rounds, base))
         print(lines[-1], flush=True)
@@ -57,9 +60,10 @@ def main() -> None:
 def measure(name: str, size: int, rounds: int, base: float) -> str:
     """The row of one architecture."""
     layers, clone, swap = alone(times_of, name, size, rounds)
-    source, _ = alone(peak_after, name, size, "nothing")
-    cloned, _ = alone(peak_after, name, size, "clone")
-    swapped, weights = alone(peak_after, name, size, "swap")
+    source = alone(memory_of, name, size, "nothing").kept - base
+    cloning = alone(memory_of, name, size, "clone").peak - base
+    swapping = alone(memory_of, name, size, "swap")
+    peak, kept = swapping.peak - base, swapping.kept - base
     return row(
         [
             name,
@@ -67,9 +71,8 @@ def measure(name: str, size: int, rounds: int, base: float) -> str:
             f"{statistics.median(clone):.1f}",
             f"{statistics.median(swap):.1f}",
             ratio(clone, swap),
-            f"{weights:.0f}",
-            *(f"{peak - base:.0f}" for peak in (source, cloned, swapped)),
-            f"{(swapped - base) / weights:.2f}",
+            *(f"{size:.0f}" for size in (swapping.weights, source, cloning, peak, kept)),
+            f"{peak / kept:.2f}",
         ]
     )
 
@@ -111,23 +114,35 @@ def ratio(clone: Sequence[float], swap: Sequence[float]) -> str:
     return f"{middle:.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
 
 
-def peak_after(name: str | None, size: int, then: str) -> tuple[float, float]:
-    """Peak resident set of this process, in MB, and the MB of the weights of both models.
+class Memory(NamedTuple):
+    """Of one process, in MB."""
+
+    peak: float
+    kept: float
+    weights: float
+    """Of all models."""
+
+
+def memory_of(name: str | None, size: int, then: str) -> Memory:
+    """The resident set of this process: its peak, and with nothing but the models left.
 
     Args:
         name: The architecture to build first; None for a tiny model.
         size: Of its input.
         then: "nothing", "clone" or "swap".
     """
-    source = tiny() if name is None else built(name, size)
-    other = source
+    models = [tiny() if name is None else built(name, size)]
     if then == "clone":
-        other = cloned(source)
+        models.append(cloned(models[0]))
     elif then == "swap":
-        other = kerasnorm.swap_norms(source, "weight").model
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    weights = sum(w.nbytes for model in (source, other) for w in model.get_weights())
-    return peak, weights / 2**20
+        models.append(kerasnorm.swap_norms(models[0], "weight").model)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what is free counts too
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    kept = pages * resource.getpagesize() / 2**20
+    weights = sum(v.value.dtype.size * math.prod(v.shape) for m in models for v in m.variables)
+    return Memory(peak, kept, weights / 2**20)
 
 
 def built(name: str, size: int) -> keras.Model:
