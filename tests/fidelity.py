@@ -21,7 +21,8 @@ from kerasnorm.rewrite.graph import has_graph
 # Largest |Δ| over a tensor's own standard deviation. Folding is exact in real numbers; float32
 # leaves 1e-6 to 1e-5 in networks of up to 200 layers.
 SITE_TOLERANCE = 1e-4
-LEAST_SPREAD = 1e-4
+# Of a tensor's size: 1e-4 of that is a few of float32's rounding steps.
+LEAST_SPREAD = 1e-2
 
 
 @contextlib.contextmanager
@@ -221,7 +222,7 @@ def _compared(sites, norms, twins, of_source, of_other) -> dict[str, float]:
         assert a, f"{site.name} was never called"
         # Keras runs the calls of a shared layer in an order that depends on the graph's depth,
         # which the swap changes: each answer must be among those of the other model.
-        assert len(a) == len(b), (site.name, len(a), len(b))
+        assert len(a) == len(b) or site.across, (site.name, len(a), len(b))
         differences[site.name] = max(min(_relative(x, y) for y in b) for x in a)
     for number, (output, answer) in enumerate(zip(outputs, answers, strict=True)):
         differences[f"output {number}"] = _relative(output, answer)
@@ -236,7 +237,6 @@ def assert_no_batch_norm(model) -> None:
 def _relative(expected: np.ndarray, received: np.ndarray) -> float:
     if expected.shape != received.shape:
         return float("inf")
-    # what varies by less than that varies by rounding
     spread = max(expected.std(), LEAST_SPREAD * np.abs(expected).max())
     return float(np.abs(expected - received).max() / (spread or 1.0))
 

@@ -145,8 +145,11 @@ def linear_and_norm(growth: Growth, x):
 
 
 def _between(growth: Growth, x, first: bool) -> layers.Layer:
-    """A layer that some affine map may cross."""
+    """A layer that some affine map may cross, and now and then one that none may."""
     size = _rank(x) - 2
+    if growth.one_in(8):
+        others = [layers.ReLU, layers.LayerNormalization, lambda: layers.Rescaling(0.5, offset=1)]
+        return growth.of(others)()
     anywhere = [
         lambda: layers.Dropout(0.2),
         lambda: layers.Identity(),
@@ -188,10 +191,24 @@ def across(growth: Growth, x):
     y = _linear(growth, x, plain=not growth.one_in(6), first=first)(x)
     for _ in range(growth.draw(st.integers(0, 2))):
         y = _between(growth, y, first and _rank(y) > 2)(y)
-    layer = _norm(growth, 1 if first else -1)
-    growth.forced.append(
-        (layer, growth.of([None, "positive", "positive", "negative"]), growth.draw(st.booleans()))
-    )
+    axis = 1 if first else _rank(y) - 1
+    # another axis of that size, which a layer in front may be mistaken for the channels of
+    twins = [k for k in range(1, _rank(y)) if y.shape[k] == y.shape[axis]]
+    layer = _norm(growth, growth.of([axis, *twins]))
+    sign = growth.of([None, "positive", "positive", "negative", "negative"])
+    growth.forced.append((layer, sign, growth.draw(st.booleans())))
+    return layer(y)
+
+
+def einsum_and_norm(growth: Growth, x):
+    """Units along several axes, and a BatchNorm over one of them."""
+    if _rank(x) != 3:
+        return across(growth, x)
+    units = growth.draw(st.integers(1, 5))
+    biases = growth.of(["bd", "bd", "d", "b", None])
+    y = layers.EinsumDense("abc,bcd->abd", (x.shape[1], units), bias_axes=biases)(x)
+    layer = _norm(growth, growth.draw(st.integers(1, 2)))
+    growth.forced.append((layer, None, True))
     return layer(y)
 
 
@@ -235,25 +252,30 @@ def pool(growth: Growth, x):
 def _chain(growth: Growth, shape, depth: int = 1) -> layers.Layer:
     """A layer with code that keeps the shape, given without the batch axis."""
     channels = shape[-1]
-    room = len(shape) == 3
-    steps = []
-    for _ in range(growth.draw(st.integers(1, 4))):
-        kinds = [
-            lambda: layers.Dense(channels, use_bias=growth.draw(st.booleans())),
-            lambda: layers.Dense(channels, activation="tanh"),
-            lambda: _norm(growth, -1),
-            lambda: _norm(growth, -1),
-            lambda: layers.Dropout(0.2),
-            lambda: layers.ReLU(),
+    steps: list[layers.Layer] = []
+    kinds = [
+        lambda: [layers.Dense(channels, use_bias=growth.draw(st.booleans())), _norm(growth, -1)],
+        lambda: [layers.Dense(channels, activation="tanh")],
+        lambda: [_norm(growth, -1)],
+        lambda: [layers.Dropout(0.2)],
+        lambda: [layers.ReLU()],
+        lambda: [_shared(growth, shape)],
+    ]
+    if len(shape) == 3:
+        kinds += [
+            lambda: [
+                layers.Conv2D(channels, 2, padding="same"),
+                layers.AveragePooling2D(3, strides=1, padding="same"),
+                _norm(growth, -1),
+            ],
         ]
-        if room:
-            kinds += [
-                lambda: layers.Conv2D(channels, 2, padding="same"),
-                lambda: layers.AveragePooling2D(3, strides=1, padding="same"),
-            ]
-        if depth:
-            kinds += [lambda: _chain(growth, shape, depth - 1), lambda: _stack(growth, shape)]
-        steps.append(growth.of(kinds)())
+    if depth:
+        kinds += [
+            lambda: [_chain(growth, shape, depth - 1)],
+            lambda: [_stack(growth, shape)],
+        ]
+    for _ in range(growth.draw(st.integers(1, 4))):
+        steps += [step for step in growth.of(kinds)() if step not in steps]
     order = list(range(len(steps)))
     if growth.one_in(3):
         order += [growth.of(order) for _ in range(growth.draw(st.integers(1, 3)))]
@@ -263,6 +285,16 @@ def _chain(growth: Growth, shape, depth: int = 1) -> layers.Layer:
         hold=growth.of(["list", "dict", "tuple", "attributes"]),
         skip=growth.one_in(3),
     )
+
+
+def _shared(growth: Growth, shape) -> layers.Layer:
+    """A layer of the graph around that keeps the shape, or a new one."""
+    fitting = [
+        layer
+        for layer, own in (*growth.linears, *growth.norms)
+        if own[1:] == shape and layer.compute_output_shape(own)[1:] == shape
+    ]
+    return growth.of(fitting) if fitting else layers.Dense(shape[-1])
 
 
 def _stack(growth: Growth, shape) -> keras.Sequential:
@@ -305,8 +337,9 @@ def submodel(growth: Growth, x):
 
 
 STEPS = (
-    batch_norm, linear_and_norm, linear_and_norm, across, across, across, linear, pointwise,
-    merge, pool, batch_norm_again, linear_again, linear_again, time_distributed, submodel, code,
+    batch_norm, linear_and_norm, linear_and_norm, across, across, across, across, einsum_and_norm,
+    linear, pointwise, merge, pool, batch_norm_again, linear_again, linear_again,
+    time_distributed, submodel, code, code,
 )  # fmt: skip
 
 

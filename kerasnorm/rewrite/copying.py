@@ -12,7 +12,7 @@ import numpy as np
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.replica import can_be_replicated, replica, tells_no_config
+from kerasnorm.rewrite.replica import can_be_replicated, copy_model, replica, tells_no_config
 
 
 def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
@@ -28,7 +28,7 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     if not changes and tells_no_config(layer):
         return replica(layer, copy_layer)
     if graphs.has_graph(layer) and graphs.is_plain(layer):
-        return _copy_model(layer)
+        return copy_model(layer, copy_layer)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
         return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
@@ -59,19 +59,6 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint=f"Give the constructor of {type(layer).__name__} a `dtype` argument.",
         )
-    return copy
-
-
-def _copy_model(model: keras.Model) -> keras.Model:
-    """A copy of a plain model, layer by layer: its config would need one of every layer."""
-
-    def clone(operation):
-        is_layer = isinstance(operation, keras.Layer)
-        return copy_layer(operation) if is_layer else graphs.copied_operation(operation)
-
-    copy = keras.models.clone_model(model, clone_function=clone)
-    copy.dtype_policy = model.dtype_policy
-    copy.name = model.name
     return copy
 
 

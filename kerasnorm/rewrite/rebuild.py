@@ -21,6 +21,7 @@ from kerasnorm.rewrite.blank import blank_kernels
 from kerasnorm.rewrite.copying import build_alike, carry_attributes, copy_layer, copy_state
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
+from kerasnorm.rewrite.replica import can_be_replicated, replica
 from kerasnorm.rewrite.trace import trace
 
 
@@ -224,13 +225,12 @@ class _Builder:
         """A copy of a layer with code of its own, other layers put into it."""
         source = graph.owner
         args, kwargs = graph.arguments
-        copy = copy_layer(source)
-        with graphs.unrecorded([copy]):
-            copy(*args, **kwargs)  # builds it
-        if isinstance(source, keras.layers.TimeDistributed):
-            trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
-        build_alike(source, copy)
-        copy_state(source, copy)
+        try:
+            copy = _equal_copy(graph, copy_layer(source))
+        except SwapError:
+            if not can_be_replicated(source):
+                raise
+            copy = _equal_copy(graph, replica(source, copy_layer))
         inner = dict(zip(map(id, graphs.sublayers(source)), graphs.sublayers(copy), strict=True))
         replaced = []
         for call in graph.calls:
@@ -335,6 +335,18 @@ class _Builder:
         if isinstance(source, keras.Layer):
             path = self.forest.paths[id(graph.owner)]
             self.names[path + source.name] = path + (new if isinstance(new, str) else new.name)
+
+
+def _equal_copy(graph: Graph, copy: keras.Layer) -> keras.Layer:
+    """The copy of the owner of a graph with code, built and given its state."""
+    args, kwargs = graph.arguments
+    with graphs.unrecorded([copy]):
+        copy(*args, **kwargs)  # builds it
+    if isinstance(graph.owner, keras.layers.TimeDistributed):
+        trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
+    build_alike(graph.owner, copy)
+    copy_state(graph.owner, copy)
+    return copy
 
 
 def _carry_compile_state(source: keras.Model, result: Rebuilt) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.rewrite import graph as graphs
+
 # What Keras hangs on a layer or model when it is compiled, trained, saved.
 _OF_TRAINING = {
     "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting",
@@ -48,21 +50,37 @@ def can_be_replicated(layer: keras.Layer) -> bool:
     )
 
 
-def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]) -> keras.Layer:
+def replica(
+    source: keras.Layer,
+    copy_layer: Callable[[keras.Layer], keras.Layer],
+    memo: dict[int, Any] | None = None,
+) -> keras.Layer:
     """A new layer with the attributes of another, built as far as that is.
 
     Args:
         source: The layer (see `can_be_replicated`).
         copy_layer: Copies a layer inside it.
+        memo: The copies of layers so far, by `id`: what is shared inside stays shared.
     """
     cls: Any = type(source)
     copy: Any = cls.__new__(cls)
     base = keras.Model if isinstance(source, keras.Model) else keras.Layer
     base.__init__(copy, name=source.name, dtype=source.dtype_policy)
-    memo: dict[int, Any] = {id(source): copy}
+    memo = {} if memo is None else memo
+    memo[id(source)] = copy
+
+    def inner_copy(layer: keras.Layer) -> keras.Layer:
+        if id(layer) not in memo:
+            if can_be_replicated(layer):
+                replica(layer, copy_layer, memo)
+            elif graphs.has_graph(layer) and graphs.is_plain(layer):
+                memo[id(layer)] = copy_model(layer, inner_copy)
+            else:
+                memo[id(layer)] = _built_copy(layer, copy_layer)
+        return memo[id(layer)]
+
     for inner in source._layers:
-        memo[id(inner)] = new = _inner_copy(inner, copy_layer)
-        copy._tracker.add_to_store("layers", new)
+        copy._tracker.add_to_store("layers", inner_copy(inner))
     for variable in (*source._trainable_variables, *source._non_trainable_variables):
         memo[id(variable)] = new = _variable(variable, copy)
         copy._track_variable(new)
@@ -76,12 +94,23 @@ def replica(source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer
     return copy
 
 
-def _inner_copy(inner: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]):
+def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Layer]) -> keras.Model:
+    """A copy of a plain model, layer by layer: its config would need one of every layer."""
+
+    def clone(operation):
+        is_layer = isinstance(operation, keras.Layer)
+        return copy_layer(operation) if is_layer else graphs.copied_operation(operation)
+
+    copy = keras.models.clone_model(model, clone_function=clone)
+    copy.dtype_policy = model.dtype_policy
+    copy.name = model.name
+    return copy
+
+
+def _built_copy(layer: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]):
     """A copy that is built where its source is: a call of the replica may not come to it."""
-    if inner.built and can_be_replicated(inner) and type(inner).build is keras.Layer.build:
-        return replica(inner, copy_layer)
-    copy = copy_layer(inner)
-    shapes = inner.get_build_config() if inner.built and not copy.built else None
+    copy = copy_layer(layer)
+    shapes = layer.get_build_config() if layer.built and not copy.built else None
     if shapes:
         copy.build_from_config(shapes)
     return copy
