@@ -183,7 +183,7 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
 
 
 def across(growth: Growth, x):
-    """A linear layer, one or two layers to cross, a BatchNorm of one sign or no shift."""
+    """A linear layer, up to two layers that may be crossed, a BatchNorm of some sign and shift."""
     first = growth.one_in(3) and _rank(x) > 2 and min(x.shape[2:]) > 1
     y = _linear(growth, x, plain=not growth.one_in(6), first=first)(x)
     for _ in range(growth.draw(st.integers(0, 2))):
@@ -390,6 +390,9 @@ def random_model(draw) -> Drawn:
     for variable in model.variables:
         if variable.path.endswith("bias") or "lora" in variable.name:
             variable.assign(rng.normal(size=variable.shape))
+        elif variable.path.endswith("kernel") and rng.random() < 0.2:
+            dead = rng.random(variable.shape[-1]) < 0.4  # units without a direction
+            variable.assign(np.where(dead, 0.0, variable))
     inside = model._flatten_layers()
     return Drawn(model, x, forced, any(isinstance(la, (Chain, Net)) for la in inside), policy)
 

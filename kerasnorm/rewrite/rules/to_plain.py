@@ -2,7 +2,8 @@
 
 1. WeightNorm(layer): the layer with kernel w = g · v / ‖v‖, and its moving mean taken from the
    bias where it keeps one.
-2. Affine: EinsumDense with a diagonal kernel, "bhwc,c->bhwc".
+2. Affine: EinsumDense with a diagonal kernel, "bhwc,c->bhwc", where nothing beside it takes it in
+   (`rules.merge`).
 3. BatchNorm: BatchNormalization, weight by weight.
 4. LayerNorm: LayerNormalization; for axis="sample", a GroupNormalization of one group. A single
    gain for all becomes as many equal ones.
@@ -31,14 +32,11 @@ from kerasnorm.rewrite.rebuild import Replace
 
 
 def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | str:
-    if isinstance(layer.layer, Affine):
-        (kernel,) = layer.normalized_kernels().values()
-        return _diagonal(layer.layer, kernel, calls, name)
     return bake_weight_norm(layer, calls, name) or "its mean has no place in a bias"
 
 
-def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
-    return _diagonal(layer, layer.kernel, calls, name)
+def leave_for_now(layer: Affine, calls: list[Call], name: str) -> None:
+    """An Affine waits until it is known what can be merged (`rules.merge`)."""
 
 
 def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
@@ -76,7 +74,7 @@ def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace
     return Replace(lambda: copy_layer(inner, **changes), fill)
 
 
-def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | str:
+def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
     """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
     if any(graphs.attached_mask(call.output) is not None for call in calls):
         return "it passes on a mask, which EinsumDense would drop"
@@ -111,7 +109,7 @@ def _diagonal(layer: Affine, kernel, calls: list[Call], name: str) -> Replace | 
         )
 
     def fill(plain: keras.Layer) -> None:
-        plain.kernel.assign(kernel)
+        plain.kernel.assign(layer.kernel)
         if layer.use_bias:
             bias = np.asarray(keras.ops.convert_to_numpy(layer.bias))
             plain.bias.assign(bias.reshape(plain.bias.shape))
@@ -165,7 +163,7 @@ def fold_layer_norm(layer: LayerNorm, calls: list[Call], name: str) -> Replace |
 
 
 def as_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> Replace | None:
-    """The way back from `_diagonal`."""
+    """The way back from `fold_affine`."""
     inputs, letter, output = kernels.einsum_letters(layer.equation)
     diagonal = inputs == output and len(letter) == 1 and layer.bias_axes in (None, letter)
     linear = layer.activation is keras.activations.linear
