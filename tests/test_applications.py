@@ -67,7 +67,7 @@ def test_swap_and_export(name, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", filter(may_have_batch_norm, architectures()))
+@pytest.mark.parametrize("name", [n for n in architectures() if may_have_batch_norm(n)])
 def test_every_architecture(name):
     """At the smallest input, where float32 leaves too few digits in many: in float64 as well."""
     keras.backend.clear_session()
