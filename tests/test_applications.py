@@ -1,26 +1,48 @@
-"""One keras.applications model of each family, random but non-trivial, swapped to weight norm."""
+"""Every keras.applications model with BatchNorm, random but non-trivial, swapped to weight norm."""
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
-from architectures import brought_alive, built
-from fidelity import SITE_TOLERANCE, assert_exact, assert_no_batch_norm, site_differences
+from architectures import (
+    architectures,
+    brought_alive,
+    built,
+    in_float64,
+    may_have_batch_norm,
+    smallest,
+)
+from fidelity import (
+    SITE_TOLERANCE,
+    assert_exact,
+    assert_no_batch_norm,
+    own_rounding,
+    site_differences,
+)
 
 import kerasnorm
 
+# One of each family is exported too, at a size that leaves float32 enough digits at every call.
 SIZES = {
     "ResNet50": 96,
     "ResNet50V2": 96,
+    "MobileNet": 96,
     "MobileNetV2": 96,
+    "MobileNetV3Small": 96,
     "DenseNet121": 96,
     "EfficientNetB0": 96,
+    "EfficientNetV2B0": 96,
     "InceptionV3": 96,
+    "InceptionResNetV2": 96,
+    "NASNetMobile": 96,
     "Xception": 96,
 }
 # The everyday suite takes one of each way of using BatchNorm: behind convolutions, before
 # activations, behind depthwise convolutions with a Normalization layer in front.
 EVERYDAY = ("ResNet50V2", "MobileNetV2", "EfficientNetB0")
+# What is left of rounding in float64 where float32 leaves 1e-4 to 1e-1.
+FLOAT64_TOLERANCE = 1e-9
 
 
 def alive(name: str):
@@ -42,6 +64,26 @@ def test_swap_and_export(name, tmp_path):
     # Where random weights amplify rounding, the source's own export is off by as much.
     own = kerasnorm.export_onnx(source, tmp_path / "source.onnx", inputs=x).max_difference
     assert export.max_difference <= max(1e-5, 2 * own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in architectures() if may_have_batch_norm(n)])
+def test_every_architecture(name):
+    """At the smallest input, where float32 leaves too few digits in many: in float64 as well."""
+    keras.backend.clear_session()
+    source = smallest(name)
+    x = brought_alive(source)
+    wide = in_float64(name, source)
+    swap = kerasnorm.swap_norms(wide, "weight", strict=True)
+    assert max(site_differences(wide, swap, x).values()) <= FLOAT64_TOLERANCE
+    assert_no_batch_norm(swap.model)
+    del wide, swap
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    differences = site_differences(source, swap, x)
+    own = own_rounding(source, swap, x)
+    # the largest of 10^5 roundings, at another place in each model
+    allowed = {site: max(SITE_TOLERANCE, 10 * own[site]) for site in differences}
+    assert not {site: d for site, d in differences.items() if not d <= allowed[site]}
 
 
 def test_a_single_beta_off_by_a_little_is_seen():

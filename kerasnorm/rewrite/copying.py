@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -33,6 +34,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
+        if any(isinstance(value, keras.Variable) for value in config.values()):
+            raise TypeError("it holds variables, which the copy would share")
         copy = type(layer).from_config(config)
     except Exception as error:
         # a user's class may fail in any way
@@ -47,9 +50,9 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         ) from error
     copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
-    for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
-        inner_copy.name = inner.name
-        _carry_functions(inner, inner_copy)
+    inner, inner_copies = graphs.sublayers(layer), graphs.sublayers(copy)
+    if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some
+        _carry_inner_looks(zip(inner, inner_copies, strict=True))
     if _is_keras_own(layer) and not layer.weights:
         copy.dtype_policy = layer.dtype_policy  # some configs of Keras tell another, or none
     if copy.dtype_policy != layer.dtype_policy:
@@ -69,6 +72,12 @@ def _accepted(cls: type, config: dict[str, Any]) -> dict[str, Any]:
         return config
     common = {"name", "dtype", "trainable"} - set(parameters)
     return {key: value for key, value in config.items() if key not in common}
+
+
+def _carry_inner_looks(pairs: Iterable[tuple[keras.Layer, keras.Layer]]) -> None:
+    for inner, inner_copy in pairs:
+        inner_copy.name = inner.name
+        _carry_functions(inner, inner_copy)
 
 
 def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
@@ -92,8 +101,8 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     Raises:
         SwapError: If the copy's variables are not those of the source.
     """
-    pairs = [(source, target)]
-    pairs += _paired_sublayers(source, target)
+    inner_pairs = _paired_sublayers(source, target)
+    _carry_inner_looks(inner_pairs)
     of_source, of_target = source.variables, target.variables
     if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
         raise SwapError(
@@ -105,7 +114,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         )
     for old, new in zip(of_source, of_target, strict=True):
         new.assign(old)
-    for old_layer, new_layer in pairs:
+    for old_layer, new_layer in [(source, target), *inner_pairs]:
         _carry_other_state(old_layer, new_layer)
         if new_layer.trainable != old_layer.trainable:
             new_layer.trainable = old_layer.trainable

@@ -7,6 +7,7 @@ values cannot be followed.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
@@ -69,14 +70,20 @@ def fed(graph: Graph, arrays: list) -> list:
     return arrays
 
 
+def _said(error: Exception) -> str:
+    """The first line that says something; Keras puts in front of it where it happened, in bold."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+    telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
+    return next(filter(None, telling), repr(error))
+
+
 def _outputs(function, args: tuple, kwargs: dict[str, Any]):
     try:
         with keras.StatelessScope(collect_losses=True):
             outputs = function(*args, **kwargs)
     except Exception as error:
         # any code of any user, which was not written for symbolic tensors
-        said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        reason = textwrap.shorten(said.strip(), 120, placeholder=" …")
+        reason = textwrap.shorten(_said(error), 120, placeholder=" …")
         raise TraceError(f"its code cannot be followed on symbolic tensors ({reason})") from error
     flat = tree.flatten(outputs)
     if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
