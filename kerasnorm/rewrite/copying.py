@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.replica import can_be_replicated, copy_model, replica, tells_no_config
 
 
@@ -28,7 +28,7 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     """
     if not changes and tells_no_config(layer):
         return replica(layer, copy_layer)
-    if graphs.has_graph(layer) and graphs.is_plain(layer):
+    if internals.has_graph(layer) and internals.is_plain(layer):
         return copy_model(layer, copy_layer)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
         return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
@@ -50,7 +50,7 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         ) from error
     copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
-    inner, inner_copies = graphs.sublayers(layer), graphs.sublayers(copy)
+    inner, inner_copies = internals.sublayers(layer), internals.sublayers(copy)
     if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some
         _carry_inner_looks(zip(inner, inner_copies, strict=True))
     if _is_keras_own(layer) and not layer.weights:
@@ -90,7 +90,9 @@ def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
 
 def build_alike(source: keras.Layer, target: keras.Layer) -> None:
     """Build the layers in a copied layer that its own `build` leaves to their first call."""
-    for inner, inner_copy in zip(graphs.sublayers(source), graphs.sublayers(target), strict=False):
+    for inner, inner_copy in zip(
+        internals.sublayers(source), internals.sublayers(target), strict=False
+    ):
         if inner.built and not inner_copy.built:
             inner_copy.build_from_config(inner.get_build_config() or {})
 
@@ -124,7 +126,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
-    inner, inner_copies = graphs.sublayers(source), graphs.sublayers(target)
+    inner, inner_copies = internals.sublayers(source), internals.sublayers(target)
     if [type(layer) for layer in inner] != [type(layer) for layer in inner_copies]:
         raise SwapError(
             f"The copy of a layer must have the layers of its source. Received "

@@ -16,7 +16,7 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 from kerasnorm.rewrite.run import run
@@ -93,7 +93,7 @@ def insist(
     if not exact:
         _insist_on_finite(forest, found)
         return found, []
-    dtypes = {layer.compute_dtype for layer in graphs.sublayers(forest.root.owner)}
+    dtypes = {layer.compute_dtype for layer in internals.sublayers(forest.root.owner)}
     tolerance = max(TOLERANCES.get(dtype, DEFAULT_TOLERANCE) for dtype in (*dtypes, "float32"))
     if max(found.values()) <= tolerance:
         return found, []
@@ -130,7 +130,7 @@ def random_inputs(root: Graph) -> list[np.ndarray]:
         NotComparableError: If an input takes something else, such as text.
     """
     generator = np.random.default_rng(0)
-    vocabularies = [getattr(layer, "input_dim", None) for layer in graphs.sublayers(root.owner)]
+    vocabularies = [getattr(layer, "input_dim", None) for layer in internals.sublayers(root.owner)]
     limit = min([size for size in vocabularies if isinstance(size, int)], default=10)
     arrays = []
     for tensor in tree.flatten(root.inputs):
