@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import kerasnorm
-from kerasnorm.errors import ExportError, KerasNormError, LoadError
+from kerasnorm.calibrate.batches import read_arrays
+from kerasnorm.errors import DataError, ExportError, KerasNormError, LoadError
 from kerasnorm.files import replace_whole
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return arguments.run(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted; nothing was written.", 130)
-    except (RequestError, LoadError) as error:
+    except (RequestError, LoadError, DataError) as error:
         code, problem = WRONG_REQUEST, error
     except Exception as error:
         # ours, or whatever Keras, TensorFlow or the disk had to say: never a traceback
@@ -168,12 +169,13 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _swap(arguments: argparse.Namespace) -> int:
     outputs = {"--output": ".keras", "--onnx": ".onnx", "--report": ".json"}
     _check_outputs(arguments, outputs)
+    data = None if arguments.data is None else read_arrays(arguments.data)
     loaded = _load(arguments)
     console = _console(arguments)
     swap = kerasnorm.swap_norms(
         loaded.model,
         arguments.to,
-        None if arguments.data is None else arrays_in(arguments.data),
+        data,
         damping=arguments.damping,
         strict=arguments.strict,
         seed=arguments.seed,
@@ -193,32 +195,6 @@ def _swap(arguments: argparse.Namespace) -> int:
             written.enter_context(replace_whole(arguments.report)).write_text(report + "\n")
     _show_written(console, arguments, outputs)
     return DONE
-
-
-def arrays_in(text: str) -> Any:
-    """The array in an .npy file, or in an .npz file the one named after the colon.
-
-    An .npz file without a key gives its only array, or all of them by name.
-
-    Raises:
-        RequestError: If there is no such file or array.
-    """
-    import numpy as np
-
-    path, _, key = text.partition(":") if not Path(text).exists() else (text, "", "")
-    try:
-        found = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise RequestError(
-            f"--data must name an .npy or .npz file of numbers. Received: '{path}' ({error})."
-        ) from error
-    if isinstance(found, np.ndarray):
-        return found
-    if key and key not in found.files:
-        raise RequestError(f"'{path}' has no array '{key}'. It holds: {', '.join(found.files)}.")
-    if key or len(found.files) == 1:
-        return found[key or found.files[0]]
-    return {name: found[name] for name in found.files}
 
 
 def _fold(arguments: argparse.Namespace) -> int:
@@ -243,9 +219,10 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _show_fidelity(console: Any, swap: Any) -> None:
-    """`swap_norms` has insisted on exactness; say how exact it is."""
-    if not swap.differences:
-        return  # the report's notes say why
+    """`swap_norms` has insisted on exactness where it is promised; say how exact it is."""
+    exact = all(site.verdict in ("exact", "refused") for site in swap.report.sites)
+    if not exact or not swap.differences:
+        return  # the report says how well the sites fit, or why nothing was compared
     worst = max(swap.differences, key=swap.differences.get)
     console.print(
         "largest difference from the source, on random inputs: "

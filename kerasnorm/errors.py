@@ -47,5 +47,9 @@ class SwapError(KerasNormError):
     """A model could not be rewritten as asked."""
 
 
+class DataError(SwapError):
+    """Calibration data is missing, or does not fit the model."""
+
+
 class ExportError(KerasNormError):
     """A model could not be written as a correct ONNX file."""

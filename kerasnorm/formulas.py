@@ -21,6 +21,9 @@ _ZERO_NORM_SQUARED = 0.5
 # ‖x‖² of a patch is a sum of squares of entries scaled to at most 1. Below this, the derivative
 # of 1 / ‖x‖, which goes like squares ** −1.5, would overflow in float32.
 _VANISHING = 1e-24
+# What does not count may hold anything (the lowest number of its dtype, say). Beyond this its
+# square, or its quotient by a small deviation, could overflow, and 0 · ∞ in a gradient is NaN.
+_MASKED_LIMIT = 1e15
 
 
 def norm(v, axes: Sequence[int]):
@@ -46,7 +49,7 @@ def normalized_weight(v, g, axes: Sequence[int]):
     Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|.
     Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equation 2.
     """
-    return v / norm(v, axes) * g  # in this order: ‖v‖ of 16 bits may be far from 1
+    return v / norm(v, axes) * g  # in this order: g / ‖v‖ may overflow
 
 
 def affine(x, gain=None, bias=None):
@@ -85,16 +88,15 @@ def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     """(c, μ, v): x minus its mean over `axes`, that mean, and the variance (the mean of c²).
 
     Dimensions are kept; `weights` and `sum_replicas` are those of `weighted_mean`. Entries with
-    weight 0 that are not finite are centred as if they were 0.
+    weight 0 that are beyond 1e15, or not finite, are centred as if they were 0.
 
     Where |mean| is far larger than the deviation, the mean itself is only known to the precision
     of x. A second mean over the centred values repairs that at almost no cost: with c₀ = x − μ,
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
     if weights is not None:
-        # infinities and NaN that do not count would still make NaN of 0 · ∞ in the gradient
         counts = ops.broadcast_to(weights, ops.shape(x)) > 0
-        x = ops.where(ops.logical_or(counts, ops.abs(x) < float("inf")), x, ops.zeros_like(x))
+        x = ops.where(ops.logical_or(counts, ops.abs(x) < _MASKED_LIMIT), x, ops.zeros_like(x))
     # whatever is subtracted first drops out again with δ: nothing has to flow back through it
     mean = ops.stop_gradient(weighted_mean(x, axes, weights, sum_replicas))
     rough = x - mean

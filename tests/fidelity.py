@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerasnorm.rewrite import match
-from kerasnorm.rewrite.graph import has_graph
+from kerasnorm.rewrite.internals import has_graph
 
 # Largest |Δ| over a tensor's own standard deviation. Folding is exact in real numbers; float32
 # leaves 1e-6 to 1e-5 in networks of up to 200 layers.
@@ -151,25 +151,27 @@ def own_rounding(source, swap, x) -> dict[str, float]:
             source.set_weights(weights)
 
 
-def assert_exact(
-    source,
-    swap,
-    x,
+def allowed(
+    own: float,
     tolerance: float = SITE_TOLERANCE,
     most: float = 10 * SITE_TOLERANCE,
     roundings: float = 3,
-) -> None:
-    """Every site and every output agrees, relative to its own spread.
+) -> float:
+    """How far a swapped model may be off where the source's own rounding is `own`.
 
-    Up to `most` is allowed where that is `roundings` times what the source's own rounding does:
-    two float32 computations are apart by the sum of what each is off, and the largest of 10^5
-    such sums by up to three times the largest of one.
+    Up to `most`, and `roundings` times `own`: two float32 computations are apart by the sum of what
+    each is off, and the largest of 10^5 such sums by up to three times the largest of one.
     """
+    return max(tolerance, min(most, roundings * own))
+
+
+def assert_exact(source, swap, x, tolerance: float = SITE_TOLERANCE, **limits: float) -> None:
+    """Every site and every output agrees, relative to its own spread, but for rounding."""
     differences = site_differences(source, swap, x)
     off = {name: d for name, d in differences.items() if not d <= tolerance}
     if off:
         own = own_rounding(source, swap, x)
-        off = {name: d for name, d in off.items() if not d <= min(most, roundings * own[name])}
+        off = {n: d for n, d in off.items() if not d <= allowed(own[n], tolerance, **limits)}
     assert not off, off
 
 

@@ -64,5 +64,7 @@ def _torch(layer, x, cotangent, mode, call):
 
     x = torch.tensor(x, requires_grad=not np.issubdtype(x.dtype, np.integer))
     y = layer(x, **call)
+    for weight in layer.trainable_weights:
+        weight.value.grad = None  # backward adds to what an earlier call left
     torch.sum(y.to(torch.float32) * torch.tensor(cotangent)).backward()
     return y.detach(), x.grad, [v.value.grad for v in layer.trainable_weights]

@@ -8,7 +8,7 @@ import pytest
 from helpers import TOLERANCE, standardize
 from keras import layers
 
-from kerasnorm import BatchNorm
+from kerasnorm import Affine, BatchNorm
 
 
 def normal(*shape, seed=0):
@@ -79,6 +79,14 @@ def test_large_16_bit_values_do_not_overflow(policy):
     np.testing.assert_allclose(y, np.sign(x), atol=1e-2)
     np.testing.assert_allclose(layer.moving_variance, [3.6e9], rtol=1e-2)
     assert layer.moving_mean.dtype == "float32"
+
+
+@pytest.mark.parametrize("kind", [BatchNorm, Affine])
+def test_integer_inputs_are_cast(kind):
+    x = np.arange(8).reshape(4, 2)
+    y = kind()(x)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
+    np.testing.assert_allclose(y, kind()(x.astype("float32")))
 
 
 def test_synchronized_on_one_device_is_the_plain_layer():

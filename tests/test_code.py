@@ -12,7 +12,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm import SwapError, WeightNorm
 from kerasnorm.rewrite import match
-from kerasnorm.rewrite.graph import sublayers
+from kerasnorm.rewrite.internals import sublayers
 
 # kind: {site: layer it became}
 BECOMES = {

@@ -260,6 +260,17 @@ def test_a_penalty_on_outputs_is_kept():
     np.testing.assert_allclose(float(sum(layer.losses)), np.sum(np.square(y)) / 2, rtol=1e-5)
 
 
+def test_a_kernel_constraint_acts_on_the_kernel_before_normalization():
+    dense = layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(0.1))
+    model = keras.Sequential([keras.Input((4,)), CosineNorm(dense, rescale=True)])
+    x = np.random.default_rng(6).normal(size=(8, 4)).astype("float32")
+    before = np.asarray(model(x))
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.fit(x, np.zeros((8, 3)), verbose=0)
+    assert np.linalg.norm(dense.kernel, axis=0).max() <= 0.1 + 1e-6
+    np.testing.assert_allclose(model(x), before, rtol=1e-5, atol=1e-6)
+
+
 def test_integer_inputs_are_cast():
     layer = CosineNorm(layers.Dense(3))
     x = np.arange(8).reshape(2, 4)

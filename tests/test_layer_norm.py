@@ -46,7 +46,7 @@ def test_masked_steps_do_not_count_whatever_they_hold():
     assert layer.compute_mask(x, mask) is mask
 
 
-@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("hidden", [np.nan, np.inf, -np.inf, -3.4e38])
 @pytest.mark.parametrize("kind", [LayerNorm, BatchNorm])
 def test_gradients_are_finite_whatever_masked_steps_hold(kind, hidden):
     layer = LayerNorm(axis="sample") if kind is LayerNorm else BatchNorm()
@@ -110,6 +110,26 @@ def test_arguments_are_kept_as_given():
     layer(normal(2, 3, 4))
     assert layer.axis == (2, 1)
     assert layer.gamma.shape == (3, 4)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_an_axis_that_h5_files_lose_is_asked_for(tmp_path):
+    x = normal(2, 4, 3)
+    for axis in (1, "sample", (1, 2)):
+        layer = LayerNorm(axis)
+        model = keras.Sequential([keras.Input((4, 3)), layer])
+        layer.set_weights([normal(*w.shape, seed=1) for w in layer.weights])
+        model.save(tmp_path / "model.h5")
+        if axis == 1:
+            np.testing.assert_array_equal(
+                keras.saving.load_model(tmp_path / "model.h5")(x), model(x)
+            )
+            continue
+        with pytest.raises(ValueError, match=r"must hold its `axis`.*\.keras"):
+            keras.saving.load_model(tmp_path / "model.h5")
+        again = keras.Sequential([keras.Input((4, 3)), LayerNorm(axis)])
+        again.load_weights(tmp_path / "model.h5")
+        np.testing.assert_array_equal(again(x), model(x))
 
 
 REFUSALS = [

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 from fidelity import all_layers, assert_exact, computing_in, randomize
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from random_models import Drawn, random_model
 
@@ -27,15 +27,17 @@ from kerasnorm.rewrite.forest import graphs_of
 # Shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway.
 HARSH = settings(
     deadline=None,
-    derandomize=True,
+    database=None,
     suppress_health_check=list(HealthCheck),
     phases=[phase for phase in Phase if phase is not Phase.shrink],
     report_multiple_bugs=False,
 )
 
 
-# A number here draws that many new models; without it the draws are the same in every run.
-DRAWS = int(os.environ.get("KERASNORM_DRAWS", "0"))
+# How many models the slow test draws, and from which seed: the same ones in every run, or others.
+DRAWS = int(os.environ.get("KERASNORM_DRAWS", "2000"))
+SEED = int(os.environ.get("KERASNORM_SEED", "0"))
+PARTS = 4
 ONE_IN = 25  # models that are exported
 
 
@@ -126,11 +128,12 @@ def export(drawn: Drawn, swapped, path) -> None:
             kerasnorm.export_onnx(drawn.model, path, inputs=drawn.x)
 
 
-def check_many(folder, how: settings) -> None:
+def check_many(folder, draws: int, number: int) -> None:
     seen = 0
     shelf = Shelf(folder)
 
-    @how
+    @seed(number)
+    @settings(HARSH, max_examples=draws)
     @given(st.data())
     def draw_one(data):
         nonlocal seen
@@ -152,12 +155,11 @@ def check_many(folder, how: settings) -> None:
 
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_random_models(tmp_path):
-    check_many(tmp_path, settings(HARSH, max_examples=100))
+    check_many(tmp_path, draws=100, number=0)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", range(PARTS))
 def test_many_random_models(tmp_path, part):
-    fresh = settings(HARSH, max_examples=(DRAWS or 2000) // 4, derandomize=False)
-    check_many(tmp_path, fresh)
+    check_many(tmp_path, draws=DRAWS // PARTS, number=SEED + part + 1)

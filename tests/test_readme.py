@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 
@@ -29,6 +30,7 @@ def test_python_blocks_run(number, tmp_path):
 def test_command_lines_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_models.conv_bn_relu().save("model.keras")
+    np.save("images.npy", np.random.default_rng(0).normal(size=(40, 8, 8, 3)))
     lines = [
         line.split("#")[0].split()[1:]
         for kind, text in BLOCKS
@@ -36,7 +38,7 @@ def test_command_lines_run(tmp_path, monkeypatch):
         for line in text.splitlines()
         if line.startswith("kerasnorm ")
     ]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for arguments in lines:
         assert main([argument.replace("model.h5", "model.keras") for argument in arguments]) == 0
 

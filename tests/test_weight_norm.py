@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -66,6 +69,16 @@ def test_kernels_of_any_size_are_normalized(scale):
     np.testing.assert_allclose(np.linalg.norm(w, axis=0), np.asarray(layer.g), rtol=1e-5)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.function")
+def test_normalized_kernels_can_be_asked_for_in_any_graph():
+    import tensorflow as tf
+
+    layer = WeightNorm(layers.Dense(3))
+    layer.build((None, 4))
+    w = tf.function(lambda: layer.normalized_kernels()["g"])()
+    np.testing.assert_allclose(w, layer.layer.kernel, rtol=1e-6)
+
+
 def test_reset_gain_follows_weights_loaded_into_the_wrapped_layer():
     layer = WeightNorm(layers.SeparableConv2D(3, 3))
     x = normal(1, 6, 6, 2)
@@ -73,10 +86,61 @@ def test_reset_gain_follows_weights_loaded_into_the_wrapped_layer():
     bare = layers.SeparableConv2D(3, 3)
     bare(x)
     bare.set_weights([normal(*w.shape, seed=9) for w in bare.weights])
-    layer.layer.set_weights(bare.get_weights())
+    with pytest.warns(UserWarning, match=r"the gain of WeightNorm .* stays.*`reset_gain\(\)`"):
+        layer.layer.set_weights(bare.get_weights())
     assert np.abs(np.asarray(layer(x)) - np.asarray(bare(x))).max() > 1e-2
     layer.reset_gain()
     np.testing.assert_allclose(layer(x), bare(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"), [(lambda: layers.Dense(2), (3,)), (lambda: layers.LSTM(2), (4, 3))]
+)
+def test_a_file_read_into_the_wrapped_layer_alone_warns(make, shape, tmp_path):
+    path = tmp_path / "bare.weights.h5"
+    wrapped = make()
+    bare = keras.Sequential([keras.Input(shape), wrapped])
+    bare.save_weights(path)
+    model = keras.Sequential([keras.Input(shape), WeightNorm(wrapped, name="wn")])
+    with pytest.warns(UserWarning, match="the gain of WeightNorm 'wn' around it stays"):
+        bare.load_weights(path)
+    # a file that holds the gain as well is read without a word, and so is a copy
+    model.save_weights(tmp_path / "wrapped.weights.h5")
+    model.load_weights(tmp_path / "wrapped.weights.h5")
+    model.save(tmp_path / "wrapped.keras")
+    x = normal(2, *shape)
+    for again in (
+        keras.saving.load_model(tmp_path / "wrapped.keras"),
+        pickle.loads(pickle.dumps(model)),
+    ):
+        again.set_weights(model.get_weights())
+        np.testing.assert_allclose(again(x), model(x), rtol=1e-6)
+    with pytest.warns(UserWarning, match="stays as it was"):
+        wrapped.set_weights(wrapped.get_weights())
+
+
+def test_a_discarded_wrapper_has_nothing_to_say():
+    dense = layers.Dense(2)
+    WeightNorm(dense).build((None, 3))
+    gc.collect()
+    dense.set_weights(dense.get_weights())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WeightNorm(layers.Dense(3, kernel_initializer="zeros")),
+        lambda: WeightNorm(layers.Dense(3), mean_only="batch"),
+        lambda: layers.RNN(WeightNorm(layers.LSTMCell(3)), return_sequences=True),
+    ],
+)
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_model_without_an_input_is_built_by_the_first_step_of_fit(make, jit):
+    model = keras.Sequential([make()])
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=jit)
+    model.fit(normal(8, 4, 3), normal(8, 4, 3, seed=1), verbose=0)
+    for name in ("kernel", "g"):
+        assert all(np.abs(w).max() > 0 for w in model.weights if w.name == name)
 
 
 def test_a_weights_file_without_gains_is_refused(tmp_path):
@@ -151,6 +215,15 @@ def test_pure_16_bit_policies_are_finite(policy, mean_only):
     np.testing.assert_allclose(w, 50, rtol=2e-2)
 
 
+def test_the_norm_of_a_long_vector_of_16_bits_does_not_stall():
+    layer = WeightNorm(layers.Dense(2, dtype="float16"))
+    layer.build((None, 16384))
+    length = np.linalg.norm(np.asarray(layer.layer.kernel).astype("float64"), axis=0)
+    np.testing.assert_allclose(layer.g, length, rtol=1e-3)
+    w = np.asarray(layer.normalized_kernels()["g"]).astype("float64")
+    np.testing.assert_allclose(np.linalg.norm(w, axis=0), length, rtol=1e-3)
+
+
 def test_a_mean_beyond_the_range_of_16_bits_drops_out():
     layer = WeightNorm(layers.Dense(2, dtype="float16"), mean_only="layer")
     layer.build((None, 4))
@@ -182,6 +255,27 @@ def test_a_stateful_layer_keeps_its_state():
     assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
     layer.reset_state()
     np.testing.assert_allclose(layer(x), first, rtol=1e-6)
+
+
+def test_both_directions_take_and_keep_states():
+    x, states = normal(2, 4, 3), [normal(2, 3, seed=i) for i in range(4)]
+    layer = layers.Bidirectional(WeightNorm(layers.LSTM(3)))
+    bare = layers.Bidirectional(layers.LSTM(3))
+    layer(x), bare(x)
+    for ours, theirs in (
+        (layer.forward_layer, bare.forward_layer),
+        (layer.backward_layer, bare.backward_layer),
+    ):
+        theirs.set_weights(ours.layer.get_weights())
+    np.testing.assert_allclose(
+        layer(x, initial_state=states), bare(x, initial_state=states), rtol=1e-5, atol=1e-6
+    )
+    stateful = layers.Bidirectional(WeightNorm(layers.GRU(3, stateful=True)))
+    first, second = stateful(x), stateful(x)
+    assert len(stateful.states) == 2
+    stateful.reset_state()
+    np.testing.assert_allclose(stateful(x), first, rtol=1e-6)
+    assert np.abs(np.asarray(first) - np.asarray(second)).max() > 1e-3
 
 
 def test_dropout_inside_a_wrapped_layer_is_drawn_anew():
@@ -340,8 +434,12 @@ def test_data_init_refusals():
     with pytest.raises(KerasNormError, match="model 'bare': data_init needs a model that calls"):
         data_init(bare, np.ones((8, 3)))
     model = keras.Sequential([keras.Input((3,)), WeightNorm(layers.Dense(4), name="wn")])
-    with pytest.raises(KerasNormError, match="layer 'wn': The pre-activations must be finite"):
+    finite = (
+        "^model '.*', layer 'wn': The pre-activations must be finite.*scale its inputs to about 1.$"
+    )
+    with pytest.raises(KerasNormError, match=finite) as caught:
         data_init(model, np.full((8, 3), np.inf, "float32"))
+    assert caught.value.layer == "wn"
     layer = WeightNorm(layers.Dense(4), mean_only="layer", name="wn")
     model = keras.Sequential([keras.Input((3,)), layer])
     with pytest.raises(KerasNormError, match="Received: mean_only='layer'"):

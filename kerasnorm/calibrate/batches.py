@@ -1,14 +1,16 @@
-"""Calibration data as batches of model inputs."""
+"""Calibration data: read from files, and cut into batches of model inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 from keras import tree
 
-from kerasnorm.errors import KerasNormError
+from kerasnorm.errors import DataError
 
 
 def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
@@ -21,7 +23,7 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
         batch_size: Of the batches that arrays are cut into.
 
     Raises:
-        KerasNormError: If it is none of these.
+        DataError: If it is none of these.
     """
     arrays = tree.flatten(data) if isinstance(data, (tuple, list, dict)) else [data]
     if all(hasattr(a, "shape") and hasattr(a, "__getitem__") for a in arrays):
@@ -36,6 +38,32 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
         for batch in data:
             yield batch[0] if isinstance(batch, tuple) else batch
     else:
-        raise KerasNormError(
+        raise DataError(
             f"The data must be arrays or an iterable of batches. Received: {type(data).__name__}.",
         )
+
+
+def read_arrays(text: str) -> Any:
+    """The array in an .npy file, or in an .npz file the one named after a colon, "x.npz:images".
+
+    An .npz file without a name gives its only array, or all of them by name.
+
+    Raises:
+        DataError: If there is no such file or array.
+    """
+    path, _, name = (text, "", "") if Path(text).exists() else text.partition(":")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            arrays = dict(found)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"Data must be an .npy or .npz file of numbers. Received: '{path}' ({error})."
+        ) from error
+    if name and name not in arrays:
+        raise DataError(f"'{path}' has no array '{name}'. It holds: {', '.join(arrays)}.")
+    if name or len(arrays) == 1:
+        return arrays[name or next(iter(arrays))]
+    return arrays

@@ -26,7 +26,7 @@ _HELD_OUT = 5
 # Shares of the features' mean square that kernels are drawn to where they came from.
 _SHARES = (1e-4, 1e-3, 1e-2, 1e-1)
 # Rows a regression sees: some for each unknown, within what is worth its time.
-_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS = 6, 4096, 24576
+_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS = 12, 16384, 32768
 _HELD_ROWS = 4096
 _LEAST_EPSILON = 1e-5
 
@@ -289,8 +289,7 @@ class _Face:
 def _ridge_sums(rows: Rows, targets, stream, sampling: Sampling, features=None):
     ridge, held, first = Ridge(), _Held(), 0
     for x, t in stream():
-        shape = _output_shape(rows.layer, x)
-        index = rows.sample(shape, sampling.rows(rows.size), sampling.random)
+        index = rows.sample(rows.output_shape(x), sampling.rows(rows.size), sampling.random)
         fitted = _split(index, first)
         row = rows.inputs(x, index) if features is None else features(x, index)
         target = targets(t, index)
@@ -331,13 +330,9 @@ def _bias_of(layer: Any, rows: Rows) -> np.ndarray:
 def _mean_square(rows: Rows, stream: Stream, sampling: Sampling) -> float:
     squares = []
     for x, _ in stream():
-        index = rows.sample(_output_shape(rows.layer, x), sampling.rows(1), sampling.random)
+        index = rows.sample(rows.output_shape(x), sampling.rows(1), sampling.random)
         squares.append(np.square(rows.inputs(x, index)).sum(-1).mean())
     return float(np.mean(squares))
-
-
-def _output_shape(layer: Any, x: np.ndarray) -> tuple[int, ...]:
-    return tuple(layer.compute_output_shape(x.shape))
 
 
 def _moments(norm: LayerNorm, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

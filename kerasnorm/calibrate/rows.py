@@ -58,6 +58,12 @@ class Rows:
         chosen = np.arange(total) if total <= count else random.choice(total, count, replace=False)
         return np.unravel_index(np.sort(chosen), shape)
 
+    def output_shape(self, x: np.ndarray) -> tuple[int, ...]:
+        """The shape of the layer's output."""
+        if self._sliding or linear.is_separable(self.layer):
+            return tuple(self.layer.compute_output_shape(x.shape))
+        return (*x.shape[:-1], self.units)
+
     def inputs(self, x: np.ndarray, index: Index) -> np.ndarray:
         """What the layer contracts at these positions of its output."""
         if linear.is_separable(self.layer):

@@ -89,12 +89,24 @@ def data_init(model: keras.Model, batch: Any) -> list[str]:
 def _watch(model: keras.Model, batch: Any, report: Callable[[WeightNorm, Any, Any], None]) -> None:
     """Run the model and report every call of a linear WeightNorm layer before it happens."""
 
-    def watcher(layer, inputs, mask):
-        if kernels.kernel_class(layer.layer) is not None:
-            report(layer, inputs, mask)
+    refusals: list[KerasNormError] = []
 
-    with watching_calls(watcher):
-        model(batch, training=False)
+    def watcher(layer, inputs, mask):
+        if kernels.kernel_class(layer.layer) is None:
+            return
+        try:
+            report(layer, inputs, mask)
+        except KerasNormError as refusal:
+            refusals.append(refusal)
+            raise
+
+    try:
+        with watching_calls(watcher):
+            model(batch, training=False)
+    except Exception:
+        if refusals:  # as it was raised: Keras makes its own of what a call raises
+            raise refusals[0] from None
+        raise
 
 
 def _start(model: keras.Model, layer: WeightNorm, calls: list[tuple[Any, Any]]) -> None:

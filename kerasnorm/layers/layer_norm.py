@@ -178,6 +178,18 @@ class LayerNorm(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
+    @classmethod
+    def from_config(cls, config):
+        if "axis" not in config and "channel_axis" in config:
+            # Keras's reader of .h5 files drops every axis but an integer, and says nothing
+            raise ValueError(
+                "The config of a LayerNorm must hold its `axis`. Received: a config without one, "
+                "as Keras makes of axis='sample' and of tuples when it reads an .h5 file. Save "
+                "the model as .keras; to read this file, make the model in code and use "
+                "`load_weights`."
+            )
+        return super().from_config(config)
+
     def get_config(self):
         return {
             **super().get_config(),

@@ -27,6 +27,7 @@ class RecurrentFace:
     return_sequences = _of_wrapped("return_sequences")
     return_state = _of_wrapped("return_state")
     stateful = _of_wrapped("stateful")
+    states = _of_wrapped("states")
     reset_state = _of_wrapped("reset_state")
     reset_states = _of_wrapped("reset_states")
     zero_output_for_mask = _of_wrapped("zero_output_for_mask", settable=True)

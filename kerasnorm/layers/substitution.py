@@ -22,7 +22,7 @@ class _Reader(keras.Layer):
 
 @functools.cache
 def _reader(dtype: str) -> _Reader:
-    return _Reader(dtype=dtype)
+    return _Reader(dtype=dtype, name="reader")  # the name of its own is no TensorFlow scope
 
 
 def in_dtype(dtype: str, function: Callable[[Any], Any], anchor):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,14 @@ from keras import ops
 from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers.graphs import out_of_graphs
+from kerasnorm.layers.late_loads import report_loads
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_face import RecurrentFace
 from kerasnorm.layers.substitution import call_with, in_dtype
 
 _watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
+_gains_are_set_later = False
 
 
 @contextlib.contextmanager
@@ -28,6 +32,20 @@ def watching_calls(watcher: Callable[[WeightNorm, Any, Any], None]):
         yield
     finally:
         _watchers.remove(watcher)
+
+
+@contextlib.contextmanager
+def gains_set_later():
+    """Have WeightNorm layers that are built meanwhile start with g = 0 and v as it is.
+
+    For who gives them all their weights afterwards: taking norms of large kernels takes long.
+    """
+    global _gains_are_set_later
+    before, _gains_are_set_later = _gains_are_set_later, True
+    try:
+        yield
+    finally:
+        _gains_are_set_later = before
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -67,7 +85,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     gets a direction (in the wrapped layer's own variable), so that it can learn.
 
     g does not follow when values are assigned to the wrapped layer's kernel: w then keeps its
-    length and only turns. Call `reset_gain` after loading a bare layer's weights that way. A
+    length and only turns. Call `reset_gain` after loading a bare layer's weights that way;
+    `set_weights` of the wrapped layer, and a weights file read into it on its own, warn of that. A
     weights file without gains is refused. A kernel constraint acts on v: it can restrict the
     direction of w (`NonNeg`) but not its length (`MaxNorm`). A kernel regularizer acts on v as
     well, and so not on the function.
@@ -81,14 +100,17 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         **kwargs: Base layer keyword arguments (e.g. `name`). `dtype` defaults to the wrapped
             layer's own policy.
 
-    Input and output shapes and dtypes: those of the wrapped layer. Gains and norms are kept and
-    computed in the variables' dtype under a mixed precision policy. To normalize in two
+    Input and output shapes and dtypes: those of the wrapped layer. Gains are kept in the
+    variables' dtype, and norms are computed in float32 or wider. To normalize in two
     directions, write `Bidirectional(WeightNorm(LSTM(8)))`.
 
     Raises:
         ValueError: If the layer is of another kind, or is quantized or LoRA-enabled; if
             `mean_only` is none of the above, or given for a layer without a single
             pre-activation; on build, if the size that sets the kernel's shape is unknown.
+
+    Warns:
+        UserWarning: If weights are put into the wrapped layer and g stays as it was.
 
     Example:
 
@@ -137,6 +159,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             )
         self.mean_only = mean_only
         self.momentum = momentum
+        self._gain_loaded = False
         self.supports_masking = layer.supports_masking
         if mean_only:
             # the wrapped layer is then not called, so that its penalty on outputs is taken here
@@ -144,13 +167,17 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def build(self, input_shape, *args):
         kernels.require_known_channels("WeightNorm", self.layer, input_shape)
+        with out_of_graphs():  # g starts from the values of v, which a graph has only when it runs
+            self._build(input_shape, *args)
+
+    def _build(self, input_shape, *args):
         if not self.layer.built:
             self.layer.build(input_shape, *args)
         for name, kernel in kernels.kernels_of(self.layer).items():
             gain = self.add_weight(
                 name=name,
                 shape=kernel.unit_shape,
-                initializer=_start_of(kernel),
+                initializer="zeros" if _gains_are_set_later else _start_of(kernel),
                 dtype=kernel.variable.dtype,
                 autocast=False,
             )
@@ -165,6 +192,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 trainable=False,
                 autocast=False,
             )
+        report_loads(self.layer, "set_weights", self._warn_of_old_gain)
+        holder = getattr(self.layer, "cell", self.layer)
+        report_loads(holder, "load_own_variables", self._after_file_load)
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         for watcher in _watchers:
@@ -253,6 +283,21 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 "the bare layer, then wrap that."
             )
         super().load_own_variables(store)
+        self._gain_loaded = True  # the wrapped layer's own variables come next
+
+    def _after_file_load(self):
+        if not self._gain_loaded:
+            self._warn_of_old_gain()
+        self._gain_loaded = False
+
+    def _warn_of_old_gain(self):
+        warnings.warn(
+            f"Weights were put into layer '{self.layer.name}', and the gain of WeightNorm "
+            f"'{self.name}' around it stays as it was: the weights only turn, their length is "
+            "kept. To compute what the bare layer computes, call `reset_gain()` on the "
+            "WeightNorm; or set its gain too.",
+            stacklevel=3,
+        )
 
     def _weights_by_variable(self):
         weights = self.normalized_kernels()
@@ -277,24 +322,33 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
 def _weight(kernel: kernels.Kernel, gain):
     def weight(g):
-        g = ops.reshape(g, kernel.broadcast_shape)
-        v = ops.convert_to_tensor(kernel.variable)
-        return formulas.normalized_weight(v, g, kernel.contracted_axes)
+        v, wide = _widened(kernel)
+        g = ops.cast(ops.reshape(g, kernel.broadcast_shape), wide)
+        w = formulas.normalized_weight(v, g, kernel.contracted_axes)
+        return ops.cast(w, kernel.variable.dtype)
 
     return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
+
+
+def _widened(kernel: kernels.Kernel):
+    """v in float32 or wider, and that dtype: a sum of thousands of squares of 16 bits stalls."""
+    v = ops.convert_to_tensor(kernel.variable)
+    wide = keras.backend.result_type(v.dtype, "float32")
+    return ops.cast(v, wide), wide
 
 
 def _start_of(kernel: kernels.Kernel):
     """An initializer that gives ‖v_i‖; and 0 where v_i is zero, which it gives a direction."""
 
     def initializer(shape, dtype=None):
-        v = ops.cast(ops.convert_to_tensor(kernel.variable), dtype)
+        v, _ = _widened(kernel)
         length = formulas.norm(v, kernel.contracted_axes)
         zero = ops.equal(v, 0)
         if kernel.contracted_axes:
             zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
         _give_direction(kernel, zero)
-        return ops.reshape(ops.where(zero, ops.zeros_like(length), length), shape)
+        length = ops.where(zero, ops.zeros_like(length), length)
+        return ops.cast(ops.reshape(length, shape), dtype)
 
     return initializer
 

@@ -13,7 +13,7 @@ from kerasnorm.onnx.operators import handlers
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
-from kerasnorm.rewrite.graph import sublayers
+from kerasnorm.rewrite.internals import sublayers
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.

@@ -17,7 +17,7 @@ from kerasnorm.onnx.convert import all_nodes, to_onnx
 from kerasnorm.onnx.signature import signature_of
 from kerasnorm.onnx.silence import silence
 from kerasnorm.onnx.trace import trace
-from kerasnorm.rewrite.graph import sublayers
+from kerasnorm.rewrite.internals import sublayers
 
 _OLDEST_OPSET = 13
 # One protocol buffer message holds no more.

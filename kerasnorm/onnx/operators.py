@@ -24,7 +24,7 @@ from kerasnorm.layers import CosineNorm, LayerNorm
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.substitution import in_dtype
-from kerasnorm.rewrite.graph import sublayers
+from kerasnorm.rewrite.internals import sublayers
 
 _FIRST_OPSET = 17
 _WIDE = ("float32", "float64")

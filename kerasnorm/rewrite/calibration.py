@@ -20,12 +20,13 @@ from kerasnorm.calibrate.batches import batches_of
 from kerasnorm.calibrate.fits import Sampling
 from kerasnorm.calibrate.rows import has_rows
 from kerasnorm.calibrate.store import Store
-from kerasnorm.errors import SwapError
+from kerasnorm.errors import DataError
 from kerasnorm.layers import CosineNorm
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Rebuilt
+from kerasnorm.rewrite.rules.plan import FitRequest
 from kerasnorm.rewrite.walk import Key, Walk
 
 # One sample in five is held out to judge a fit.
@@ -50,6 +51,13 @@ class Wanted:
     target: Call
     source: Any = None
     plain: Any = None
+
+    @classmethod
+    def of(cls, site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
+        """What a rule asks for, with the layers that its edits made."""
+        plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+        layer = rebuilt.copies[id(request.layer)]
+        return cls(site, layer, request.target, request.source, plain)
 
 
 def calibrate(
@@ -177,14 +185,14 @@ def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.n
     """The data as batches of a model's inputs, flat.
 
     Raises:
-        SwapError: If it is empty, does not fit the inputs, or is not finite.
+        DataError: If it is empty, does not fit the inputs, or is not finite.
     """
     inputs = tree.flatten(root.inputs)
     count = 0
     for batch in batches_of(data, batch_size):
         arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in tree.flatten(batch)]
         if len(arrays) != len(inputs):
-            raise SwapError(
+            raise DataError(
                 f"The data must have an array for each of the model's {len(inputs)} inputs. "
                 f"Received {len(arrays)} in a batch.",
                 model=root.owner.name,
@@ -199,7 +207,7 @@ def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.n
             for a, t in zip(arrays, inputs, strict=True)
         ]
     if count < LEAST_SAMPLES:
-        raise SwapError(
+        raise DataError(
             f"Calibration needs at least {LEAST_SAMPLES} samples. Received {count}.",
             model=root.owner.name,
             hint="A few hundred unlabeled inputs do.",
@@ -211,12 +219,12 @@ def _insist_on_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
         size in (None, given) for size, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
     )
     if not fits_shape:
-        raise SwapError(
+        raise DataError(
             f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
             f"{array.shape}.",
             model=root.owner.name,
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise SwapError(
+        raise DataError(
             "The data must be finite. Received NaN or infinities.", model=root.owner.name
         )

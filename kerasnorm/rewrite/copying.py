@@ -5,13 +5,14 @@ from __future__ import annotations
 import inspect
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
 
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.replica import can_be_replicated, copy_model, replica, tells_no_config
 
 
@@ -27,12 +28,14 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     """
     if not changes and tells_no_config(layer):
         return replica(layer, copy_layer)
-    if graphs.has_graph(layer) and graphs.is_plain(layer):
+    if internals.has_graph(layer) and internals.is_plain(layer):
         return copy_model(layer, copy_layer)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
         return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
         config = _accepted(type(layer), {**layer.get_config(), **changes})
+        if any(isinstance(value, keras.Variable) for value in config.values()):
+            raise TypeError("it holds variables, which the copy would share")
         copy = type(layer).from_config(config)
     except Exception as error:
         # a user's class may fail in any way
@@ -45,11 +48,11 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
-    if "name" not in config:
-        copy.name = layer.name
+    copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
-    for inner, inner_copy in zip(graphs.sublayers(layer), graphs.sublayers(copy), strict=False):
-        _carry_functions(inner, inner_copy)
+    inner, inner_copies = internals.sublayers(layer), internals.sublayers(copy)
+    if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some
+        _carry_inner_looks(zip(inner, inner_copies, strict=True))
     if _is_keras_own(layer) and not layer.weights:
         copy.dtype_policy = layer.dtype_policy  # some configs of Keras tell another, or none
     if copy.dtype_policy != layer.dtype_policy:
@@ -71,6 +74,12 @@ def _accepted(cls: type, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in common}
 
 
+def _carry_inner_looks(pairs: Iterable[tuple[keras.Layer, keras.Layer]]) -> None:
+    for inner, inner_copy in pairs:
+        inner_copy.name = inner.name
+        _carry_functions(inner, inner_copy)
+
+
 def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
     """Functions as they are: a config knows them by name, and another may have that name."""
     for name, value in vars(source).items():
@@ -79,14 +88,23 @@ def _carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
             setattr(copy, name, value)
 
 
+def build_alike(source: keras.Layer, target: keras.Layer) -> None:
+    """Build the layers in a copied layer that its own `build` leaves to their first call."""
+    for inner, inner_copy in zip(
+        internals.sublayers(source), internals.sublayers(target), strict=False
+    ):
+        if inner.built and not inner_copy.built:
+            inner_copy.build_from_config(inner.get_build_config() or {})
+
+
 def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     """Give a copied layer the weights, vocabularies, seeds and trainable flags of its source.
 
     Raises:
         SwapError: If the copy's variables are not those of the source.
     """
-    pairs = [(source, target)]
-    pairs += _paired_sublayers(source, target)
+    inner_pairs = _paired_sublayers(source, target)
+    _carry_inner_looks(inner_pairs)
     of_source, of_target = source.variables, target.variables
     if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
         raise SwapError(
@@ -98,7 +116,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
         )
     for old, new in zip(of_source, of_target, strict=True):
         new.assign(old)
-    for old_layer, new_layer in pairs:
+    for old_layer, new_layer in [(source, target), *inner_pairs]:
         _carry_other_state(old_layer, new_layer)
         if new_layer.trainable != old_layer.trainable:
             new_layer.trainable = old_layer.trainable
@@ -108,7 +126,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
 
 
 def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
-    inner, inner_copies = graphs.sublayers(source), graphs.sublayers(target)
+    inner, inner_copies = internals.sublayers(source), internals.sublayers(target)
     if [type(layer) for layer in inner] != [type(layer) for layer in inner_copies]:
         raise SwapError(
             f"The copy of a layer must have the layers of its source. Received "

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.graph import Call
 
 _layers = keras.layers
@@ -54,7 +54,7 @@ def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> str
     """Why the map a·x + c along `axis` of a call's output cannot cross it; None if it can."""
     layer: Any = call.operation
     name = f"'{layer.name}' ({type(layer).__name__})"
-    masked = len(call.inputs) > 1 or graphs.attached_mask(call.inputs[0]) is not None
+    masked = len(call.inputs) > 1 or internals.attached_mask(call.inputs[0]) is not None
     if masked and type(layer) not in _ELEMENTWISE:
         return f"{name} in front of it has a mask"
     if type(layer) not in _ELEMENTWISE and axis != _channels_of_output(call):

@@ -9,8 +9,7 @@ import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
-from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite import verify
+from kerasnorm.rewrite import internals, verify
 from kerasnorm.rewrite.forest import graphs_of
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, rebuild
@@ -58,7 +57,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
         if not edits:
             break
         plain = rebuild(forest, edits).model
-    if any(type(layer) is Affine for layer in graphs.sublayers(plain)):
+    if any(type(layer) is Affine for layer in internals.sublayers(plain)):
         plain = _fold(plain, {Affine: to_plain.fold_affine})
     verify.insist(trees, verify.output_twins(trees, graphs_of(plain).root))
     return plain
@@ -100,7 +99,7 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
                     edits.update(dict.fromkeys(calls, fold))
                 elif fold:
                     stuck.append(f"'{path}{layer.name}' ({fold})")
-            elif not graphs.has_graph(layer):
+            elif not internals.has_graph(layer):
                 stuck += _own_layers(layer, path)
     if stuck and not leave_others:
         raise SwapError(
@@ -132,6 +131,6 @@ def _own_layers(layer, path: str) -> list[str]:
         return []
     return [
         f"'{path}{own.name}' ({type(own).__name__}{'' if own is layer else f' in {layer.name}'})"
-        for own in (layer, *graphs.sublayers(layer))
+        for own in (layer, *internals.sublayers(layer))
         if any(cls.__module__.split(".")[0] == "kerasnorm" for cls in type(own).__mro__)
     ]

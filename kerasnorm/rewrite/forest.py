@@ -12,6 +12,7 @@ from keras import tree
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.trace import TraceError, trace
 
@@ -54,7 +55,7 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
     Raises:
         SwapError: If the model has no graph and its code cannot be traced.
     """
-    root = graphs.graph_of(model) if graphs.has_graph(model) else _traced_model(model)
+    root = graphs.graph_of(model) if internals.has_graph(model) else _traced_model(model)
     closed: dict[int, str] = {}
     while True:
         found = Forest(root, closed=dict(closed))
@@ -85,7 +86,7 @@ def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
 
 def _inner_graph(found: Forest, call: Call, opens: Opens) -> Graph | None:
     layer = call.operation
-    if graphs.has_graph(layer):
+    if internals.has_graph(layer):
         return graphs.graph_of(layer)
     if not isinstance(layer, keras.Layer) or call.is_input or not opens(layer):
         return None
@@ -150,7 +151,7 @@ def _manner(call: Call) -> str:
 
 
 def _traced_model(model: keras.Model) -> Graph:
-    shapes = graphs.built_shapes(model)
+    shapes = internals.built_shapes(model)
     if shapes is None:
         raise SwapError(
             f"A model with code of its own must have been called on its inputs, and Keras must be "

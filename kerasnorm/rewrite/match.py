@@ -12,8 +12,7 @@ import numpy as np
 
 from kerasnorm.layers import BatchNorm
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite import crossing
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import crossing, internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 
@@ -90,7 +89,7 @@ def has_known_call(layer: Any) -> bool:
 
 def holds_batch_norm(layer: keras.Layer) -> bool:
     """Whether there is a BatchNorm inside a layer."""
-    return any(is_batch_norm(inner) for inner in graphs.sublayers(layer))
+    return any(is_batch_norm(inner) for inner in internals.sublayers(layer))
 
 
 def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
@@ -112,7 +111,7 @@ def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
     seen = {id(site.layer) for site in sites}
     hidden: list[Hidden] = []
     for holder, path, reason in _closed_layers(forest):
-        for inner in graphs.sublayers(holder):
+        for inner in internals.sublayers(holder):
             if is_batch_norm(inner) and id(inner) not in seen:
                 seen.add(id(inner))
                 hidden.append(Hidden(unique(f"{path}{inner.name}"), reason))
@@ -293,7 +292,7 @@ def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:
 def has_own_mask(site: Site) -> bool:
     """Whether a call names a mask that is not the one travelling with its input."""
     mask = site.call.kwargs.get("mask")
-    return mask is not None and mask is not graphs.attached_mask(site.call.inputs[0])
+    return mask is not None and mask is not internals.attached_mask(site.call.inputs[0])
 
 
 def has_plain_kernel(layer: Any) -> bool:

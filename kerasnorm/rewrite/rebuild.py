@@ -6,6 +6,7 @@ config and given its weights.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,9 @@ from keras import tree
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite.copying import carry_attributes, copy_layer, copy_state
+from kerasnorm.rewrite import internals
+from kerasnorm.rewrite.blank import blank_kernels
+from kerasnorm.rewrite.copying import build_alike, carry_attributes, copy_layer, copy_state
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.replica import can_be_replicated, replica
@@ -96,8 +99,10 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
     Raises:
         SwapError: If a layer cannot be copied from its config.
     """
-    builder = _Builder(forest, edits)
-    with graphs.trusted_configs(), keras.saving.custom_object_scope(builder.custom_objects()):
+    with contextlib.ExitStack() as stack:
+        builder = _Builder(forest, edits, stack.enter_context(blank_kernels()))
+        stack.enter_context(internals.trusted_configs())
+        stack.enter_context(keras.saving.custom_object_scope(builder.custom_objects()))
         model = builder.owner(forest.root)
         builder.carry_state()
     result = Rebuilt(
@@ -110,9 +115,10 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
 class _Builder:
     """Makes each layer once, calls them in graph order, then carries the state over."""
 
-    def __init__(self, forest: Forest, edits: Edits):
+    def __init__(self, forest: Forest, edits: Edits, blank: Callable[[keras.Layer], None]):
         self.forest = forest
         self.edits = edits
+        self.blank = blank
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
         self.graphs: dict[int, Graph] = {}
@@ -124,7 +130,7 @@ class _Builder:
     def custom_objects(self) -> dict[str, Any]:
         """The user's own classes and functions in use, by the names that configs call them by."""
         found: dict[str, list[Any]] = {}
-        for layer in (self.forest.root.owner, *graphs.sublayers(self.forest.root.owner)):
+        for layer in (self.forest.root.owner, *internals.sublayers(self.forest.root.owner)):
             objects: list[Any] = [type(layer)]
             for value in vars(layer).values():
                 objects += [value if inspect.isfunction(value) else type(value)]
@@ -143,7 +149,7 @@ class _Builder:
             copy = self._sequential(graph)
         else:
             copy = self._functional(graph)
-        if not graphs.is_plain(source):
+        if not internals.is_plain(source):
             self.notes.append(
                 f"model '{source.name}' was a {type(source).__name__}; it is a plain "
                 f"{'Sequential' if isinstance(source, keras.Sequential) else 'functional'} model "
@@ -178,7 +184,7 @@ class _Builder:
             return tensors.get(id(value), value)
 
         for old in tree.flatten(graph.inputs):
-            layer = self._copy(graphs.input_layer(old))
+            layer = self._copy(internals.input_layer(old))
             tensors[id(old)] = layer.output
             self._name(graph, layer, layer)
         for call in graph.calls:
@@ -202,7 +208,7 @@ class _Builder:
 
     def _sequential(self, graph: Graph) -> keras.Sequential:
         source = graph.owner
-        entry = self._copy(graphs.input_layer(graph.inputs))
+        entry = self._copy(internals.input_layer(graph.inputs))
         copies = [self._layer(graph, call) for call in graph.layer_calls()]
         model = keras.Sequential(
             [entry, *(layer for layer in copies if layer is not None)], name=source.name
@@ -226,7 +232,9 @@ class _Builder:
             if not can_be_replicated(source):
                 raise
             copy = _equal_copy(graph, replica(source, copy_layer))
-        inner = dict(zip(map(id, graphs.sublayers(source)), graphs.sublayers(copy), strict=True))
+        inner = dict(
+            zip(map(id, internals.sublayers(source)), internals.sublayers(copy), strict=True)
+        )
         replaced = []
         for call in graph.calls:
             old = inner.pop(id(call.operation), None)
@@ -234,16 +242,16 @@ class _Builder:
                 continue
             if self._is_new(graph, call):
                 replaced.append(old)
-                graphs.replace_sublayer(copy, old, self._built(graph, call))
+                internals.replace_sublayer(copy, old, self._built(graph, call))
             else:
                 self.copies[id(call.operation)] = old
                 self._name(graph, call.operation, old)
-        gone = [*replaced, source, *graphs.sublayers(source)]
-        with graphs.unrecorded(gone):
+        gone = [*replaced, source, *internals.sublayers(source)]
+        with internals.unrecorded(gone):
             retraced = trace(copy, args, kwargs)
         tensors: dict[int, Any] = {}
         for before, after in zip(graph.calls, retraced.calls, strict=True):
-            if any(after.operation is layer for layer in gone):
+            if after.operation is before.operation or any(after.operation is x for x in gone):
                 raise SwapError(
                     f"The code of a layer must take its layers from its attributes. Received a "
                     f"{type(source).__name__} whose copy calls the source's own "
@@ -307,6 +315,7 @@ class _Builder:
         if isinstance(edit, Replace):
             if id(edit) not in self.copies:
                 self.copies[id(edit)] = edit.make()
+                self.blank(self.copies[id(edit)])
                 self._filled.append((edit, self.copies[id(edit)]))
             self._name(graph, source, self.copies[id(edit)])
             return self.copies[id(edit)]
@@ -317,10 +326,11 @@ class _Builder:
 
     def _copy(self, source):
         if not isinstance(source, keras.Layer):
-            return graphs.copied_operation(source)
+            return internals.copied_operation(source)
         if id(source) in self.forest.graphs:
             return self.owner(self.forest.graphs[id(source)])
         copy = copy_layer(source)
+        self.blank(copy)
         self._carried.append((source, copy))
         return copy
 
@@ -333,10 +343,11 @@ class _Builder:
 def _equal_copy(graph: Graph, copy: keras.Layer) -> keras.Layer:
     """The copy of the owner of a graph with code, built and given its state."""
     args, kwargs = graph.arguments
-    with graphs.unrecorded([copy]):
+    with internals.unrecorded([copy]):
         copy(*args, **kwargs)  # builds it
     if isinstance(graph.owner, keras.layers.TimeDistributed):
         trace(copy, args, kwargs)  # which its own call does not do for what has no `build`
+    build_alike(graph.owner, copy)
     copy_state(graph.owner, copy)
     return copy
 

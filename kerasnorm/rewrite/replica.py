@@ -8,7 +8,6 @@ and dicts too, and anything else is the same object.
 
 from __future__ import annotations
 
-import copy as copying
 import types
 from collections.abc import Callable
 from typing import Any
@@ -16,29 +15,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.rewrite import graph as graphs
-
-# What Keras hangs on a layer or model when it is compiled, trained, saved.
-_OF_TRAINING = {
-    "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting",
-    "_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator",
-}  # fmt: skip
-# What a constructor may have set differently from what every new layer has.
-_OF_EVERY_LAYER = (
-    "_supports_masking", "_input_spec", "autocast", "supports_jit", "activity_regularizer",
-    "_convert_input_args", "_allow_non_tensor_positional_args", "_remat_mode", "built",
-    "_build_shapes_dict", "_called",
-)  # fmt: skip
+from kerasnorm.rewrite import internals
 
 
 def tells_no_config(layer: keras.Layer) -> bool:
     """Whether a layer's class has no config of its own, and Keras has none for it."""
-    told = not getattr(layer.get_config, "_is_default", False)
-    return (
-        can_be_replicated(layer)
-        and not told
-        and (isinstance(layer, keras.Model) or getattr(layer, "_auto_config", None) is None)
-    )
+    recorded = internals.has_recorded_config(layer) and not isinstance(layer, keras.Model)
+    return can_be_replicated(layer) and internals.has_default_config(layer) and not recorded
 
 
 def can_be_replicated(layer: keras.Layer) -> bool:
@@ -62,10 +45,7 @@ def replica(
         copy_layer: Copies a layer inside it.
         memo: The copies of layers so far, by `id`: what is shared inside stays shared.
     """
-    cls: Any = type(source)
-    copy: Any = cls.__new__(cls)
-    base = keras.Model if isinstance(source, keras.Model) else keras.Layer
-    base.__init__(copy, name=source.name, dtype=source.dtype_policy)
+    copy = internals.bare_instance(source)
     memo = {} if memo is None else memo
     memo[id(source)] = copy
 
@@ -73,24 +53,18 @@ def replica(
         if id(layer) not in memo:
             if can_be_replicated(layer):
                 replica(layer, copy_layer, memo)
-            elif graphs.has_graph(layer) and graphs.is_plain(layer):
+            elif internals.has_graph(layer) and internals.is_plain(layer):
                 memo[id(layer)] = copy_model(layer, inner_copy)
             else:
                 memo[id(layer)] = _built_copy(layer, copy_layer)
         return memo[id(layer)]
 
-    for inner in source._layers:
-        copy._tracker.add_to_store("layers", inner_copy(inner))
-    for variable in (*source._trainable_variables, *source._non_trainable_variables):
-        memo[id(variable)] = new = _variable(variable, copy)
-        copy._track_variable(new)
-    for name in _OF_EVERY_LAYER:
-        if name in vars(source):
-            vars(copy)[name] = copying.copy(vars(source)[name])
-    for name, value in vars(source).items():
-        new = name not in vars(copy) and name not in _OF_TRAINING
-        if new and not name.startswith("_self_"):  # TensorFlow's
-            setattr(copy, name, _copied(value, memo))
+    for inner in internals.own_layers(source):
+        internals.add_own_layer(copy, inner_copy(inner))
+    for variable in internals.own_variables(source):
+        memo[id(variable)] = internals.add_own_variable(copy, variable)
+    for name, value in internals.own_attributes(source, copy).items():
+        setattr(copy, name, _copied(value, memo))
     return copy
 
 
@@ -99,7 +73,7 @@ def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Lay
 
     def clone(operation):
         is_layer = isinstance(operation, keras.Layer)
-        return copy_layer(operation) if is_layer else graphs.copied_operation(operation)
+        return copy_layer(operation) if is_layer else internals.copied_operation(operation)
 
     copy = keras.models.clone_model(model, clone_function=clone)
     copy.dtype_policy = model.dtype_policy
@@ -113,20 +87,6 @@ def _built_copy(layer: keras.Layer, copy_layer: Callable[[keras.Layer], keras.La
     shapes = layer.get_build_config() if layer.built and not copy.built else None
     if shapes:
         copy.build_from_config(shapes)
-    return copy
-
-
-def _variable(variable: keras.Variable, owner: keras.Layer) -> keras.Variable:
-    with owner._open_name_scope():
-        copy = keras.Variable(
-            variable.value,
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            autocast=variable._autocast,
-            aggregation=variable.aggregation,
-            name=variable.name,
-        )
-    copy.regularizer, copy.constraint = variable.regularizer, variable.constraint
     return copy
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -70,10 +69,10 @@ class Report:
         return dict(Counter(site.becomes for site in self.sites).most_common())
 
     def summary(self) -> str:
-        """One line that says it all."""
+        """One line that says it all, or one for each target."""
         if not self.sites:
             return f"{self.model}: no BatchNorm found."
-        return "; ".join(
+        return "\n".join(
             f"{self.model} → {target}: {len(sites)} BatchNorm calls: {_tally(sites)}"
             for target, sites in self._by_target().items()
         )
@@ -102,19 +101,37 @@ class Report:
         from rich.text import Text
 
         table = Table(box=None, pad_edge=False)
-        columns: dict[str, Callable[[SiteRecord], str]] = {"BatchNorm": lambda site: site.name}
-        if len(self._by_target()) > 1:
-            columns["target"] = lambda site: site.target
-        columns["verdict"] = lambda site: site.verdict
-        columns["becomes"] = lambda site: site.becomes
-        if any(site.fit is not None for site in self.sites):
-            columns["R²"] = lambda site: "" if site.fit is None else f"{site.fit:.4f}"
-        columns["why"] = lambda site: site.reason
-        for column in columns:
+        rows = self._rows()
+        for column in rows[0]:
             table.add_column(column, overflow="fold")
-        for site in self.sites:
-            table.add_row(*(Text(cell(site)) for cell in columns.values()))
+        for row in rows:
+            table.add_row(*map(Text, row.values()))
         return table
+
+    def _rows(self) -> list[dict[str, str]]:
+        """The cells of each line of the table, by column; one line a site, whatever the targets."""
+        calls: dict[str, dict[str, SiteRecord]] = {}
+        for site in self.sites:
+            calls.setdefault(site.name, {})[site.target] = site
+        if all(len(targets) == 1 for targets in calls.values()):
+            return [self._row(site) for site in self.sites]
+        return [
+            {
+                "BatchNorm": name,
+                **{t: f"{site.verdict}: {site.becomes}" for t, site in targets.items()},
+                "why": "; ".join(dict.fromkeys(site.reason for site in targets.values())),
+            }
+            for name, targets in calls.items()
+        ]
+
+    def _row(self, site: SiteRecord) -> dict[str, str]:
+        row = {"BatchNorm": site.name}
+        if len(self._by_target()) > 1:
+            row["target"] = site.target
+        row |= {"verdict": site.verdict, "becomes": site.becomes}
+        if any(other.fit is not None for other in self.sites):
+            row["R²"] = "" if site.fit is None else f"{site.fit:.4f}"
+        return {**row, "why": site.reason}
 
     def __str__(self) -> str:
         from rich.console import Console

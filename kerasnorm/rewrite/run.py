@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.rewrite import graph as graphs
 from kerasnorm.rewrite.graph import Call, Graph
 
 
@@ -56,7 +55,8 @@ def call_on(call: Call, values: dict[int, Any]):
     """Make a call again, at inference, on other values of its symbolic tensors, given by `id`."""
     args, kwargs = tree.map_structure(lambda v: values.get(id(v), v), (call.args, call.kwargs))
     operation = call.operation
-    # a call fixed to True would move statistics that another call reads
-    if isinstance(operation, keras.Layer) and "training" in graphs.call_parameters(operation):
+    # A call fixed to True would move statistics that another call reads. Without the argument,
+    # whatever is inside may decide: Resizing has Keras train all that follows.
+    if isinstance(operation, keras.Layer):
         kwargs = {**kwargs, "training": False}
     return operation(*args, **kwargs)

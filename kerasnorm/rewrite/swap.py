@@ -1,29 +1,22 @@
-"""`swap_norms` and `inspect_norms`: decide each site, carry it out, report."""
+"""`swap_norms` and `inspect_norms`: decide each site, carry it out, fit, compare, report."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 
-from kerasnorm.errors import SwapError
+from kerasnorm.errors import DataError, SwapError
 from kerasnorm.rewrite import match, verify
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
+from kerasnorm.rewrite.decide import Decision, SiteChoice, decide
 from kerasnorm.rewrite.forest import Forest, graphs_of
-from kerasnorm.rewrite.graph import Call
-from kerasnorm.rewrite.match import Hidden, Site
-from kerasnorm.rewrite.rebuild import Rebuilt, Replace, Skip, rebuild
+from kerasnorm.rewrite.rebuild import Rebuilt, rebuild
 from kerasnorm.rewrite.report import Report, SiteRecord
-from kerasnorm.rewrite.rules import to_cosine, to_layer, to_weight
-from kerasnorm.rewrite.rules.plan import FitRequest, Plan
+from kerasnorm.rewrite.rules import RULES
 from kerasnorm.rewrite.verify import Twin
-
-_RULES: dict[str, Any] = {"weight": to_weight, "layer": to_layer, "cosine": to_cosine}
-
-SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
 
 
 @dataclass(frozen=True)
@@ -139,34 +132,55 @@ def swap_norms(
     >>> [type(layer).__name__ for layer in swap.model.layers]
     ['WeightNorm']
     """
+    if not 0 <= damping < float("inf"):
+        raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
     trees = graphs_of(model, match.holds_batch_norm)
-    found, hidden = match.find_sites(trees)
-    targets = _targets(to, sites, found, hidden, trees)
-    plans = {
-        site: _RULES[targets[site.name]].check(site, trees)
-        for site in found
-        if site.name in targets
-    }
-    records = [plans[site].record if site in plans else _left_record(site) for site in found]
-    records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
-    report = Report(trees.root.owner.name, to if isinstance(to, str) else "mixed", records)
+    decision = decide(trees, to, sites)
+    report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
     if strict:
         _insist(report)
     if data is None:
         _insist_on_data(report)
-    edits, requests = _edits(found, plans, targets, damping)
+    edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(trees, edits)
     if data is not None and requests:
         scores = calibrate(
             trees,
             rebuilt,
-            [_wanted(name, request, rebuilt) for name, request in requests.items()],
+            [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
             input_batches(trees.root, data, batch_size),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
         )
         report.sites = [_fitted(record, scores) for record in report.sites]
+    exact = all(record.verdict in ("exact", "refused") for record in report.sites)
+    twins = _twins(decision, rebuilt)
+    differences, uncompared = verify.insist(trees, twins, exact)
+    report.layers = rebuilt.layers
+    report.notes = decision.lost() + rebuilt.notes + uncompared
+    return Swap(rebuilt.model, report, differences, trees, twins)
+
+
+def inspect_norms(model: keras.Model) -> Report:
+    """What a swap would do to each BatchNorm call; nothing is changed.
+
+    Args:
+        model: A model as `swap_norms` takes it.
+
+    Returns:
+        A `Report` with one record for each BatchNorm call and target.
+
+    Raises:
+        SwapError: If the model has no graph (its code cannot be followed, or it is not built).
+    """
+    trees = graphs_of(model, match.holds_batch_norm)
+    records = [record for target in RULES for record in decide(trees, target, None).records]
+    return Report(model.name, ", ".join(RULES), records)
+
+
+def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
+    """Each site's output and what stands in its place, then the outputs of both models."""
     copies = rebuilt.graphs
     twins = [
         Twin(
@@ -176,50 +190,9 @@ def swap_norms(
             site.call.output,
             rebuilt.twin(site.graph, site.call.output),
         )
-        for site in found
+        for site in decision.sites
     ]
-    twins += verify.output_twins(trees, copies[id(trees.root.owner)])
-    exact = all(record.verdict in ("exact", "refused") for record in report.sites)
-    differences, uncompared = verify.insist(trees, twins, exact)
-    lost = [
-        note
-        for site, plan in plans.items()
-        for note in _RULES[targets[site.name]].lost(site, plan, trees)
-    ]
-    report.layers, report.notes = rebuilt.layers, lost + rebuilt.notes + uncompared
-    return Swap(rebuilt.model, report, differences, trees, twins)
-
-
-Edits = dict[Call, Skip | Replace]
-
-
-def _edits(
-    found: list[Site], plans: dict[Site, Plan], targets: dict[str, str], damping: float
-) -> tuple[Edits, dict[str, FitRequest]]:
-    """What to change in the model, and what data can do for it, by site."""
-    edits: Edits = {}
-    requests: dict[str, FitRequest] = {}
-    shared: dict[tuple[int, str], Skip | Replace] = {}
-    for site, plan in plans.items():
-        rule = _RULES[targets[site.name]]
-        kind = (id(site.layer), plan.record.rule)
-        own = rule.rewrite(site, plan, _name_in_place(site, found, plans), damping)
-        # one BatchNorm called in several places stays one layer
-        in_place = own.get(site.call)
-        again = isinstance(in_place, Replace) and kind in shared
-        if isinstance(in_place, Replace):
-            own[site.call] = shared.setdefault(kind, in_place)
-        edits.update(own)
-        request = rule.fit(site, plan, own)
-        if request is not None and not again:
-            requests[site.name] = request
-    return edits, requests
-
-
-def _wanted(name: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
-    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
-    layer = rebuilt.copies[id(request.layer)]
-    return Wanted(name, layer, request.target, request.source, plain)
+    return twins + verify.output_twins(decision.forest, copies[id(decision.forest.root.owner)])
 
 
 def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
@@ -231,99 +204,12 @@ def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
 def _insist_on_data(report: Report) -> None:
     needing = [site.name for site in report.sites if site.verdict == "calibrated"]
     if needing:
-        raise SwapError(
+        raise DataError(
             "A swap to cosine norm needs data: stored statistics do not tell how long its inputs "
             f"are. Received data=None, for {len(needing)} BatchNorm calls.",
             model=report.model,
             hint="Give `data`, some hundred unlabeled inputs (--data X.npy).",
         )
-
-
-def inspect_norms(model: keras.Model) -> Report:
-    """What a swap would do to each BatchNorm call; nothing is changed.
-
-    Args:
-        model: A built Functional or Sequential model.
-
-    Returns:
-        A `Report` with one record for each BatchNorm call and target.
-
-    Raises:
-        SwapError: If the model has no graph (subclassed, or not built).
-    """
-    trees = graphs_of(model, match.holds_batch_norm)
-    found, hidden = match.find_sites(trees)
-    records: list[SiteRecord] = []
-    for target, rule in _RULES.items():
-        records += [rule.check(site, trees).record for site in found]
-        records += [_hidden_record(inner, target) for inner in hidden]
-    return Report(model.name, ", ".join(_RULES), records)
-
-
-def _targets(
-    to, sites: SiteChoice | None, found: list[Site], hidden: list[Hidden], trees: Forest
-) -> dict[str, str]:
-    """The target of each site that is to be swapped."""
-    names = [site.name for site in found]
-    wanted: dict[str, Any] = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
-    for target in (*wanted.values(), *([] if isinstance(to, dict) else [to])):
-        if not isinstance(target, str) or target not in _RULES:
-            raise SwapError(
-                f"`to` must be one of {', '.join(repr(rule) for rule in _RULES)}. "
-                f"Received: to={target!r}."
-            )
-    if callable(sites):
-        chosen = {
-            site.name
-            for site in found
-            if site.name in wanted and sites(_RULES[wanted[site.name]].check(site, trees).record)
-        }
-    elif isinstance(sites, str):
-        raise SwapError(
-            f"`sites` must be a list of names or a predicate. Received: sites={sites!r}.",
-            hint=f"Write sites=[{sites!r}].",
-        )
-    else:
-        chosen = set(wanted if sites is None else sites)
-    unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in hidden})
-    if unknown:
-        raise SwapError(
-            f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
-            hint=f"They are: {', '.join(names)}.",
-        )
-    return {name: target for name, target in wanted.items() if name in chosen}
-
-
-def _name_in_place(site: Site, found: list[Site], plans: dict[Site, Plan]) -> str:
-    """What to call a layer that stands where a BatchNorm stood: its name, unless that is taken.
-
-    It is where the BatchNorm stays in another place, or is swapped by another rule there.
-    """
-    name = site.layer.name
-    places = [plans.get(other) for other in found if other.layer is site.layer]
-    stays = any(plan is None or plan.record.verdict == "refused" for plan in places)
-    taken = {call.operation.name for call in site.graph.calls}
-    while stays and name in taken:
-        name += "_swapped"
-    swapped = [plan for plan in places if plan and plan.record.verdict != "refused"]
-    rules = dict.fromkeys(plan.record.rule for plan in swapped if plan.in_place)
-    number = [*rules, plans[site].record.rule].index(plans[site].record.rule)
-    return name + (f"_{number + 1}" if number else "")
-
-
-def _left_record(site: Site) -> SiteRecord:
-    return SiteRecord(site.name, "none", "refused", "sites", "BatchNorm", reason="not asked for")
-
-
-def _hidden_record(inner: Hidden, target: str) -> SiteRecord:
-    return SiteRecord(
-        inner.name,
-        target,
-        "refused",
-        "graph",
-        "BatchNorm",
-        reason=inner.reason,
-    )
 
 
 def _insist(report: Report) -> None:

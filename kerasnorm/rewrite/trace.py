@@ -7,13 +7,14 @@ values cannot be followed.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from typing import Any
 
 import keras
 from keras import tree
 
-from kerasnorm.rewrite import graph as graphs
+from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.graph import Graph
 
 
@@ -34,10 +35,10 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
     Raises:
         TraceError: If the code cannot be followed, or the layer is not built.
     """
-    unbuilt = next((part for part in (layer, *graphs.sublayers(layer)) if not part.built), None)
+    unbuilt = next((part for part in (layer, *internals.sublayers(layer)) if not part.built), None)
     if unbuilt is not None:
         raise TraceError(f"'{unbuilt.name}' in it is not built: call the model on data first")
-    if graphs.is_graph_with_code(layer):
+    if internals.is_graph_with_code(layer):
         raise TraceError("it has a graph, and a `call` of its own around it")
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
     entries = {
@@ -46,11 +47,11 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
     }
     args, kwargs = tree.map_structure(lambda v: entries.get(id(v), v), (args, kwargs))
     inputs = list(entries.values())
-    with graphs.unrecorded([layer, *graphs.sublayers(layer)]):
+    with internals.unrecorded([layer, *internals.sublayers(layer)]):
         if isinstance(layer, keras.layers.TimeDistributed):
             step = keras.Input(batch_shape=(inputs[0].shape[0], *inputs[0].shape[2:]))
             return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
-        accepts_training = "training" in graphs.call_parameters(layer)
+        accepts_training = "training" in internals.call_parameters(layer)
         more = {"training": False} if accepts_training else {}
         outputs = _outputs(layer.call, args, {**kwargs, **more})
         return Graph(layer, inputs, outputs, (args, kwargs))
@@ -69,14 +70,20 @@ def fed(graph: Graph, arrays: list) -> list:
     return arrays
 
 
+def _said(error: Exception) -> str:
+    """The first line that says something; Keras puts in front of it where it happened, in bold."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+    telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
+    return next(filter(None, telling), repr(error))
+
+
 def _outputs(function, args: tuple, kwargs: dict[str, Any]):
     try:
         with keras.StatelessScope(collect_losses=True):
             outputs = function(*args, **kwargs)
     except Exception as error:
         # any code of any user, which was not written for symbolic tensors
-        said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        reason = textwrap.shorten(said.strip(), 120, placeholder=" …")
+        reason = textwrap.shorten(_said(error), 120, placeholder=" …")
         raise TraceError(f"its code cannot be followed on symbolic tensors ({reason})") from error
     flat = tree.flatten(outputs)
     if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):

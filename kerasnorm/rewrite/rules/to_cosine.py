@@ -20,6 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.calibrate.rows import has_rows
 from kerasnorm.layers import CosineNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers.patches import refusal
@@ -114,10 +115,17 @@ def _without_crossing(partner: Partner) -> Partner | NoPartner:
         return NoPartner(f"'{between}' stands between it and '{partner.layer.name}'")
     if type(partner.layer) in _POINTWISE:
         return partner
-    reason = refusal(partner.layer)
+    reason = _refusal(partner.layer)
     return (
         NoPartner(f"CosineNorm cannot wrap '{partner.layer.name}': {reason}") if reason else partner
     )
+
+
+def _refusal(layer: Any) -> str | None:
+    """Why a linear layer cannot be fitted as a CosineNorm."""
+    if isinstance(layer, keras.layers.EinsumDense) and not has_rows(layer):
+        return "its output units run along several axes"
+    return refusal(layer)
 
 
 def _follower(site: Site, forest: Forest) -> Partner | None:
@@ -136,7 +144,7 @@ def _follower(site: Site, forest: Forest) -> Partner | None:
             return None
         tensor = call.output
     once = forest.calls[id(layer)] == 1 and layer.activity_regularizer is None
-    if not once or refusal(layer) or _is_claimed(call, graph):
+    if not once or _refusal(layer) or _is_claimed(call, graph):
         return None
     rank = len(call.output.shape)
     axis = kernels.channel_axis(layer, rank)

@@ -24,8 +24,7 @@ import numpy as np
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers.patches import Contraction
-from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite import match
+from kerasnorm.rewrite import internals, match
 from kerasnorm.rewrite.copying import copy_layer, copy_state
 from kerasnorm.rewrite.graph import Call
 from kerasnorm.rewrite.rebuild import Replace
@@ -76,7 +75,7 @@ def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace
 
 def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | str:
     """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
-    if any(graphs.attached_mask(call.output) is not None for call in calls):
+    if any(internals.attached_mask(call.output) is not None for call in calls):
         return "it passes on a mask, which EinsumDense would drop"
     shapes = [call.output.shape for call in calls]
     rank = len(shapes[0])
@@ -140,7 +139,7 @@ def fold_layer_norm(layer: LayerNorm, calls: list[Call], name: str) -> Replace |
     """Case 4."""
     rank = len(calls[0].output.shape)
     last_only = layer.axis in (-1, rank - 1, (-1,), [-1])
-    if not last_only and any(graphs.attached_mask(call.output) is not None for call in calls):
+    if not last_only and any(internals.attached_mask(call.output) is not None for call in calls):
         return "it leaves masked steps out of its mean"
     config = layer.get_config()
     axis, channel_axis = config.pop("axis"), config.pop("channel_axis")

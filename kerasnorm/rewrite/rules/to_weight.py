@@ -23,6 +23,8 @@ The arithmetic is done in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 
@@ -112,8 +114,7 @@ def _taken_in(partner: Partner, name: str, site: Site, found: Statistics) -> Rep
         sources = kernels.kernels_of(layer)
         for gain, kernel in kernels.kernels_of(new.layer).items():
             scale = a if gain == "g" else np.ones(1)
-            weight = linear.float64(sources[gain].variable)
-            _fill_weight(kernel, getattr(new, gain), weight, scale)
+            _fill_weight(kernel, getattr(new, gain), sources[gain].variable, scale)
         _set_flags(new, layer, site.layer)
 
     return Replace(make, fill)
@@ -137,18 +138,19 @@ def _as_affine(site: Site, name: str, found: Statistics) -> Replace:
 
 
 def _fill_weight(
-    kernel: kernels.Kernel, gain: keras.Variable, weight: np.ndarray, scale: np.ndarray
+    kernel: kernels.Kernel, gain: keras.Variable, source: Any, scale: np.ndarray
 ) -> None:
     """v = W and g = a·‖W‖; a unit of zeros gets v = 1 and g = 0."""
     axes = kernel.contracted_axes
-    largest = np.abs(weight).max(axis=axes, keepdims=True)
+    weight = linear.float64(source)
+    largest = np.maximum(
+        weight.max(axis=axes, keepdims=True), -weight.min(axis=axes, keepdims=True)
+    )
     zero = largest == 0
-    direction = np.where(zero, 1.0, weight)
-    largest = np.where(zero, 1.0, largest)  # squares of 1e-30 would vanish once cast back
-    length = largest * np.sqrt(np.square(direction / largest).sum(axis=axes, keepdims=True))
-    length = np.where(zero, 0.0, length).reshape(kernel.unit_shape)
-    kernel.variable.assign(direction)
-    gain.assign(np.broadcast_to(scale * length, kernel.unit_shape))
+    kernel.variable.assign(np.where(zero, 1.0, weight) if zero.any() else source)
+    scaled = weight / np.where(zero, 1.0, largest)  # squares of 1e-200 would vanish
+    length = largest * np.sqrt(np.square(scaled, out=scaled).sum(axis=axes, keepdims=True))
+    gain.assign(np.broadcast_to(scale * length.reshape(kernel.unit_shape), kernel.unit_shape))
 
 
 def _set_flags(new: WeightNorm, linear: keras.Layer, batch_norm: keras.Layer) -> None:

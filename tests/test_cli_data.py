@@ -1,0 +1,90 @@
+"""The command line with calibration data: layer and cosine norm, good files and bad ones."""
+
+from __future__ import annotations
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+
+import kerasnorm
+from kerasnorm.cli import main
+
+
+@pytest.fixture
+def model(tmp_path):
+    path = tmp_path / "model.keras"
+    tiny_models.conv_bn_relu().save(path)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path):
+    x = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "one.npz", x=x)
+    np.savez(tmp_path / "several.npz", x=x, y=np.zeros(40))
+    return tmp_path
+
+
+def run(*argv) -> int:
+    return main([str(argument) for argument in argv])
+
+
+@pytest.mark.parametrize("name", ["x.npy", "one.npz", "one.npz:x", "several.npz:x"])
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_fitted_to_data(model, images, name, target, capsys):
+    out, report = images / "out.keras", images / "out.json"
+    arguments = ("--data", images / name, "--output", out, "--report", report)
+    assert run("swap", model, "--to", target, *arguments) == 0
+    said = capsys.readouterr()
+    assert not said.err
+    assert "1 calibrated" in said.out
+    assert "R²" in said.out
+    (site,) = json.loads(report.read_text())["sites"]
+    assert 0 < site["fit"] <= 1
+    assert np.isfinite(kerasnorm.load_model(out)(np.zeros((1, 8, 8, 3)))).all()
+
+
+def test_seed_and_damping_reach_the_swap(model, images):
+    weights = []
+    for options in (("--seed", 1), ("--seed", 1), ("--seed", 1, "--damping", 4)):
+        arguments = ("--data", images / "x.npy", "--output", images / "out.keras", "--force")
+        assert run("swap", model, "--to", "layer", "--quiet", *arguments, *options) == 0
+        layer = keras.models.load_model(images / "out.keras").get_layer("bn")
+        weights.append((np.array(layer.gamma), layer.epsilon))
+    assert np.array_equal(weights[0][0], weights[1][0])
+    assert weights[2][1] > 1e4 * weights[0][1]
+
+
+def test_layer_norm_without_data(model, capsys):
+    assert run("swap", model, "--to", "layer") == 0
+    assert "1 matched (1 LayerNorm)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--to", "cosine"), "needs data"),
+        (("--to", "layer", "--data", "{}/none.npy"), "must be an .npy or .npz file"),
+        (("--to", "layer", "--data", "{}/text.npy"), "must be an .npy or .npz file"),
+        (("--to", "layer", "--data", "{}/objects.npy"), "must be an .npy or .npz file"),
+        (("--to", "layer", "--data", "{}/one.npz:y"), "has no array 'y'. It holds: x"),
+        (("--to", "layer", "--data", "{}/several.npz"), "an array for each of the model's 1"),
+        (("--to", "layer", "--data", "{}/flat.npy"), "must have the shape of the model's input"),
+        (("--to", "layer", "--data", "{}/x.npy", "--damping", "-1"), "`damping` must be at least"),
+    ],
+)
+def test_requests_that_cannot_be_right(model, images, options, message, capsys):
+    (images / "text.npy").write_text("no array")
+    np.save(images / "objects.npy", np.array([{}, None]), allow_pickle=True)
+    np.save(images / "flat.npy", np.zeros((40, 5)))
+    before = sorted(images.iterdir())
+    arguments = [str(option).format(images) for option in options]
+    assert run("swap", model, *arguments, "--output", images / "out.keras") == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert sorted(images.iterdir()) == before
