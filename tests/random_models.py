@@ -203,11 +203,15 @@ def across(growth: Growth, x):
 
 def einsum_and_norm(growth: Growth, x):
     """Units along several axes, and a BatchNorm over one of them."""
-    if _rank(x) != 3:
-        return across(growth, x)
     units = growth.draw(st.integers(1, 5))
-    biases = growth.of(["bd", "bd", "d", "b", None])
-    y = layers.EinsumDense("abc,bcd->abd", (x.shape[1], units), bias_axes=biases)(x)
+    if _rank(x) == 2:
+        biases = growth.of(["cd", "d", "c", None, None])
+        y = layers.EinsumDense("ab,bcd->acd", (3, units), bias_axes=biases)(x)
+    elif _rank(x) == 3:
+        biases = growth.of(["bd", "d", "b", None, None])
+        y = layers.EinsumDense("abc,bcd->abd", (x.shape[1], units), bias_axes=biases)(x)
+    else:
+        return across(growth, x)
     layer = _norm(growth, growth.draw(st.integers(1, 2)))
     growth.forced.append((layer, None, True))
     return layer(y)
@@ -278,7 +282,7 @@ def _chain(growth: Growth, shape, depth: int = 1) -> layers.Layer:
     for _ in range(growth.draw(st.integers(1, 4))):
         steps += [step for step in growth.of(kinds)() if step not in steps]
     order = list(range(len(steps)))
-    if growth.one_in(3):
+    if growth.draw(st.booleans()):
         order += [growth.of(order) for _ in range(growth.draw(st.integers(1, 3)))]
     return growth.of([Chain, ChainWithConfig])(
         steps,
@@ -295,7 +299,10 @@ def _shared(growth: Growth, shape) -> layers.Layer:
         for layer, own in (*growth.linears, *growth.norms)
         if own[1:] == shape and layer.compute_output_shape(own)[1:] == shape
     ]
-    return growth.of(fitting) if fitting else layers.Dense(shape[-1])
+    if fitting:
+        return growth.of(fitting)
+    growth.linears.append((layers.Dense(shape[-1]), (None, *shape)))
+    return growth.linears[-1][0]
 
 
 def _stack(growth: Growth, shape) -> keras.Sequential:

@@ -638,3 +638,16 @@ def frozen():
         return BN(trainable=False, name="bn")(x)
 
     return _graph(build, (5,))
+
+
+def masked_submodel():
+    """A submodel behind a mask, called on one tensor in the place of both of its inputs."""
+    a, b = keras.Input((7, 4)), keras.Input((7, 4))
+    x = BN(name="bn_in")(layers.Dense(4, name="dense")(layers.Add()([a, b])))
+    inner = keras.Model([a, b], x, name="inner")
+
+    def build(x):
+        x = layers.Masking()(x)
+        return BN(name="bn")(layers.ReLU()(inner([x, x])))
+
+    return _graph(build, (7, 4))

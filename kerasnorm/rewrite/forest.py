@@ -27,10 +27,12 @@ class Forest:
         root: The graph of the model itself.
         graphs: Every graph by the `id` of its owner, inner ones before those that hold them.
         paths: The path of each owner in front of its layers' names: "" or "backbone/".
-        calls: How many calls of each operation there are, by `id`, in all graphs together.
+        calls: How many calls of each operation there are, by `id`, in all graphs together; that
+            a layer whose own calls are not seen holds another is one more call of the other.
         live: The `id` of each owner that some call, or some call of a model around it, runs with
             `training=True`.
         closed: Why a layer that was to be opened could not be traced, by `id`.
+        holders: The `id` of each layer whose own calls are not seen.
     """
 
     root: Graph
@@ -39,6 +41,7 @@ class Forest:
     calls: Counter = field(default_factory=Counter)
     live: set[int] = field(default_factory=set)
     closed: dict[int, str] = field(default_factory=dict)
+    holders: set[int] = field(default_factory=set)
 
     def path(self, graph: Graph, layer: Any) -> str:
         """The path of a layer that a graph calls."""
@@ -81,6 +84,9 @@ def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
         inner = _inner_graph(found, call, opens)
         if inner is not None:
             _visit(found, inner, f"{path}{operation.name}/", opens)
+        elif id(operation) not in found.holders:
+            found.holders.add(id(operation))
+            found.calls.update(map(id, internals.sublayers(operation)))
     found.graphs[id(graph.owner)] = graph
 
 

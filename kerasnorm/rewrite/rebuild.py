@@ -246,6 +246,9 @@ class _Builder:
             else:
                 self.copies[id(call.operation)] = old
                 self._name(graph, call.operation, old)
+        for layer in [call.operation for call in graph.calls]:
+            if id(layer) in self.forest.holders and id(layer) in self.copies:
+                self._share(layer, self.copies[id(layer)])
         gone = [*replaced, source, *internals.sublayers(source)]
         with internals.unrecorded(gone):
             retraced = trace(copy, args, kwargs)
@@ -330,9 +333,21 @@ class _Builder:
         if id(source) in self.forest.graphs:
             return self.owner(self.forest.graphs[id(source)])
         copy = copy_layer(source)
+        self._share(source, copy)
         self.blank(copy)
         self._carried.append((source, copy))
         return copy
+
+    def _share(self, holder: keras.Layer, copy: keras.Layer) -> None:
+        """What a layer holds that is held or called elsewhere too stays one layer in the copy."""
+        inside = list(zip(internals.sublayers(holder), internals.sublayers(copy), strict=False))
+        if any(type(source) is not type(own) for source, own in inside):
+            return
+        for source, own in inside:
+            if self.forest.calls[id(source)] > 1 and id(source) not in self.forest.graphs:
+                shared = self.copies.setdefault(id(source), own)
+                if shared is not own:
+                    internals.replace_sublayer(copy, own, shared)
 
     def _name(self, graph: Graph, source, new) -> None:
         if isinstance(source, keras.Layer):

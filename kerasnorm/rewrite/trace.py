@@ -15,7 +15,7 @@ import keras
 from keras import tree
 
 from kerasnorm.rewrite import internals
-from kerasnorm.rewrite.graph import Graph
+from kerasnorm.rewrite.graph import Call, Graph
 
 
 class TraceError(Exception):
@@ -58,9 +58,17 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
 
 
 def tensors_among(args: tuple, kwargs: dict[str, Any]) -> list:
-    """The symbolic tensors of a call, each once: what the inputs of its graph stand for."""
+    """The symbolic tensors of a call, each once: what the inputs of a traced graph stand for."""
     values = tree.flatten((args, {k: v for k, v in kwargs.items() if k != "training"}))
     return list({id(v): v for v in values if isinstance(v, keras.KerasTensor)}.values())
+
+
+def fed_by(graph: Graph, call: Call) -> list:
+    """The tensors that a call of a graph's owner puts in the place of the graph's inputs."""
+    if graph.is_code:
+        return tensors_among(call.args, call.kwargs)
+    # a model with a graph is given a mask too, which is no input of the graph
+    return tree.flatten(call.args[0] if call.args else call.kwargs["inputs"])
 
 
 def fed(graph: Graph, arrays: list) -> list:

@@ -20,7 +20,7 @@ from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 from kerasnorm.rewrite.run import run
-from kerasnorm.rewrite.trace import fed, tensors_among
+from kerasnorm.rewrite.trace import fed, fed_by
 
 # In standard deviations. Folding is exact but for what float32 rounds differently in a network
 # with other weights: 1e-6 to 1e-5 in trained ones, up to 2e-3 where random weights amplify it.
@@ -158,7 +158,7 @@ def _in_graph(
 ) -> Iterator[tuple[str, float]]:
     here = [twin for twin in twins if twin.graph.owner is graph.owner]
     nested = {c.operation: c for c in graph.calls if id(c.operation) in forest.graphs}
-    fed_to = {owner: tensors_among(call.args, call.kwargs) for owner, call in nested.items()}
+    fed_to = {owner: fed_by(forest.graphs[id(owner)], call) for owner, call in nested.items()}
     asked = [tensor for tensors in fed_to.values() for tensor in tensors]
     try:
         answers = run(graph, arrays, [*(t.expected for t in here), *asked])

@@ -18,7 +18,7 @@ from keras import tree
 from kerasnorm.calibrate.store import Store
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.run import call_on
-from kerasnorm.rewrite.trace import tensors_among
+from kerasnorm.rewrite.trace import fed_by
 
 Key = Hashable
 
@@ -164,5 +164,5 @@ class Walk:
         """What a nested graph is fed and its inputs; None for one that is run as a whole."""
         if isinstance(call.operation, keras.layers.TimeDistributed):
             return None
-        fed, inputs = tensors_among(call.args, call.kwargs), tree.flatten(inner.inputs)
+        fed, inputs = fed_by(inner, call), tree.flatten(inner.inputs)
         return (fed, inputs) if len(fed) == len(inputs) else None
