@@ -119,12 +119,12 @@ for number in range(int(sys.argv[2])):
 
 
 def export(drawn: Drawn, swapped, path) -> None:
-    """What tf2onnx gets wrong in the result, and the check finds, it gets wrong in the source."""
+    """A file that ONNX Runtime runs as Keras does, or none: tf2onnx gets some of these wrong."""
+    path.unlink(missing_ok=True)
     try:
         kerasnorm.export_onnx(swapped, path, inputs=drawn.x)
     except ExportError:
-        with pytest.raises(ExportError):
-            kerasnorm.export_onnx(drawn.model, path, inputs=drawn.x)
+        assert not path.exists()
 
 
 def check_many(folder, draws: int, number: int) -> None:
