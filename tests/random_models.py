@@ -76,7 +76,7 @@ def batch_norm(growth: Growth, x):
     axis = growth.draw(st.integers(1, _rank(x) - 1)) if growth.one_in(5) else -1
     layer = _norm(growth, axis)
     growth.norms.append((layer, x.shape))
-    keywords = {"training": growth.draw(st.booleans())} if growth.one_in(10) else {}
+    keywords = {"training": growth.draw(st.booleans())} if growth.one_in(4) else {}
     return layer(x, **keywords)
 
 
@@ -265,6 +265,7 @@ def _chain(growth: Growth, shape, depth: int = 1) -> layers.Layer:
         lambda: [layers.Dropout(0.2)],
         lambda: [layers.ReLU()],
         lambda: [_shared(growth, shape)],
+        lambda: [_shared(growth, shape), _norm(growth, -1)],
     ]
     if len(shape) == 3:
         kinds += [
@@ -313,6 +314,9 @@ def _stack(growth: Growth, shape) -> keras.Sequential:
 def code(growth: Growth, x):
     layer = growth.again(growth.models, x) if growth.one_in(4) else None
     if layer is None:
+        if growth.draw(st.booleans()):  # a layer that the code may call again
+            growth.linears.append((layers.Dense(x.shape[-1]), x.shape))
+            x = growth.linears[-1][0](x)
         layer = _chain(growth, x.shape[1:])
         growth.models.append((layer, x.shape))
     return layer(x)
@@ -426,7 +430,7 @@ def random_model(draw) -> Drawn:
     finally:
         keras.config.set_dtype_policy("float32")
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
-    if not draw(st.integers(0, 5)):
+    if not draw(st.integers(0, 2)):
         _enable_lora(draw, model)
     for variable in model.variables:
         if variable.path.endswith("bias") or "lora" in variable.name:
@@ -446,7 +450,7 @@ def _in_code(draw, model: keras.Model, x) -> keras.Model:
 
 
 def _enable_lora(draw, model: keras.Model) -> None:
-    for layer in model.layers:
+    for layer in model._flatten_layers():
         kinds = (layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Embedding)
         if type(layer) in kinds and layer.trainable and draw(st.booleans()):
             layer.enable_lora(1)

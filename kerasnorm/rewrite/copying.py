@@ -48,9 +48,11 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             layer=layer.name,
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
+    inner, inner_copies = internals.sublayers(layer), internals.sublayers(copy)
+    if len(inner_copies) > len(inner) and not changes and can_be_replicated(layer):
+        return replica(layer, copy_layer)  # the config made two of one
     copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
-    inner, inner_copies = internals.sublayers(layer), internals.sublayers(copy)
     if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some
         _carry_inner_looks(zip(inner, inner_copies, strict=True))
     if _is_keras_own(layer) and not layer.weights:
