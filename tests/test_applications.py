@@ -14,6 +14,7 @@ from architectures import (
     smallest,
 )
 from fidelity import (
+    FLOAT64_TOLERANCE,
     SITE_TOLERANCE,
     assert_exact,
     assert_no_batch_norm,
@@ -40,8 +41,6 @@ SIZES = {
 # The everyday suite takes one of each way of using BatchNorm: behind convolutions, before
 # activations, behind depthwise convolutions with a Normalization layer in front.
 EVERYDAY = ("ResNet50V2", "MobileNetV2", "EfficientNetB0")
-# What is left of rounding in float64 where float32 leaves 1e-4 to 1e-1.
-FLOAT64_TOLERANCE = 1e-9
 
 
 def alive(name: str):

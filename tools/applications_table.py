@@ -50,7 +50,6 @@ import kerasnorm
 
 ROWS = 32
 SAMPLES = 16
-FLOAT64_TOLERANCE = 1e-9
 HEADER = (
     "model", "input", "layers", "BatchNorm calls become", "float64", "float32", "float32 alone",
     "seconds", "× clone", "to layer", "to cosine",
@@ -128,7 +127,7 @@ def to_weight(source: keras.Model, wide: keras.Model, x: np.ndarray, rounds: int
     took = statistics.median(swapping)
     return [
         ", ".join(f"{count} {kind}" for kind, count in swap.report.counts().items()),
-        f"{exact:.0e}" + ("" if exact <= FLOAT64_TOLERANCE else f" {FAILED}"),
+        f"{exact:.0e}" + ("" if exact <= fidelity.FLOAT64_TOLERANCE else f" {FAILED}"),
         f"{rounded:.0e}" + (" †" if amplified else ""),
         f"{own:.0e}",
         f"{took:.1f}",
