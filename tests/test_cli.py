@@ -42,7 +42,7 @@ def test_swap_writes_everything(model, tmp_path, capsys):
     swapped = kerasnorm.load_model(outputs[0])
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(swapped(x), keras.models.load_model(model)(x), atol=1e-6)
-    assert json.loads(outputs[2].read_text())["counts"] == {"WeightNorm(Conv2D)": 1}
+    assert json.loads(outputs[2].read_text())["counts"] == {"weight": {"WeightNorm(Conv2D)": 1}}
     said = capsys.readouterr()
     assert "1 exact (1 WeightNorm(Conv2D))" in said.out
     assert f"wrote {outputs[1]}" in said.out

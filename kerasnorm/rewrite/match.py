@@ -226,9 +226,12 @@ def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | N
         layer = call.operation
         if call.is_input:
             return NoPartner("it normalizes an input of the model")
+        between = crossing.is_crossable(call)
+        if not between and not is_plain_linear(layer):  # 1
+            return NoPartner(f"{_called(layer)} in front of it is no linear layer")
         if len(site.graph.consumers(tensor)) > 1 or site.graph.is_output(tensor):  # 3
             return NoPartner(f"the output of {_called(layer)} is used elsewhere too")
-        if not crossing.is_crossable(call):
+        if not between:
             break
         if layer.compute_dtype != site.layer.compute_dtype:  # 5
             return NoPartner(f"{_called(layer)} computes in another dtype")
@@ -252,7 +255,6 @@ def _unfit(partner: Partner, site: Site, forest: Forest) -> str | None:
     layer, size = partner.layer, site.call.output.shape[site.axis]
     name = _called(layer)
     for holds, reason in (
-        (is_plain_linear(layer), f"{name} in front of it is no linear layer"),  # 1
         (_is_linear_activation(layer), f"{name} in front of it has an activation"),  # 2
         (forest.calls[id(layer)] == 1, f"{name} is called more than once"),  # 4
         (

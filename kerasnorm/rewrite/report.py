@@ -92,7 +92,10 @@ class Report:
             "layers": dict(self.layers),
             "notes": list(self.notes),
             "repairs": list(self.repairs),
-            "counts": self.counts(),
+            "counts": {
+                target: dict(Counter(site.becomes for site in sites).most_common())
+                for target, sites in self._by_target().items()
+            },
         }
 
     def table(self):

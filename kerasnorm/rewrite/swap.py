@@ -16,6 +16,7 @@ from kerasnorm.rewrite.forest import Forest, graphs_of
 from kerasnorm.rewrite.rebuild import Rebuilt, rebuild
 from kerasnorm.rewrite.report import Report, SiteRecord
 from kerasnorm.rewrite.rules import RULES
+from kerasnorm.rewrite.unbuilt import is_unbuilt, stand_in
 from kerasnorm.rewrite.verify import Twin
 
 
@@ -166,17 +167,30 @@ def inspect_norms(model: keras.Model) -> Report:
     """What a swap would do to each BatchNorm call; nothing is changed.
 
     Args:
-        model: A model as `swap_norms` takes it.
+        model: A model as `swap_norms` takes it; or a Sequential one that is not built, which is
+            looked at for the first usual input shape that its layers take.
 
     Returns:
         A `Report` with one record for each BatchNorm call and target.
 
     Raises:
-        SwapError: If the model has no graph (its code cannot be followed, or it is not built).
+        SwapError: If the model has no graph (its code cannot be followed, or no shape is found).
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+    >>> [site.becomes for site in inspect_norms(model).sites]
+    ['WeightNorm(Conv2D)', 'LayerNorm', 'CosineNorm(Conv2D)']
     """
+    notes = []
+    if is_unbuilt(model):
+        model, shape = stand_in(model)
+        notes.append(
+            f"the model is not built: this is for inputs of shape {shape} and initial weights"
+        )
     trees = graphs_of(model, match.holds_batch_norm)
     records = [record for target in RULES for record in decide(trees, target, None).records]
-    return Report(model.name, ", ".join(RULES), records)
+    return Report(model.name, ", ".join(RULES), records, notes=notes)
 
 
 def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
