@@ -182,7 +182,8 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
             spatial.append(make("Cropping", 1))
         if max(sizes) < 8:
             spatial.append(make("UpSampling", 2))
-    if size == 2:
+    # TensorFlow interpolates in float32, whatever it is given
+    if size == 2 and keras.config.dtype_policy().name != "float64":
         kind = growth.of(["bilinear", "bilinear", "bicubic"])
         spatial.append(make("UpSampling", 2, interpolation=kind))
     return growth.of([*anywhere, *spatial, *spatial])()
