@@ -17,6 +17,7 @@ from random_layers import Chain, ChainWithConfig, Net
 
 SHAPES = {"vector": (5,), "sequence": (6, 4), "image": (6, 7, 4), "words": (6,)}
 WORDS = 7
+DEPTH = 2  # of models in models
 # Mostly float64, in which rounding hides nothing: exact means exact there.
 POLICIES = ("float64",) * 6 + ("float32",) * 5 + ("mixed_bfloat16",)
 
@@ -364,7 +365,7 @@ def grow(draw, shapes, depth: int, steps: int, outputs: int, forced: list) -> ke
     growth = Growth(draw, depth, forced)
     inputs = []
     for number, shape in enumerate(shapes):
-        if shape == SHAPES["words"]:
+        if shape == SHAPES["words"] and depth == DEPTH:  # further in they are numbers
             inputs.append(keras.Input(shape, dtype="int32", name=f"in_{number}"))
             x = layers.Embedding(WORDS, 4, mask_zero=draw(st.booleans()))(inputs[-1])
         else:
@@ -428,7 +429,7 @@ def random_model(draw) -> Drawn:
     keras.config.set_dtype_policy(policy)
     try:
         forced: list = []
-        model = grow(draw, [SHAPES[name] for name in names], 2, 8, 3, forced)
+        model = grow(draw, [SHAPES[name] for name in names], DEPTH, 8, 3, forced)
         x = _batch(model, seed=0)
         if not draw(st.integers(0, 7)):
             model = _in_code(draw, model, x)

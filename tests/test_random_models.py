@@ -27,9 +27,10 @@ from hypothesis import strategies as st
 from random_models import Drawn, random_model
 
 import kerasnorm
-from kerasnorm import ExportError
+from kerasnorm import ExportError, SwapError
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import graphs_of
+from kerasnorm.rewrite.swap import Swap
 
 # Shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway.
 HARSH = settings(
@@ -59,14 +60,24 @@ def kernels(model) -> int:
     return sum(variable.name in names for variable in model.variables) - affines
 
 
-def check(drawn: Drawn):
-    """Swap a random model and check everything about that; the swap."""
+def check(drawn: Drawn) -> Swap | None:
+    """Swap a random model and check everything about that; the swap.
+
+    None where the random weights amplify float32's rounding so much that nothing can be told.
+    """
     model, x = drawn.model, drawn.x
     randomize(model, x)
     drawn.force()
     before = [np.array(variable) for variable in model.variables]
     records = [len(layer._inbound_nodes) for layer in all_layers(model)]
-    swap = kerasnorm.swap_norms(model, "weight")
+    try:
+        swap = kerasnorm.swap_norms(model, "weight")
+    except SwapError as error:
+        if drawn.policy != "float32" or "amplify rounding" not in str(error):
+            raise
+        with computing_in("float64", model):  # in which it passes, if rounding was all
+            kerasnorm.swap_norms(model, "weight")
+        return None
     assert not any("not compared" in note for note in swap.report.notes)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
     assert records == [len(layer._inbound_nodes) for layer in all_layers(model)]
@@ -139,18 +150,22 @@ def export(drawn: Drawn, swapped, path) -> None:
 
 
 def check_many(folder, draws: int, number: int) -> None:
-    seen = 0
+    seen = amplifying = 0
     shelf = Shelf(folder)
 
     @seed(number)
     @settings(HARSH, max_examples=draws)
     @given(st.data())
     def draw_one(data):
-        nonlocal seen
+        nonlocal seen, amplifying
         keras.backend.clear_session(free_memory=not seen % 25)
         drawn = random_model(data.draw)
         swap = check(drawn)
         seen += 1
+        if swap is None:
+            amplifying += 1
+            assert amplifying <= 1 + draws // 200
+            return
         if drawn.policy == "mixed_bfloat16":
             return
         if not drawn.code:
