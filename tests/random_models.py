@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from fidelity import all_layers
 from hypothesis import strategies as st
 from keras import layers, ops
 from random_layers import Chain, ChainWithConfig, Net
@@ -456,7 +457,7 @@ def _in_code(draw, model: keras.Model, x) -> keras.Model:
 
 
 def _enable_lora(draw, model: keras.Model) -> None:
-    for layer in model._flatten_layers():
+    for layer in all_layers(model):
         kinds = (layers.Dense, layers.EinsumDense, layers.Conv1D, layers.Conv2D, layers.Embedding)
         if type(layer) in kinds and layer.trainable and draw(st.booleans()):
             layer.enable_lora(1)

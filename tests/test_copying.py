@@ -130,3 +130,43 @@ def test_a_variable_in_a_config_of_a_layer_of_keras_is_refused():
     layer.build((None, 4))
     with pytest.raises(SwapError, match="it holds variables, which the copy would share"):
         copy_layer(layer)
+
+
+@keras.saving.register_keras_serializable(package="test_copying")
+class UnderTwoNames(layers.Layer):
+    """Holds one layer under two names, which its config makes two layers of."""
+
+    def __init__(self, first, second, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = first, second
+
+    def build(self, shape):
+        self.first.build(shape)
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+    def get_config(self):
+        held = {"first": self.first, "second": self.second}
+        own = {k: keras.saving.serialize_keras_object(v) for k, v in held.items()}
+        return {**super().get_config(), **own}
+
+    @classmethod
+    def from_config(cls, config):
+        held = {
+            k: keras.saving.deserialize_keras_object(config.pop(k)) for k in ("first", "second")
+        }
+        return cls(**held, **config)
+
+
+def test_what_a_config_makes_two_of_stays_one():
+    dense = layers.Dense(4)
+    model = keras.Sequential(
+        [keras.Input((4,)), UnderTwoNames(dense, dense, name="twice"), layers.BatchNormalization()]
+    )
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    twice = swap.model.get_layer("twice")
+    assert twice.first is twice.second
+    assert twice.first is not dense
+    np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)

@@ -76,7 +76,8 @@ def check(drawn: Drawn) -> Swap | None:
         if drawn.policy != "float32" or "amplify rounding" not in str(error):
             raise
         with computing_in("float64", model):  # in which it passes, if rounding was all
-            kerasnorm.swap_norms(model, "weight")
+            again = kerasnorm.swap_norms(model, "weight")
+        assert not any("not compared" in note for note in again.report.notes)
         return None
     assert not any("not compared" in note for note in swap.report.notes)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
@@ -164,6 +165,7 @@ def check_many(folder, draws: int, number: int) -> None:
         seen += 1
         if swap is None:
             amplifying += 1
+            # one in some 2,000 was seen
             assert amplifying <= 1 + draws // 200
             return
         if drawn.policy == "mixed_bfloat16":

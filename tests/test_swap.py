@@ -113,6 +113,14 @@ def test_the_record_says_what_and_why(name, becomes, reason):
         assert reason in site.reason
 
 
+def test_no_linear_layer_is_said_before_who_else_reads_it():
+    inputs = keras.Input((4,))
+    both = layers.Concatenate(name="both")([inputs, 2 * inputs])
+    source = keras.Model(inputs, layers.Add()([both, layers.BatchNormalization()(both)]))
+    (site,) = weight_sites(source)
+    assert site.reason == "'both' (Concatenate) in front of it is no linear layer"
+
+
 @pytest.mark.parametrize("kind", tiny_models.LINEAR)
 def test_every_linear_layer_takes_its_batch_norm_in(kind):
     (site,) = weight_sites(tiny_models.behind_linear(kind))

@@ -9,6 +9,7 @@ import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite.copying import copy_layer
+from kerasnorm.rewrite.graph import graph_of
 
 # Sizes in space or time and numbers of channels to try, unknown sizes first.
 _SIZES = (None, 32, 64, 96, 224)
@@ -31,7 +32,7 @@ def stand_in(model: keras.Sequential) -> tuple[keras.Sequential, tuple]:
         copy = keras.Sequential([copy_layer(layer) for layer in model.layers], name=model.name)
         try:
             copy.build((None, *shape))
-            copy.outputs  # noqa: B018 (a layer with code may leave a model without a graph)
+            graph_of(copy)  # which a layer of the user's may leave a model without
         except Exception as error:
             # any layer may refuse a shape in any way
             problem = error
