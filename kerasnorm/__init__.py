@@ -5,6 +5,7 @@ from kerasnorm import command_line_log as command_line_log  # before Keras start
 # isort: split
 
 from kerasnorm import layers as layers
+from kerasnorm.calibrate.distill import distill as distill
 from kerasnorm.calibrate.statistics import estimate_statistics as estimate_statistics
 from kerasnorm.errors import ExportError as ExportError
 from kerasnorm.errors import KerasNormError as KerasNormError

@@ -54,6 +54,11 @@ def attached_mask(tensor):
     return getattr(tensor, "_keras_mask", None)
 
 
+def attach_mask(tensor, mask) -> None:
+    """Have a mask travel with a tensor."""
+    tensor._keras_mask = mask
+
+
 def copied_operation(operation):
     """A copy of an operation without weights, such as a `keras.ops` call, without its history.
 

@@ -1,0 +1,365 @@
+"""`distill`: train a swapped model on unlabeled data to answer as its source does."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerasnorm.calibrate import answers
+from kerasnorm.calibrate.answers import Head
+from kerasnorm.errors import DataError, KerasNormError, SwapError
+from kerasnorm.rewrite import internals
+from kerasnorm.rewrite.calibration import input_batches
+from kerasnorm.rewrite.forest import Forest, graphs_of
+
+# One sample in ten is held out; as many epochs in a row that bring nothing end the training.
+_HELD_OUT = 10
+_PATIENCE = 5
+_WARM_UP = 0.05
+_OURS = (
+    "x", "y", "validation_data", "validation_split", "validation_freq", "validation_steps",
+    "validation_batch_size", "sample_weight", "class_weight", "shuffle", "initial_epoch",
+)  # fmt: skip
+
+
+def distill(
+    student: keras.Model,
+    teacher: keras.Model,
+    data: Any,
+    *,
+    epochs: int = 3,
+    batch_size: int = 64,
+    seed: int = 0,
+    learning_rate: float = 1e-3,
+    optimizer: Any = None,
+    jit_compile: bool | None = None,
+    **fit: Any,
+) -> keras.callbacks.History:
+    """Train a model, in place, to answer as another does; no labels are needed.
+
+    For each output, with s the student's and t the teacher's logits (log p for probabilities p of
+    a softmax, log p − log(1 − p) for a sigmoid), the loss is
+
+    - KL(softmax(t) ‖ softmax(s)) where the teacher ends in a softmax,
+    - KL(σ(t) ‖ σ(s)) where it ends in a sigmoid: binary cross-entropy less what the teacher's own
+      answer costs,
+    - mean (s − t)² / var t anywhere else, which is 1 − R²,
+
+    and the losses of several outputs are added up. The teacher's answers are computed once.
+
+    Both models run at inference throughout: dropout is off, since the teacher's answer is one
+    without it, and moving statistics stay what they are. Only what is trainable is trained. Adam's
+    learning rate rises over the first steps and falls to 0 along a cosine.
+
+    One sample in ten is held out and judges: the student ends with the weights, those it began
+    with included, whose loss there is least. Five epochs in a row that bring nothing end the
+    training. If anything stops it by an error, the student is as it was before. The teacher, and
+    the student's compile state and trainable flags, are not touched. On a CPU, the same data, seed
+    and process settings give the same weights.
+
+    Args:
+        student: The model to train, such as `swap_norms(…).model`.
+        teacher: The model to agree with: same inputs, same outputs, no variable in common.
+        data: Unlabeled inputs in any form that `swap_norms` takes. They are held in memory, and
+            all batches of an iterable have the shape of the first.
+        epochs: How often to go through the data.
+        batch_size: Of the training steps; each has as many samples, the odd ones change.
+        seed: Of what is held out, and of the order of the data.
+        learning_rate: The highest that Adam gets.
+        optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
+        jit_compile: Whether XLA compiles the steps. None for what is faster: on accelerators
+            where Keras can, on a CPU not.
+        **fit: Passed to `Model.fit`: `callbacks`, `verbose` (0 unless given), `steps_per_epoch`, ….
+
+    Returns:
+        What `Model.fit` returns, of a model that gives the logits as a flat list. `history` has
+        for each epoch `loss` and `val_loss`, and `val_agreement` for probabilities, the share of
+        the held-out samples that get the teacher's own answer; with several outputs, Keras's
+        names for each. Added to it are `before` and `after`: what the student that was given, and
+        the one that stays, have on the held-out samples.
+
+    Raises:
+        DataError: If the data has fewer than 10 samples, does not fit the model, or is not finite.
+        SwapError: If the two models do not have the same inputs and outputs, or share variables;
+            if the student has nothing to train, or the teacher's answers are not finite.
+        KerasNormError: If an argument of `fit` is one that is set here.
+
+    Example:
+
+    >>> import kerasnorm
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    >>> model.add(keras.layers.BatchNormalization())
+    >>> x = np.random.normal(size=(100, 4))
+    >>> swap = kerasnorm.swap_norms(model, "layer", x)
+    >>> history = kerasnorm.distill(swap.model, model, x)
+    >>> history.after["loss"] <= history.before["loss"]
+    True
+
+    Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
+    """
+    _insist_on_arguments(epochs, batch_size, fit)
+    forests = graphs_of(student), graphs_of(teacher)
+    heads = _common_heads(*forests)
+    inputs = _inputs(forests[0], data, batch_size)
+    with _scope(student), _kept(teacher), _kept(student):
+        reader = _Flat(teacher, forests[1], heads)
+        targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
+        _insist_on_finite(teacher, targets)
+        pupil = _Flat(student, forests[0], heads)
+        order = np.random.default_rng(seed).permutation(len(inputs[0]))
+        held_out = max(1, len(order) // _HELD_OUT)
+        judges = _Batches(inputs, targets, order[:held_out], batch_size)
+        lessons = _Batches(inputs, targets, order[held_out:], batch_size, seed)
+        steps = epochs * (fit.get("steps_per_epoch") or len(lessons))
+        pupil.compile(
+            _optimizer(student, optimizer, learning_rate, steps),
+            [answers.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
+            metrics=[[m] if m else [] for m in map(answers.agreement, heads)],
+            jit_compile=_jit(jit_compile),
+        )
+        return _fit(pupil, lessons, judges, epochs, fit)
+
+
+class _Flat(keras.Model):
+    """A model at inference, from flat inputs to the logits of its outputs, flat."""
+
+    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head]):
+        super().__init__(name=model.name)
+        self.autocast = False  # of the inputs, which the model itself casts
+        self.inner = model
+        self._pack = _packing(forest)
+        self._readers = [head.logits for head in heads]
+        self.built = True
+
+    def call(self, inputs):
+        args, kwargs = self._pack(tree.flatten(inputs))
+        outputs = tree.flatten(self.inner(*args, **kwargs, training=False))
+        logits = []
+        for read, output in zip(self._readers, outputs, strict=True):
+            logits.append(read(output))
+            mask = internals.attached_mask(output)
+            if mask is not None:
+                internals.attach_mask(logits[-1], mask)
+        return logits
+
+
+def _packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:
+    """From flat inputs to what a model is called on."""
+    root = forest.root
+    if root.arguments is None:
+        return lambda flat: ((tree.pack_sequence_as(root.inputs, flat),), {})
+    numbers = {id(t): n for n, t in enumerate(root.inputs)}
+    return lambda flat: tree.map_structure(
+        lambda v: flat[numbers[id(v)]] if id(v) in numbers else v, root.arguments
+    )
+
+
+class _Batches(keras.utils.PyDataset):
+    """Some samples of (inputs, targets) in batches.
+
+    With a seed, in a new order for each epoch, and every batch full.
+    """
+
+    def __init__(self, inputs, targets, chosen, batch_size, seed=None):
+        super().__init__()
+        self._arrays = (tuple(inputs), tuple(targets))
+        self._chosen = chosen
+        self._size = min(batch_size, len(chosen))
+        self._random = None if seed is None else np.random.default_rng(seed)
+
+    def __len__(self):
+        whole = len(self._chosen) / self._size
+        return math.ceil(whole) if self._random is None else int(whole)
+
+    def __getitem__(self, number):
+        if self._random is not None and number == 0:
+            self._chosen = self._random.permutation(self._chosen)
+        rows = self._chosen[number * self._size : (number + 1) * self._size]
+        return tree.map_structure(lambda a: a[rows], self._arrays)
+
+
+class _Best(keras.callbacks.Callback):
+    """Keeps the weights whose loss on held-out samples is least; the first count too."""
+
+    def __init__(self, before: dict[str, float]):
+        super().__init__()
+        self.found = before
+        self.waited = 0
+
+    def set_model(self, model):
+        super().set_model(model)
+        self.variables = list(model.trainable_variables)
+        self.first = self.best = [np.array(v) for v in self.variables]
+
+    def on_epoch_end(self, epoch, logs=None):
+        now = {k.removeprefix("val_"): v for k, v in (logs or {}).items() if k.startswith("val_")}
+        least = self.found["loss"]
+        if now["loss"] < least or (np.isnan(least) and np.isfinite(now["loss"])):
+            self.found, self.waited = now, 0
+            self.best = [np.array(v) for v in self.variables]
+        else:
+            self.waited += 1
+        if self.waited >= _PATIENCE or not np.isfinite(logs["loss"]):
+            self.model.stop_training = True
+
+    def restore(self, values):
+        for variable, value in zip(self.variables, values, strict=True):
+            variable.assign(value)
+
+
+def _fit(pupil, lessons: _Batches, judges: _Batches, epochs: int, fit: dict[str, Any]):
+    before = pupil.evaluate(judges, verbose=0, return_dict=True)
+    best = _Best(before)
+    best.set_model(pupil)
+    given = fit.pop("callbacks", None) or []
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    fit = {"verbose": 0, "callbacks": [*given, best], **fit}
+    try:
+        history = pupil.fit(lessons, epochs=epochs, validation_data=judges, shuffle=False, **fit)
+    except BaseException:
+        best.restore(best.first)
+        raise
+    best.restore(best.best)
+    history.before, history.after = before, best.found
+    return history
+
+
+def _optimizer(student: keras.Model, given: Any, learning_rate: float, steps: int) -> Any:
+    optimizer = keras.optimizers.get(given) if given is not None else None
+    if optimizer is None:
+        warm_up = max(1, int(_WARM_UP * steps))
+        optimizer = keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(
+                0.0, max(1, steps - warm_up), warmup_target=learning_rate, warmup_steps=warm_up
+            )
+        )
+    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    low = any(layer.compute_dtype == "float16" for layer in internals.sublayers(student))
+    return keras.optimizers.LossScaleOptimizer(optimizer) if low and not scales else optimizer
+
+
+def _jit(asked: bool | None) -> Any:
+    """XLA's gradients of convolutions are slow on a CPU, those of depthwise ones very slow."""
+    if asked is not None:
+        return asked
+    import tensorflow as tf
+
+    return "auto" if tf.config.list_logical_devices("GPU") else False
+
+
+@contextlib.contextmanager
+def _kept(model: keras.Model) -> Iterator[None]:
+    """Undo what calls do to variables that are not trained, however they are fixed to training."""
+    values = [(v, keras.ops.copy(v.value)) for v in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in values:
+            variable.assign(value)
+
+
+def _scope(student: keras.Model) -> Any:
+    """What a model has to be made in to be trained as the student can be."""
+    strategy = getattr(student, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def _inputs(forest: Forest, data: Any, batch_size: int) -> list[np.ndarray]:
+    batches = list(input_batches(forest.root, data, batch_size))
+    columns = list(zip(*batches, strict=True))
+    for column in columns:
+        shapes = sorted({array.shape[1:] for array in column})
+        if len(shapes) > 1:
+            raise DataError(
+                "All batches must have samples of the same shape. Received "
+                f"{' and '.join(map(str, shapes[:2]))}.",
+                model=forest.root.owner.name,
+                hint="Pad or resize them.",
+            )
+    return [np.concatenate(column) for column in columns]
+
+
+def _common_heads(student: Forest, teacher: Forest) -> list[Head]:
+    """How to read the outputs of both models.
+
+    Raises:
+        SwapError: If these are not alike, or one of the models cannot be used.
+    """
+    name = student.root.owner.name
+    shared = {id(v) for v in student.root.owner.variables} & {
+        id(v) for v in teacher.root.owner.variables
+    }
+    if shared:
+        raise SwapError(
+            "Student and teacher must have no variable in common. Received models that share "
+            f"{len(shared)}.",
+            model=name,
+            hint="Train a copy: `swap_norms(…).model`, or `keras.models.clone_model` with the "
+            "weights set.",
+        )
+    if not student.root.owner.trainable_variables:
+        raise SwapError(
+            "The student must have something to train. Received a model without trainable weights.",
+            model=name,
+            hint="Set `trainable = True` on the model, or on the layers that may change.",
+        )
+    for what in ("inputs", "outputs"):
+        ends = getattr(student.root, what), getattr(teacher.root, what)
+        if not _alike(*ends):
+            said = [tree.map_structure(lambda t: tuple(t.shape), end) for end in ends]
+            raise SwapError(
+                f"Student and teacher must have the same {what}. Received {said[0]} and {said[1]}.",
+                model=name,
+                hint="Distill a model into one made of it, as `swap_norms` does.",
+            )
+    heads = answers.heads_of(student), answers.heads_of(teacher)
+    for number, (mine, other) in enumerate(zip(*heads, strict=True)):
+        if mine != other:
+            raise SwapError(
+                "The outputs of student and teacher must end in the same function. Received "
+                f"{mine.kind} and {other.kind} at output {number}.",
+                model=name,
+                hint="Give both models, or none, a final softmax or sigmoid.",
+            )
+    return heads[1]
+
+
+def _alike(student: Any, teacher: Any) -> bool:
+    """Whether two structures of tensors are the same, and may have the same shapes."""
+    try:
+        tree.assert_same_structure(student, teacher)
+    except (ValueError, TypeError):
+        return False
+    return all(
+        len(a.shape) == len(b.shape)
+        and all(None in (m, n) or m == n for m, n in zip(a.shape, b.shape, strict=True))
+        for a, b in zip(tree.flatten(student), tree.flatten(teacher), strict=True)
+    )
+
+
+def _insist_on_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
+    if not all(np.isfinite(target).all() for target in targets):
+        raise SwapError(
+            "The teacher's answers must be finite. Received NaN or infinities.",
+            model=teacher.name,
+            hint="Check its weights, and the range of the data.",
+        )
+
+
+def _insist_on_arguments(epochs: int, batch_size: int, fit: dict[str, Any]) -> None:
+    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
+        if number < 1:
+            raise KerasNormError(f"`{name}` must be at least 1. Received: {name}={number}.")
+    ours = sorted(set(fit) & set(_OURS))
+    if ours:
+        raise KerasNormError(
+            "`distill` makes the samples, the answers to them and what is held out itself. "
+            f"Received: {', '.join(f'{name}=…' for name in ours)}.",
+            hint="Leave it out; unlabeled inputs go into `data`.",
+        )
