@@ -30,6 +30,7 @@ examples:
   kerasnorm inspect model.h5
   kerasnorm swap model.h5 --to weight --output swapped.keras --onnx swapped.onnx
   kerasnorm swap model.h5 --to layer --data images.npy --output swapped.keras
+  kerasnorm swap model.h5 --to cosine --data images.npy --distill --output swapped.keras
   kerasnorm fold swapped.keras plain.keras
   kerasnorm export plain.keras plain.onnx
 """
@@ -113,13 +114,18 @@ def _parser() -> argparse.ArgumentParser:
         help="unlabeled inputs to fit to: needed for cosine, better for layer",
     )
     swap.add_argument(
+        "--distill",
+        action="store_true",
+        help="then train it on the same data to answer as the source does",
+    )
+    swap.add_argument(
         "--damping",
         type=float,
         default=0.0,
         metavar="A",
         help="0 is pure; as it grows, layer and cosine norm tend to the affine map (0)",
     )
-    swap.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampling (0)")
+    swap.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
     swap.add_argument("--output", type=Path, metavar="OUT.keras", help="write the swapped model")
     swap.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
     swap.add_argument("--report", type=Path, metavar="OUT.json", help="write the report as JSON")
@@ -169,6 +175,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _swap(arguments: argparse.Namespace) -> int:
     outputs = {"--output": ".keras", "--onnx": ".onnx", "--report": ".json"}
     _check_outputs(arguments, outputs)
+    _check_distill(arguments)
     data = None if arguments.data is None else read_arrays(arguments.data)
     loaded = _load(arguments)
     console = _console(arguments)
@@ -181,6 +188,9 @@ def _swap(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     swap.report.repairs = loaded.repairs
+    if arguments.distill:
+        history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
+        swap.report.notes.append(_said_of(history))
     _show(console, swap.report)
     _show_fidelity(console, swap)
     with contextlib.ExitStack() as written:  # none takes its place before all are made
@@ -195,6 +205,33 @@ def _swap(arguments: argparse.Namespace) -> int:
             written.enter_context(replace_whole(arguments.report)).write_text(report + "\n")
     _show_written(console, arguments, outputs)
     return DONE
+
+
+def _check_distill(arguments: argparse.Namespace) -> None:
+    if not arguments.distill:
+        return
+    if arguments.to == "weight":
+        raise RequestError(
+            "--distill needs a swap that is not exact already. Received --to weight.",
+            hint="Leave --distill out.",
+        )
+    if arguments.data is None:
+        raise RequestError(
+            "--distill needs data to train on. Received no --data.",
+            hint="Give --data X.npy, unlabeled inputs: the more the better.",
+        )
+
+
+def _said_of(history: Any) -> str:
+    """What distillation did on held-out samples; the fit of the sites is from before it."""
+    before, after = history.before, history.after
+    shares = [
+        f"{name} {before[name]:.2%} → {after[name]:.2%}"
+        for name in before
+        if name.endswith("agreement")
+    ]
+    loss = f"loss {before['loss']:.3g} → {after['loss']:.3g}"
+    return f"distilled after the fit; on held-out samples: {', '.join([*shares, loss])}"
 
 
 def _fold(arguments: argparse.Namespace) -> int:

@@ -59,6 +59,26 @@ def test_seed_and_damping_reach_the_swap(model, images):
     assert weights[2][1] > 1e4 * weights[0][1]
 
 
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_distilled_on_the_same_data(model, images, target, capsys):
+    report, weights = images / "out.json", []
+    for options in ((), ("--distill",), ("--distill",)):
+        arguments = ("--data", images / "x.npy", "--output", images / "out.keras", "--force")
+        assert run("swap", model, "--to", target, "--report", report, *arguments, *options) == 0
+        loaded = keras.models.load_model(images / "out.keras")
+        weights.append(np.concatenate([np.ravel(w) for w in loaded.get_weights()]))
+    said = capsys.readouterr()
+    assert not said.err
+    (note,) = (n for n in json.loads(report.read_text())["notes"] if n.startswith("distilled"))
+    assert "agreement" in note
+    assert "loss" in note
+    assert note.count("→") == 2
+    assert "distilled after the fit" in said.out
+    assert np.array_equal(weights[1], weights[2])
+    if target == "layer":  # four held-out images find nothing better than the fit to cosine norm
+        assert not np.array_equal(weights[0], weights[1])
+
+
 def test_layer_norm_without_data(model, capsys):
     assert run("swap", model, "--to", "layer") == 0
     assert "1 matched (1 LayerNorm)" in capsys.readouterr().out
@@ -74,6 +94,9 @@ def test_layer_norm_without_data(model, capsys):
         (("--to", "layer", "--data", "{}/one.npz:y"), "has no array 'y'. It holds: x"),
         (("--to", "layer", "--data", "{}/several.npz"), "an array for each of the model's 1"),
         (("--to", "layer", "--data", "{}/flat.npy"), "must have the shape of the model's input"),
+        (("--to", "layer", "--distill"), "needs data to train on. Received no --data"),
+        (("--to", "weight", "--distill"), "not exact already. Received --to weight"),
+        (("--to", "weight", "--distill", "--data", "{}/x.npy"), "Received --to weight"),
         (("--to", "layer", "--data", "{}/x.npy", "--damping", "-1"), "`damping` must be at least"),
     ],
 )

@@ -15,6 +15,7 @@ MODULES = [
     "layers.layer_norm",
     "layers.recurrent",
     "layers.weight_norm",
+    "calibrate.distill",
     "calibrate.statistics",
 ]
 

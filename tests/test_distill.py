@@ -1,0 +1,330 @@
+"""`distill`: agreement gained, and nothing else changed."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+from helpers import assert_close
+from keras import layers
+
+import kerasnorm
+from kerasnorm.calibrate import answers
+from kerasnorm.errors import DataError, KerasNormError, SwapError
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(200, 8, 8, 3)).astype("float32")
+ROWS = RNG.normal(size=(200, 5)).astype("float32")
+
+
+def two_models(build=tiny_models.conv_bn_relu, x=IMAGES, to="layer"):
+    keras.utils.set_random_seed(1)
+    teacher = build()
+    return kerasnorm.swap_norms(teacher, to, x).model, teacher
+
+
+def disturbed(build=tiny_models.conv_bn_relu, x=IMAGES):
+    """A student far enough from its teacher to have something to learn."""
+    student, teacher = two_models(build, x)
+    for variable in student.trainable_variables:
+        variable.assign(variable + 0.3 * RNG.normal(size=variable.shape))
+    return student, teacher
+
+
+def values(model):
+    return [np.array(v) for v in model.variables]
+
+
+def assert_equal(received, expected):
+    for a, b in zip(received, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def softmax_of_reshaped():
+    x = keras.Input((8, 8, 3))
+    y = layers.BatchNormalization()(layers.Conv2D(4, 3)(x))
+    y = layers.Softmax()(layers.Conv2D(5, 1)(y))
+    return keras.Model(x, layers.Dropout(0.5)(y))
+
+
+def sigmoid_and_regression():
+    x = keras.Input((5,))
+    y = layers.ReLU()(layers.BatchNormalization()(layers.Dense(6)(x)))
+    outputs = {"b": layers.Dense(1)(y), "a": [layers.Dense(3, activation="sigmoid")(y)]}
+    return keras.Model(x, outputs)
+
+
+def sequence():
+    x = keras.Input((7,), dtype="int32")
+    y = layers.Embedding(11, 4, mask_zero=True)(x)
+    y = layers.BatchNormalization()(layers.Dense(6)(y))
+    return keras.Model(x, layers.TimeDistributed(layers.Dense(3, activation="softmax"))(y))
+
+
+def with_dropout_and_batch_norm():
+    x = keras.Input((8, 8, 3))
+    y = layers.Dropout(0.5)(layers.BatchNormalization(name="kept")(x))
+    y = layers.BatchNormalization(name="swapped")(layers.Conv2D(4, 3)(y))
+    return keras.Model(x, layers.Dense(3)(layers.GlobalAveragePooling2D()(y)))
+
+
+@pytest.mark.parametrize(
+    ("build", "x"),
+    [
+        (tiny_models.conv_bn_relu, IMAGES),
+        (softmax_of_reshaped, IMAGES),
+        (tiny_models.dense_bn, ROWS),
+        (sigmoid_and_regression, ROWS),
+        (sequence, RNG.integers(0, 11, (200, 7))),
+        (tiny_models.subclassed, ROWS[:, :3]),
+        (tiny_models.nested, None),
+        (tiny_models.mixed_precision, IMAGES),
+    ],
+)
+def test_agrees_better_than_before(build, x):
+    if x is None:
+        x = RNG.normal(size=(200, *build().input_shape[1:])).astype("float32")
+    student, teacher = disturbed(build, x)
+    given = values(teacher)
+    history = kerasnorm.distill(student, teacher, x, learning_rate=1e-2, batch_size=16)
+    assert history.after["loss"] < 0.9 * history.before["loss"]
+    assert_equal(values(teacher), given)
+
+
+@pytest.mark.parametrize(("kind", "axis"), [("softmax", -1), ("softmax", 1), ("sigmoid", -1)])
+def test_loss_is_the_formula(kind, axis):
+    t, s = RNG.normal(size=(2, 4, 5, 3))
+    if kind == "softmax":
+        p, q = (np.exp(z) / np.exp(z).sum(axis, keepdims=True) for z in (t, s))
+        expected = (p * np.log(p / q)).sum(axis).mean()
+    else:
+        p, q = (1 / (1 + np.exp(-z)) for z in (t, s))
+        expected = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
+    assert_close(answers.disagreement(answers.Head(kind, axis), t)(t, s), expected)
+    head = answers.Head(kind, axis)
+    again = answers.disagreement(head, t)(head.logits(p), head.logits(q))
+    assert_close(again, expected)
+
+
+def test_loss_of_regression_is_what_r_squared_lacks():
+    t, s = RNG.normal(size=(2, 50, 3)) * 40 + 7
+    expected = np.square(t - s).mean() / t.var(0).mean()
+    assert_close(answers.disagreement(answers.Head("linear"), t)(t, s), expected)
+    constant = np.full((50, 3), 7.0)
+    assert float(answers.disagreement(answers.Head("linear"), constant)(constant, constant)) == 0
+
+
+def test_never_worse_than_it_began():
+    student, teacher = two_models()
+    given = values(student)
+    history = kerasnorm.distill(student, teacher, IMAGES, optimizer=keras.optimizers.SGD(1e4))
+    assert min(history.history["val_loss"]) > history.before["loss"]
+    assert history.after == history.before
+    assert_equal(values(student), given)
+
+
+def test_stops_where_the_loss_is_not_finite():
+    student, teacher = two_models(tiny_models.dense_bn, ROWS)
+    given = values(student)
+    optimizer = keras.optimizers.SGD(1e30)
+    history = kerasnorm.distill(student, teacher, ROWS, epochs=20, optimizer=optimizer)
+    assert len(history.epoch) < 20
+    assert_equal(values(student), given)
+
+
+def test_stops_where_nothing_is_gained():
+    student, teacher = two_models()
+    optimizer = keras.optimizers.SGD(0.0)
+    history = kerasnorm.distill(student, teacher, IMAGES, epochs=20, optimizer=optimizer)
+    assert len(history.epoch) == 5
+
+
+def test_what_it_reports_is_what_stays():
+    student, teacher = disturbed()
+    held_out = np.random.default_rng(3).permutation(200)[:20]
+    history = kerasnorm.distill(student, teacher, IMAGES, seed=3, learning_rate=1e-2)
+    p, q = (model.predict(IMAGES[held_out], verbose=0) for model in (teacher, student))
+    # a difference of nearly equal logarithms
+    assert_close(history.after["loss"], (p * np.log(p / q)).sum(-1).mean(), factor=100)
+    assert_close(history.after["agreement"], (p.argmax(-1) == q.argmax(-1)).mean())
+    assert history.after["loss"] == min(history.history["val_loss"])
+
+
+def test_the_same_seed_gives_the_same_weights():
+    found = []
+    for seed in (0, 0, 1):
+        student, teacher = two_models()
+        keras.utils.set_random_seed(seed + 10)  # of no account
+        kerasnorm.distill(student, teacher, IMAGES, seed=seed, epochs=2)
+        found.append(values(student))
+    assert_equal(found[0], found[1])
+    assert any((a != b).any() for a, b in zip(found[0], found[2], strict=True))
+
+
+def test_compile_state_and_flags_are_kept():
+    student, teacher = disturbed(tiny_models.compiled)
+    student.layers[1].trainable = False
+    frozen = values(student.layers[1])
+    optimizer, loss, flags = student.optimizer, student.loss, [v.trainable for v in student.layers]
+    given = values(optimizer)
+    recorded = [len(layer._inbound_nodes) for m in (student, teacher) for layer in m.layers]
+    kerasnorm.distill(student, teacher, IMAGES)
+    assert student.optimizer is optimizer
+    assert student.loss == loss
+    assert [v.trainable for v in student.layers] == flags
+    assert_equal(values(optimizer), given)
+    assert_equal(values(student.layers[1]), frozen)
+    now = [len(layer._inbound_nodes) for m in (student, teacher) for layer in m.layers]
+    assert now == recorded
+    student.fit(IMAGES[:8], np.zeros(8), verbose=0)
+
+
+def test_batch_norm_that_stays_and_dropout_are_at_inference():
+    keras.utils.set_random_seed(0)
+    teacher = with_dropout_and_batch_norm()
+    sites = ["swapped"]
+    student = kerasnorm.swap_norms(teacher, "layer", IMAGES, sites=sites).model
+    given = values(student)
+    states = [np.array(v) for v in student.non_trainable_variables]
+    kerasnorm.distill(student, teacher, IMAGES)
+    assert_equal([np.array(v) for v in student.non_trainable_variables], states)
+    # 1 − R² of a layer norm in the source's place hardly falls; with dropout it could not
+    assert any((a != b).any() for a, b in zip(values(student), given, strict=True))
+
+
+def test_calls_fixed_to_training_leave_statistics():
+    student, teacher = two_models(tiny_models.training_fixed, ROWS)
+    given = [[np.array(v) for v in m.non_trainable_variables] for m in (student, teacher)]
+    kerasnorm.distill(student, teacher, ROWS)
+    for model, expected in zip((student, teacher), given, strict=True):
+        assert_equal([np.array(v) for v in model.non_trainable_variables], expected)
+
+
+def test_compiled_by_xla():
+    student, teacher = disturbed()
+    history = kerasnorm.distill(student, teacher, IMAGES, epochs=1, jit_compile=True)
+    assert history.model.jit_compile
+    assert history.after["loss"] < history.before["loss"]
+
+
+def test_float16_is_trained_with_a_scaled_loss():
+    student, teacher = two_models(tiny_models.mixed_precision)
+    history = kerasnorm.distill(student, teacher, IMAGES, epochs=1)
+    assert isinstance(history.model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert {v.dtype for v in student.trainable_variables} == {"float32"}
+
+
+def test_callbacks_and_other_arguments_reach_fit(capsys):
+    seen = []
+    callback = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(logs))
+    student, teacher = two_models()
+    kerasnorm.distill(student, teacher, IMAGES, callbacks=callback, steps_per_epoch=2, verbose=2)
+    assert len(seen) == 3
+    assert {"loss", "val_loss", "val_agreement"} <= set(seen[0])
+    assert "Epoch 3/3" in capsys.readouterr().out
+    kerasnorm.distill(student, teacher, IMAGES, epochs=1)
+    assert not capsys.readouterr().out
+
+
+def test_an_error_leaves_the_student_as_it_was():
+    def stop(batch, logs):
+        raise KeyboardInterrupt
+
+    student, teacher = two_models()
+    given = values(student)
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=stop)
+    with pytest.raises(KeyboardInterrupt):
+        kerasnorm.distill(student, teacher, IMAGES, callbacks=[callback])
+    assert_equal(values(student), given)
+
+
+@pytest.mark.parametrize("form", ["array", "batches", "dataset", "labelled"])
+def test_forms_of_data(form):
+    import tensorflow as tf
+
+    data = {
+        "array": lambda: IMAGES,
+        "batches": lambda: iter([IMAGES[:50], IMAGES[50:]]),
+        "dataset": lambda: tf.data.Dataset.from_tensor_slices(IMAGES).batch(32),
+        "labelled": lambda: ((IMAGES[n : n + 40], None) for n in range(0, 200, 40)),
+    }
+    found = []
+    for make in (data["array"], data[form]):
+        student, teacher = two_models()
+        kerasnorm.distill(student, teacher, make(), epochs=1)
+        found.append(values(student))
+    assert_equal(*found)
+
+
+def test_inputs_by_name():
+    rows = np.arange(40)
+    x = {
+        "x": RNG.normal(size=(40, 6, 4)).astype("float32"),
+        "mask": rows[:, None] % 5 >= np.arange(6),
+    }
+    student, teacher = two_models(tiny_models.a_mask_by_name, x)
+    history = kerasnorm.distill(student, teacher, x)
+    assert history.after["loss"] <= history.before["loss"]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (IMAGES[:9], "needs at least 10 samples. Received 9"),
+        (np.where(IMAGES > 2, np.nan, IMAGES), "must be finite. Received NaN"),
+        (IMAGES[..., :2], r"the shape of the model's input, \(None, 8, 8, 3\)"),
+        ([IMAGES, IMAGES], "an array for each of the model's 1 inputs. Received 2"),
+        (7, "must be arrays or an iterable of batches. Received: int"),
+    ],
+)
+def test_data_that_does_not_fit(data, message):
+    with pytest.raises(DataError, match=message):
+        kerasnorm.distill(*two_models(), data)
+
+
+def test_batches_of_different_shapes_are_refused():
+    def build():
+        x = keras.Input((None, 3))
+        return keras.Model(x, layers.BatchNormalization()(layers.Dense(4)(x)))
+
+    batches = [np.ones((10, n, 3), "float32") for n in (4, 5)]
+    with pytest.raises(DataError, match=r"Received \(4, 3\) and \(5, 3\). Pad or resize"):
+        kerasnorm.distill(*two_models(build, RNG.normal(size=(20, 4, 3))), iter(batches))
+
+
+@pytest.mark.parametrize("name", ["y", "validation_data", "validation_split", "shuffle", "x"])
+def test_arguments_that_are_set_here(name):
+    with pytest.raises(KerasNormError, match=rf"Received: {name}=…. Leave it out"):
+        kerasnorm.distill(*two_models(), IMAGES, **{name: 1})
+
+
+@pytest.mark.parametrize("name", ["epochs", "batch_size"])
+def test_numbers_below_one(name):
+    with pytest.raises(KerasNormError, match=rf"`{name}` must be at least 1. Received: {name}=0"):
+        kerasnorm.distill(*two_models(), IMAGES, **{name: 0})
+
+
+def test_models_that_do_not_belong_together():
+    student, teacher = two_models()
+    with pytest.raises(SwapError, match=r"have the same inputs\. Received"):
+        kerasnorm.distill(student, tiny_models.dense_bn(), IMAGES)
+    other = keras.Model(teacher.input, {"y": teacher.output})
+    with pytest.raises(SwapError, match=r"the same outputs\. Received .* and {'y': .*Distill a"):
+        kerasnorm.distill(student, other, IMAGES)
+    logits = keras.models.clone_model(teacher)
+    logits.layers[-1].activation = keras.activations.linear
+    with pytest.raises(SwapError, match=r"Received softmax and linear at output 0\. Give both"):
+        kerasnorm.distill(student, logits, IMAGES)
+    with pytest.raises(SwapError, match=r"no variable in common. Received models that share \d"):
+        kerasnorm.distill(teacher, teacher, IMAGES)
+    student.trainable = False
+    with pytest.raises(SwapError, match=r"without trainable weights\. Set `trainable = True`"):
+        kerasnorm.distill(student, teacher, IMAGES)
+
+
+def test_a_teacher_whose_answers_are_not_finite():
+    student, teacher = two_models(tiny_models.dense_bn, ROWS)
+    teacher.layers[-1].bias.assign([np.nan] * 3)
+    with pytest.raises(SwapError, match=r"answers must be finite\. Received NaN"):
+        kerasnorm.distill(student, teacher, ROWS)
