@@ -193,6 +193,15 @@ def test_batch_norm_that_stays_and_dropout_are_at_inference():
     assert any((a != b).any() for a, b in zip(values(student), given, strict=True))
 
 
+def test_regularizers_do_not_count():
+    student, teacher = two_models(tiny_models.regularized, ROWS)
+    student.layers[1].kernel.regularizer = keras.regularizers.L2(1e4)
+    assert float(sum(student.losses)) > 100
+    history = kerasnorm.distill(student, teacher, ROWS, epochs=1)
+    assert history.before["loss"] < 10
+    assert student.losses
+
+
 def test_calls_fixed_to_training_leave_statistics():
     student, teacher = two_models(tiny_models.training_fixed, ROWS)
     given = [[np.array(v) for v in m.non_trainable_variables] for m in (student, teacher)]

@@ -54,8 +54,9 @@ def distill(
     and the losses of several outputs are added up. The teacher's answers are computed once.
 
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
-    without it, and moving statistics stay what they are. Only what is trainable is trained. Adam's
-    learning rate rises over the first steps and falls to 0 along a cosine.
+    without it, and moving statistics stay what they are. Regularizers do not count. Only what is
+    trainable is trained. Adam's learning rate rises over the first steps and falls to 0 along a
+    cosine.
 
     One sample in ten is held out and judges: the student ends with the weights, those it began
     with included, whose loss there is least. Five epochs in a row that bring nothing end the
@@ -136,6 +137,11 @@ class _Flat(keras.Model):
         self._pack = _packing(forest)
         self._readers = [head.logits for head in heads]
         self.built = True
+
+    @property
+    def losses(self):
+        """None: a penalty on weights would pull the student away from what it is to say."""
+        return []
 
     def call(self, inputs):
         args, kwargs = self._pack(tree.flatten(inputs))
