@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +37,7 @@ def distill(
     epochs: int = 3,
     batch_size: int = 64,
     seed: int = 0,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     optimizer: Any = None,
     jit_compile: bool | None = None,
     **fit: Any,
@@ -72,7 +73,9 @@ def distill(
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
         seed: Of what is held out, and of the order of the data.
-        learning_rate: The highest that Adam gets.
+        learning_rate: The highest that Adam gets. None for 0.007·√loss, 0.003 at most, of the
+            loss per output on the held-out samples: near the teacher, the loss is as the square of
+            how far the weights have to go, and Adam's steps are as long as its rate.
         optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
         jit_compile: Whether XLA compiles the steps. None for what is faster: on accelerators
             where Keras can, on a CPU not.
@@ -118,13 +121,18 @@ def distill(
         judges = _Batches(inputs, targets, order[:held_out], batch_size)
         lessons = _Batches(inputs, targets, order[held_out:], batch_size, seed)
         steps = epochs * (fit.get("steps_per_epoch") or len(lessons))
-        pupil.compile(
-            _optimizer(student, optimizer, learning_rate, steps),
-            [answers.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
+        compile_with = functools.partial(
+            pupil.compile,
+            loss=[answers.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
             metrics=[[m] if m else [] for m in map(answers.agreement, heads)],
             jit_compile=_jit(jit_compile),
         )
-        return _fit(pupil, lessons, judges, epochs, fit)
+        compile_with()
+        before = pupil.evaluate(judges, verbose=0, return_dict=True)
+        if learning_rate is None:
+            learning_rate = _learning_rate(before["loss"] / len(heads))
+        compile_with(_optimizer(student, optimizer, learning_rate, steps))
+        return _fit(pupil, lessons, judges, before, epochs=epochs, **fit)
 
 
 class _Flat(keras.Model):
@@ -219,21 +227,29 @@ class _Best(keras.callbacks.Callback):
             variable.assign(value)
 
 
-def _fit(pupil, lessons: _Batches, judges: _Batches, epochs: int, fit: dict[str, Any]):
-    before = pupil.evaluate(judges, verbose=0, return_dict=True)
+def _fit(pupil, lessons: _Batches, judges: _Batches, before: dict[str, float], **fit: Any):
     best = _Best(before)
     best.set_model(pupil)
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     fit = {"verbose": 0, "callbacks": [*given, best], **fit}
     try:
-        history = pupil.fit(lessons, epochs=epochs, validation_data=judges, shuffle=False, **fit)
+        history = pupil.fit(lessons, validation_data=judges, shuffle=False, **fit)
     except BaseException:
         best.restore(best.first)
         raise
     best.restore(best.best)
     history.before, history.after = before, best.found
     return history
+
+
+def _learning_rate(loss: float) -> float:
+    """What fits how far the student is from its teacher; a loss that is no number asks for little.
+
+    Found on models that lose 0.1 to 14 points of accuracy in the swap.
+    """
+    least, most = 1e-5, 3e-3
+    return float(np.clip(7e-3 * np.sqrt(loss), least, most)) if np.isfinite(loss) else least
 
 
 def _optimizer(student: keras.Model, given: Any, learning_rate: float, steps: int) -> Any:
