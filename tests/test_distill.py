@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -337,3 +342,27 @@ def test_a_teacher_whose_answers_are_not_finite():
     teacher.layers[-1].bias.assign([np.nan] * 3)
     with pytest.raises(SwapError, match=r"answers must be finite\. Received NaN"):
         kerasnorm.distill(student, teacher, ROWS)
+
+
+@pytest.mark.slow
+def test_on_several_replicas():
+    code = """
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, kerasnorm, numpy as np, tiny_models
+x = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype("float32")
+teacher = tiny_models.conv_bn_relu()
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    student = kerasnorm.swap_norms(teacher, "layer", x).model
+student.layers[-1].bias.assign([0.5, 0.0, -0.5])
+history = kerasnorm.distill(student, teacher, x, learning_rate=0.01)
+assert history.model.distribute_strategy.num_replicas_in_sync == 2
+assert history.after["loss"] < 0.9 * history.before["loss"]
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
