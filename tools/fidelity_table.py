@@ -106,13 +106,13 @@ def print_fitted(material: Path, names: list[str], images: int, draws: int, unla
     )  # fmt: skip
     print_row(header)
     print_row(["---"] * len(header))
-    losses = []
+    losses: list[list[list[float]]] = []
     for name in names:
         cells, lost = measure_fitted(material, name, images, draws, unlabeled)
         print_row(cells)
         losses.append(lost)
-    for column, lost in zip(distilled, zip(*losses, strict=True), strict=False):
-        every = np.concatenate(lost)
+    for number, column in enumerate(distilled):
+        every = np.concatenate([lost[number] for lost in losses])
         print(f"points lost, {column}: mean {every.mean():.2f}, worst {every.max():.2f}")
 
 
