@@ -16,6 +16,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm.calibrate import answers
+from kerasnorm.calibrate.distill import _learning_rate
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 
 RNG = np.random.default_rng(0)
@@ -118,6 +119,14 @@ def test_loss_of_regression_is_what_r_squared_lacks():
     assert_close(answers.disagreement(answers.Head("linear"), t)(t, s), expected)
     constant = np.full((50, 3), 7.0)
     assert float(answers.disagreement(answers.Head("linear"), constant)(constant, constant)) == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "steps", "expected"),
+    [(0.02, 400, 1e-3), (0.02, 100, 5e-4), (0.0, 800, 1e-4), (7.0, 800, 1e-2), (np.nan, 800, 1e-4)],
+)
+def test_learning_rate_by_loss_and_steps(loss, steps, expected):
+    assert_close(_learning_rate(loss, steps), expected)
 
 
 def test_never_worse_than_it_began():
