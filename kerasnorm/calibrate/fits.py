@@ -131,7 +131,7 @@ def fit_cosine(
     found = [ridge.solve(prior, share) for share in (*_SHARES, 1.0)]
     matrix, offset, score = _best(found, held)
     length = np.linalg.norm(matrix, axis=1)  # (groups, units)
-    rows.assign(np.where(length[:, None] > 0, matrix, direction))
+    rows.assign(np.where(length[:, None] > 0, matrix / np.maximum(length[:, None], 1e-30), direction))
     layer.g.assign(length.reshape(layer.g.shape))
     inner.bias.assign(offset.reshape(inner.bias.shape))
     return score
