@@ -24,9 +24,10 @@ Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 _HELD_OUT = 5
 # Shares of the features' mean square that kernels are drawn to where they came from.
-_SHARES = (1e-4, 1e-3, 1e-2, 1e-1)
-# Rows a regression sees: some for each unknown, within what is worth its time.
-_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS = 12, 16384, 32768
+_SHARES = (1e-3, 1e-2, 1e-1)
+# Rows a regression sees: some for each unknown, within what is worth its time, which grows with
+# rows times features.
+_ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
 _HELD_ROWS = 4096
 _LEAST_EPSILON = 1e-5
 
@@ -41,6 +42,7 @@ class Sampling:
     def rows(self, size: int) -> int:
         """Rows of each batch for a regression with this many features."""
         total = int(np.clip(_ROWS_PER_FEATURE * size, _LEAST_ROWS, _MOST_ROWS))
+        total = min(total, _MOST_ENTRIES // size)
         return -(-total // self.batches)
 
 
@@ -117,9 +119,9 @@ def fit_cosine(
     targets = rows.outputs if source is None else _pre_activation(Rows(source))
 
     def normalized(x: np.ndarray, index) -> np.ndarray:
-        patches = rows.inputs(x, index).astype(np.float64)
-        square = np.square(patches).sum(-1, keepdims=True) + layer.damping**2
-        return patches / np.sqrt(np.where(square > 0, square, 1.0))
+        patches = rows.inputs(x, index)
+        square = np.square(patches).sum(-1, keepdims=True, dtype=np.float64) + layer.damping**2
+        return patches / np.sqrt(np.where(square > 0, square, 1.0)).astype(np.float32)
 
     ridge, held = _ridge_sums(rows, targets, stream, sampling, normalized)
     direction = rows.matrix()
@@ -128,7 +130,7 @@ def fit_cosine(
     lines.add(rows.flat(held["x"] @ direction), rows.flat(held["y"]))
     gain, _ = lines.solve()
     prior = direction * rows.grouped(gain[None])
-    found = [ridge.solve(prior, share) for share in (*_SHARES, 1.0)]
+    found = [ridge.solve(prior, share) for share in _SHARES]
     matrix, offset, score = _best(found, held)
     length = np.linalg.norm(matrix, axis=1)  # (groups, units)
     rows.assign(np.where(length[:, None] > 0, matrix / np.maximum(length[:, None], 1e-30), direction))
@@ -252,7 +254,7 @@ class _LayerNormPass:
         if not scale:
             return []
         found = []
-        for share in _SHARES[1:3]:
+        for share in _SHARES[:2]:
             # (t + ḡ·m) on ḡ·x: both regressions have the same features, so that they add up
             to_target, _ = self._to_target.solve(prior * scale, share)
             to_mean, _ = self._to_mean.solve(np.zeros_like(prior), share)
