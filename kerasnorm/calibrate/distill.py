@@ -13,15 +13,20 @@ from keras import tree
 
 from kerasnorm.calibrate import answers
 from kerasnorm.calibrate.answers import Head
-from kerasnorm.calibrate.lessons import Batches, Best, Flat
+from kerasnorm.calibrate.features import common_features
+from kerasnorm.calibrate.lessons import Batches, Best, Flat, compared_at, packing
+from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.calibration import input_batches
 from kerasnorm.rewrite.forest import Forest, graphs_of
 
-# One sample in ten is held out; the learning rate rises over one step in twenty.
+# One sample in ten is held out, and one that the closed-form fits hold out too, so that a student
+# fitted on the same data does not know it. The learning rate rises over one step in twenty.
 _HELD_OUT = 10
 _WARM_UP = 0.05
+# Of which the features' variances are taken.
+_SAMPLE = 256
 _OURS = (
     "x", "y", "validation_data", "validation_split", "validation_freq", "validation_steps",
     "validation_batch_size", "sample_weight", "class_weight", "shuffle", "initial_epoch",
@@ -51,7 +56,10 @@ def distill(
       answer costs,
     - mean (s − t)² / var t anywhere else, which is 1 − R²,
 
-    and the losses of several outputs are added up. The teacher's answers are computed once.
+    and the losses of several outputs are added up. The teacher's answers are computed once. While
+    it is trained, the student is compared with its teacher at the ends of blocks besides, where
+    both are functional or Sequential models (`calibrate.features`): mean (s − t)² / var t over
+    these, and a tenth of the loss above.
 
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
     without it, and moving statistics stay what they are. Regularizers do not count. Only what is
@@ -59,10 +67,10 @@ def distill(
     cosine.
 
     One sample in ten is held out and judges: the student ends with the weights, those it began
-    with included, whose loss there is least. Five epochs in a row that bring nothing end the
-    training. If anything stops it by an error, the student is as it was before. The teacher, and
-    the student's compile state and trainable flags, are not touched. On a CPU, the same data, seed
-    and process settings give the same weights.
+    with included, whose loss there is least. Half of the epochs in a row that bring nothing, and
+    at least five, end the training. If anything stops it by an error, the student is as it was
+    before. The teacher, and the student's compile state and trainable flags, are not touched. On
+    a CPU, the same data, seed and process settings give the same weights.
 
     Args:
         student: The model to train, such as `swap_norms(…).model`.
@@ -72,8 +80,8 @@ def distill(
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
         seed: Of what is held out, and of the order of the data.
-        learning_rate: The highest that Adam gets. None for 0.05 · the loss per output on the
-            held-out samples, at least 0.0001 and at most 0.01, times sqrt(steps/400) where there
+        learning_rate: The highest that Adam gets. None for 0.1 · the loss per output on the
+            held-out samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there
             are fewer: what is lost at first, the nearer student and the shorter training have to
             make good.
         optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
@@ -116,11 +124,11 @@ def distill(
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
     _insist_on_finite(teacher, targets)
     with _scope(student), _kept(student):
-        pupil = Flat(student, forests[0], heads)
-        order = np.random.default_rng(seed).permutation(len(inputs[0]))
-        held_out = max(1, len(order) // _HELD_OUT)
-        judges = Batches(inputs, targets, order[:held_out], batch_size)
-        lessons = Batches(inputs, targets, order[held_out:], batch_size, seed)
+        pupil = Flat(student, forests[0], heads, _compared(student, teacher, forests, inputs))
+        number = np.arange(len(inputs[0]))
+        judging = held_out(number)
+        judges = Batches(inputs, targets, number[judging], batch_size)
+        lessons = Batches(inputs, targets, number[~judging], batch_size, seed)
         steps = epochs * (fit.get("steps_per_epoch") or len(lessons))
         compile_with = functools.partial(
             pupil.compile,
@@ -133,11 +141,26 @@ def distill(
         if learning_rate is None:
             learning_rate = _learning_rate(before["loss"] / len(heads), steps)
         compile_with(_optimizer(student, optimizer, learning_rate, steps))
-        return _fit(pupil, lessons, judges, before, epochs=epochs, **fit)
+        with strides_taken_before(student):
+            return _fit(pupil, lessons, judges, before, epochs=epochs, **fit)
+
+
+def held_out(number: np.ndarray) -> np.ndarray:
+    """Which samples, by their number, are held out from training."""
+    return number % _HELD_OUT == _HELD_OUT - 1
+
+
+def _compared(student, teacher, forests: tuple[Forest, Forest], inputs: list[np.ndarray]):
+    """What to compare besides the answers; None if nothing."""
+    features = common_features(*forests)
+    if not features:
+        return None
+    (sample,), _ = packing(forests[1])([array[:_SAMPLE] for array in inputs])
+    return compared_at(features, student, teacher, sample)
 
 
 def _fit(pupil, lessons: Batches, judges: Batches, before: dict[str, float], **fit: Any):
-    best = Best(before)
+    best = Best(before, fit["epochs"])
     best.set_model(pupil)
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
@@ -155,13 +178,11 @@ def _fit(pupil, lessons: Batches, judges: Batches, before: dict[str, float], **f
 def _learning_rate(loss: float, steps: int) -> float:
     """What fits how far the student is from its teacher; a loss that is no number asks for little.
 
-    Best of those tried over 0.0003 to 0.01 in short runs: 0.001 for a residual network swapped to
-    layer norm (loss 0.02), 0.003 for the same to cosine norm (0.05), 0.01 for one with depthwise
-    convolutions to cosine norm (0.2). In 21 steps, a network at 0.3 got lost with 0.01, and
-    learned with 0.003 and less.
+    Of those tried, 0.001 to 0.003 was best for networks swapped to layer norm (loss 0.02), 0.01
+    for the same to cosine norm (0.05 to 0.2); a network at 0.3 got lost with 0.01 in 21 steps.
     """
-    least, most = 1e-4, 1e-2
-    rate = float(np.clip(0.05 * loss, least, most)) if np.isfinite(loss) else least
+    least, most = 3e-4, 1e-2
+    rate = float(np.clip(0.1 * loss, least, most)) if np.isfinite(loss) else least
     return rate * min(1.0, (steps / 400) ** 0.5)
 
 

@@ -18,6 +18,7 @@ from keras import ops
 
 from kerasnorm.calibrate.regression import Lines, Ridge, r_squared
 from kerasnorm.calibrate.rows import Rows, has_rows
+from kerasnorm.calibrate.store import as_array
 from kerasnorm.layers import CosineNorm, LayerNorm
 
 Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
@@ -25,9 +26,13 @@ Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 _HELD_OUT = 5
 # Shares of the features' mean square that kernels are drawn to where they came from.
 _SHARES = (1e-3, 1e-2, 1e-1)
+# The same for a kernel in front of a LayerNorm, each of which costs a pass over the data.
+_KERNEL_SHARE = 1e-2
 # Rows a regression sees: some for each unknown, within what is worth its time, which grows with
 # rows times features.
 _ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
+# Where maps are large, a row comes from at least as many positions; the other batches are skipped.
+_POSITIONS_PER_ROW = 8
 _HELD_ROWS = 4096
 _LEAST_EPSILON = 1e-5
 
@@ -44,6 +49,11 @@ class Sampling:
         total = int(np.clip(_ROWS_PER_FEATURE * size, _LEAST_ROWS, _MOST_ROWS))
         total = min(total, _MOST_ENTRIES // size)
         return -(-total // self.batches)
+
+    def step(self, shape: tuple[int, ...], size: int) -> int:
+        """Of how many batches, with outputs of this shape, one is enough to sample rows from."""
+        positions = int(np.prod(shape[:-1]))
+        return min(self.batches, max(1, positions // (_POSITIONS_PER_ROW * self.rows(size))))
 
 
 class _Held:
@@ -133,7 +143,9 @@ def fit_cosine(
     found = [ridge.solve(prior, share) for share in _SHARES]
     matrix, offset, score = _best(found, held)
     length = np.linalg.norm(matrix, axis=1)  # (groups, units)
-    rows.assign(np.where(length[:, None] > 0, matrix / np.maximum(length[:, None], 1e-30), direction))
+    rows.assign(
+        np.where(length[:, None] > 0, matrix / np.maximum(length[:, None], 1e-30), direction)
+    )
     layer.g.assign(length.reshape(layer.g.shape))
     inner.bias.assign(offset.reshape(inner.bias.shape))
     return score
@@ -197,7 +209,8 @@ def fit_layer_norm(
         (before.score(*start), start, kernel),
         (before.score(*before.line), before.line, kernel),
     ]
-    for refitted in before.refitted(kernel):
+    refitted = before.refitted(kernel)
+    if refitted is not None:
         rows.assign(refitted)
         after = _LayerNormPass(plain, norm, rows, stream, sampling)
         candidates.append((after.score(*after.line), after.line, refitted))
@@ -214,31 +227,34 @@ class _LayerNormPass:
 
     def __init__(self, plain, norm, rows: Rows, stream, sampling: Sampling, regress=False):
         self._rows = rows
-        self._lines, self._held = Lines(), _Held()
-        self._to_target, self._to_mean = Ridge(), Ridge()
-        self._held_rows = _Held()
+        self._lines, self._held, self._ridge = Lines(), _Held(), Ridge()
         deviations: list[np.ndarray] = []
         first = 0
-        for x, t in stream():
-            y = ops.convert_to_numpy(plain(x)).astype(np.float64)
+        for number, (x, t) in enumerate(stream()):
+            step = sampling.step(rows.output_shape(x), rows.size)
+            if number % step:
+                first += len(x)
+                continue
+            y = plain(x)
             center, deviation = _moments(norm, y)
-            deviations.append(deviation.reshape(len(y), -1).mean(1))
-            index = rows.sample(y.shape, sampling.rows(rows.size), sampling.random)
+            deviations.append(deviation.reshape(len(x), -1).mean(1, dtype=np.float64))
+            y = as_array(y)
+            index = rows.sample(y.shape, step * sampling.rows(rows.size), sampling.random)
             fitted = _split(index, first)
-            z = (y - center) / np.sqrt(np.square(deviation) + norm.epsilon)
-            z, target = rows.outputs(z, index), rows.outputs(t, index)
+            first += len(x)
+            value, target, center, deviation = (
+                rows.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
+                for v in (y, t, center, deviation)
+            )
+            z = (value - center) / np.sqrt(np.square(deviation) + norm.epsilon)
             self._lines.add(rows.flat(z[:, fitted]), rows.flat(target[:, fitted]))
             self._held.add(z=z[:, ~fitted], t=target[:, ~fitted])
             if regress:
-                center, deviation = (
-                    rows.outputs(np.broadcast_to(v, y.shape), index) for v in (center, deviation)
-                )
                 safe = np.where(deviation > 0, deviation, 1.0)
                 scaled = rows.inputs(x, index) / safe[:, :, :1]
-                self._to_target.add(scaled[:, fitted], target[:, fitted])
-                known = ((center - _bias_of(plain, rows)[:, None]) / safe)[:, fitted]
-                self._to_mean.add(scaled[:, fitted], known)
-            first += len(x)
+                known = (center - _bias_of(plain, rows)[:, None]) / safe
+                wanted = np.concatenate([target, known], axis=2)
+                self._ridge.add(scaled[:, fitted], wanted[:, fitted])
         every = np.concatenate(deviations)
         self.mean_deviation = float(every.mean())
         self.mean_square = float(np.square(every).mean())
@@ -248,18 +264,15 @@ class _LayerNormPass:
         z, t = self._rows.flat(self._held["z"]), self._rows.flat(self._held["t"])
         return r_squared(t, z * gain.reshape(-1) + bias.reshape(-1))
 
-    def refitted(self, prior: np.ndarray) -> list[np.ndarray]:
-        """New kernels, for one strength of the pull toward the old one each."""
+    def refitted(self, prior: np.ndarray) -> np.ndarray | None:
+        """A new kernel, drawn toward the old one; None where the map does not vary."""
         scale = self.mean_deviation
         if not scale:
-            return []
-        found = []
-        for share in _SHARES[:2]:
-            # (t + ḡ·m) on ḡ·x: both regressions have the same features, so that they add up
-            to_target, _ = self._to_target.solve(prior * scale, share)
-            to_mean, _ = self._to_mean.solve(np.zeros_like(prior), share)
-            found.append(to_target / scale + to_mean)
-        return found
+            return None
+        # of (t + ḡ·m) on ḡ·x: t and m have the same features, so that their kernels add up
+        both = np.concatenate([prior * scale, np.zeros_like(prior)], axis=2)
+        to_target, to_mean = np.split(self._ridge.solve(both, _KERNEL_SHARE)[0], 2, axis=2)
+        return to_target / scale + to_mean
 
 
 class _Face:
@@ -337,9 +350,12 @@ def _mean_square(rows: Rows, stream: Stream, sampling: Sampling) -> float:
     return float(np.mean(squares))
 
 
-def _moments(norm: LayerNorm, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    axes = tuple(range(1, y.ndim)) if norm.axis == "sample" else norm.axis
-    return y.mean(axes, keepdims=True), y.std(axes, keepdims=True)
+def _moments(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation over what a LayerNorm normalizes together."""
+    axes = tuple(range(1, len(y.shape))) if norm.axis == "sample" else norm.axis
+    y = ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
+    center, variance = ops.moments(y, axes, keepdims=True)
+    return ops.convert_to_numpy(center), np.sqrt(ops.convert_to_numpy(variance))
 
 
 def _array(variable: Any) -> np.ndarray:

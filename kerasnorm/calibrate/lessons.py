@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
+from keras import ops, tree
 
 from kerasnorm.calibrate.answers import Head
+from kerasnorm.calibrate.features import Feature
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 
-# As many epochs in a row that bring nothing end the training.
-PATIENCE = 5
+# What the answers count beside the features. Answers to a few hundred samples are soon known by
+# heart, and what is right inside gives right answers.
+_OF_ANSWERS = 0.1
+# As many epochs in a row that bring nothing end the training, but no fewer than half of them: the
+# first steps, which are large, often lead away from a start that was fitted.
+_PATIENCE = 5
 
 
 class Flat(keras.Model):
-    """A model at inference, from flat inputs to the logits of its outputs, flat."""
+    """A model at inference, from flat inputs to the logits of its outputs, flat.
 
-    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head]):
+    Args:
+        model: The model.
+        forest: Its graphs.
+        heads: How to read its outputs.
+        lessons: What to compare with a teacher besides, while it is trained; None for nothing.
+    """
+
+    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head], lessons=None):
         super().__init__(name=model.name)
         self.autocast = False  # of the inputs, which the model itself casts
         self.inner = model
-        self._pack = _packing(forest)
+        self._pack = packing(forest)
         self._readers = [head.logits for head in heads]
+        self._compared = lessons
+        self._error: Any = None
         self.built = True
 
     @property
@@ -33,19 +48,70 @@ class Flat(keras.Model):
         """None: a penalty on weights would pull the student away from what it is to say."""
         return []
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         args, kwargs = self._pack(tree.flatten(inputs))
-        outputs = tree.flatten(self.inner(*args, **kwargs, training=False))
+        if training and self._compared is not None:
+            outputs, self._error = self._compared(*args, **kwargs)
+        else:
+            outputs = self.inner(*args, **kwargs, training=False)
         logits = []
-        for read, output in zip(self._readers, outputs, strict=True):
+        for read, output in zip(self._readers, tree.flatten(outputs), strict=True):
             logits.append(read(output))
             mask = internals.attached_mask(output)
             if mask is not None:
                 internals.attach_mask(logits[-1], mask)
         return logits
 
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        compares = training and self._compared is not None
+        return _OF_ANSWERS * loss + self._error if compares else loss
 
-def _packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:
+
+def compared_at(
+    features: Sequence[Feature], student: keras.Model, teacher: keras.Model, sample: Any
+) -> Callable[..., tuple[Any, Any]]:
+    """A function from a student's inputs to (its outputs, how far it is from its teacher inside).
+
+    The mean over the features of mean (s − t)² / var t, which is 1 − R² of each.
+
+    Args:
+        features: Where to compare them.
+        student: A model with a graph.
+        teacher: Another.
+        sample: A batch of inputs, in the structure of the teacher's, to take var t from.
+    """
+    inside = keras.Model(teacher.input, [feature.teacher for feature in features])
+    own = keras.Model(student.input, [*(f.student for f in features), *student.outputs])
+    seen = tree.flatten(inside(sample, training=False))
+    scales = [_variance(keras.ops.convert_to_numpy(tensor)) for tensor in seen]
+    kept = [number for number, scale in enumerate(scales) if scale > 0]
+
+    def compared(inputs):
+        expected = tree.flatten(inside(inputs, training=False))
+        found = own(inputs, training=False)
+        errors = [
+            ops.mean(ops.square(_wide(found[k]) - ops.stop_gradient(_wide(expected[k]))))
+            / scales[k]
+            for k in kept
+        ]
+        return found[len(features) :], sum(errors) / max(1, len(errors))
+
+    return compared
+
+
+def _wide(tensor: Any) -> Any:
+    return ops.cast(tensor, keras.backend.result_type(tensor.dtype, "float32"))
+
+
+def _variance(values: np.ndarray) -> float:
+    """The mean variance of a channel; 0 where that is rounding."""
+    wide = values.astype("float64").reshape(-1, values.shape[-1])
+    variance = float(wide.var(0).mean())
+    return variance if variance > 1e-12 * float(np.square(wide).mean()) else 0.0
+
+
+def packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:
     """From flat inputs to what a model is called on."""
     root = forest.root
     if root.arguments is None:
@@ -83,16 +149,21 @@ class Batches(keras.utils.PyDataset):
 class Best(keras.callbacks.Callback):
     """Keeps the weights whose loss on held-out samples is least; the first count too.
 
+    Args:
+        before: What was measured before the first epoch.
+        epochs: How many there are to be.
+
     Attributes:
         found: What was measured with the best weights so far.
         first: The values of the trained variables as they were.
         best: Those of the best weights so far.
     """
 
-    def __init__(self, before: dict[str, float]):
+    def __init__(self, before: dict[str, float], epochs: int):
         super().__init__()
         self.found = before
         self.waited = 0
+        self.patience = max(_PATIENCE, epochs // 2)
 
     def set_model(self, model):
         super().set_model(model)
@@ -107,7 +178,7 @@ class Best(keras.callbacks.Callback):
             self.best = [np.array(v) for v in self.variables]
         else:
             self.waited += 1
-        if self.waited >= PATIENCE or not np.isfinite(logs["loss"]):
+        if self.waited >= self.patience or not np.isfinite(logs["loss"]):
             self.model.stop_training = True
 
     def restore(self, values):

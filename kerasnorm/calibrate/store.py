@@ -6,7 +6,24 @@ import tempfile
 from collections.abc import Hashable
 from typing import Any
 
+import keras
 import numpy as np
+
+
+def as_array(value: Any) -> np.ndarray:
+    """An array or tensor as an array, without a copy where that can be."""
+    if isinstance(value, np.ndarray):
+        return value
+    try:
+        return np.asarray(memoryview(value))
+    except (TypeError, ValueError, BufferError):  # other backends, and dtypes NumPy does not know
+        return keras.ops.convert_to_numpy(value)
+
+
+def _size(value: Any) -> int:
+    dtype = keras.backend.standardize_dtype(value.dtype)
+    itemsize = 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+    return int(np.prod(value.shape)) * itemsize
 
 
 class Store:
@@ -25,13 +42,15 @@ class Store:
         self._held: dict[Hashable, dict[int, Any]] = {}
         self._files: dict[Hashable, Any] = {}
 
-    def put(self, key: Hashable, batch: int, array: np.ndarray) -> None:
-        array = np.ascontiguousarray(array)
+    def put(self, key: Hashable, batch: int, array: Any) -> None:
+        """Keep an array or a tensor; a tensor stays one while it is in memory."""
         held = self._held.setdefault(key, {})
-        if self._used + array.nbytes <= self._budget:
-            self._used += array.nbytes
+        size = _size(array)
+        if self._used + size <= self._budget:
+            self._used += size
             held[batch] = array
             return
+        array = np.ascontiguousarray(as_array(array))
         if key not in self._files:
             self._files[key] = tempfile.TemporaryFile()  # noqa: SIM115
         file = self._files[key]
@@ -39,9 +58,9 @@ class Store:
         array.tofile(file)
         held[batch] = (place, array.dtype, array.shape)
 
-    def get(self, key: Hashable, batch: int) -> np.ndarray:
+    def get(self, key: Hashable, batch: int) -> Any:
         found = self._held[key][batch]
-        if isinstance(found, np.ndarray):
+        if not isinstance(found, tuple):
             return found
         place, dtype, shape = found
         file = self._files[key]
@@ -50,8 +69,8 @@ class Store:
 
     def drop(self, key: Hashable) -> None:
         for found in self._held.pop(key, {}).values():
-            if isinstance(found, np.ndarray):
-                self._used -= found.nbytes
+            if not isinstance(found, tuple):
+                self._used -= _size(found)
         if key in self._files:
             self._files.pop(key).close()
 

@@ -10,6 +10,9 @@ from typing import Any, Literal
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
 
 
+_POOR = 0.5
+
+
 @dataclass(frozen=True)
 class SiteRecord:
     """The fate of one BatchNorm call.
@@ -37,6 +40,26 @@ class SiteRecord:
     fit: float | None = None
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far the whole model agrees with its source, on samples that nothing was fitted to.
+
+    Attributes:
+        samples: How many these are.
+        same_answers: The share of places where the largest entry of an output is the same one;
+            None where outputs have one entry.
+        fit: R² of the outputs.
+    """
+
+    samples: int
+    same_answers: float | None
+    fit: float
+
+    def __str__(self) -> str:
+        same = "" if self.same_answers is None else f"{self.same_answers:.1%} same answers, "
+        return f"on {self.samples} samples held out: {same}R² of the outputs {self.fit:.4f}"
+
+
 @dataclass
 class Report:
     """The records of a swap, or of what a swap would do.
@@ -50,6 +73,9 @@ class Report:
         layers: The name in the result of each layer of the source; paths for nested models.
         notes: What could not be kept, in plain sentences.
         repairs: What was mended while loading the source.
+        agreement: With the source, where data was given.
+        trained: Whether the model was trained on that data after the closed-form fits; large
+            models are not.
     """
 
     model: str
@@ -58,11 +84,18 @@ class Report:
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
+    agreement: Agreement | None = None
+    trained: bool = False
 
     @property
     def refused(self) -> list[SiteRecord]:
         """The sites that were asked for and stay BatchNorm."""
         return [s for s in self.sites if s.verdict == "refused" and s.target != "none"]
+
+    @property
+    def poor(self) -> list[SiteRecord]:
+        """The sites that fit badly: more of the source's activation is lost than kept."""
+        return [site for site in self.sites if site.fit is not None and site.fit < _POOR]
 
     def counts(self) -> dict[str, int]:
         """How many sites became what, most frequent first."""
@@ -92,6 +125,8 @@ class Report:
             "layers": dict(self.layers),
             "notes": list(self.notes),
             "repairs": list(self.repairs),
+            "agreement": None if self.agreement is None else dataclasses.asdict(self.agreement),
+            "trained": self.trained,
             "counts": {
                 target: dict(Counter(site.becomes for site in sites).most_common())
                 for target, sites in self._by_target().items()
@@ -136,6 +171,17 @@ class Report:
             row["R²"] = "" if site.fit is None else f"{site.fit:.4f}"
         return {**row, "why": site.reason}
 
+    def _judgement(self) -> list[str]:
+        """How good the fit is as a whole, and where it is poor."""
+        lines = [] if self.agreement is None else [str(self.agreement)]
+        if self.poor:
+            lines.append(
+                f"warning: {len(self.poor)} sites keep less than half of their activation (R² "
+                f"below {_POOR}): {', '.join(site.name for site in self.poor)}. More data, "
+                "`distill` or `damping` may help"
+            )
+        return lines
+
     def __str__(self) -> str:
         from rich.console import Console
 
@@ -144,7 +190,11 @@ class Report:
             console.print(self.summary(), markup=False, soft_wrap=True)
             if self.sites:
                 console.print(self.table())
-            for line in (*self.notes, *(f"repaired: {repair}" for repair in self.repairs)):
+            for line in (
+                *self._judgement(),
+                *self.notes,
+                *(f"repaired: {repair}" for repair in self.repairs),
+            ):
                 console.print(f"- {line}", markup=False)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from kerasnorm.calibrate.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.rewrite import match, verify
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
@@ -144,19 +145,26 @@ def swap_norms(
         _insist_on_data(report)
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(trees, edits)
+    twins = _twins(decision, rebuilt)
     if data is not None and requests:
+        reconstruction = Reconstruction(trees)
         scores = calibrate(
             trees,
             rebuilt,
             [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
-            input_batches(trees.root, data, batch_size),
+            reconstruction.watch(input_batches(trees.root, data, batch_size)),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
         )
+        report.trained = reconstruction.run(rebuilt.model, seed)
+        unseen = reconstruction.held_out
+        if report.trained:
+            now = verify.fits(trees, twins, unseen)
+            scores = {name: now.get(name, score) for name, score in scores.items()}
         report.sites = [_fitted(record, scores) for record in report.sites]
+        report.agreement = verify.agreement(trees.root, twins, unseen)
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
-    twins = _twins(decision, rebuilt)
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
     report.notes = decision.lost() + rebuilt.notes + uncompared
@@ -203,6 +211,7 @@ def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
             copies[id(site.graph.owner)],
             site.call.output,
             rebuilt.twin(site.graph, site.call.output),
+            site.axis,
         )
         for site in decision.sites
     ]

@@ -7,7 +7,7 @@ nested model are compared on what the source feeds that model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm.calibrate.regression import r_squared
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
+from kerasnorm.rewrite.report import Agreement
 from kerasnorm.rewrite.run import run
 from kerasnorm.rewrite.trace import fed, fed_by
 
@@ -49,6 +51,7 @@ class Twin:
         copy: The result's graph of the same owner.
         expected: The symbolic tensor in the source.
         received: The symbolic tensor in the result.
+        axis: The channel axis.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Twin:
     copy: Graph
     expected: Any
     received: Any
+    axis: int = -1
 
 
 class NotComparableError(SwapError):
@@ -75,6 +79,30 @@ def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> di
     """
     arrays = random_inputs(forest.root) if inputs is None else tree.flatten(inputs)
     return dict(_in_graph(forest, forest.root, twins, arrays))
+
+
+def fits(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> dict[str, float]:
+    """R² of what the result has against what the source has, by name."""
+
+    def fit(twin: Twin, expected: np.ndarray, received: np.ndarray) -> float:
+        return r_squared(*(_rows(np.moveaxis(y, twin.axis, -1)) for y in (expected, received)))
+
+    return dict(_in_graph(forest, forest.root, twins, arrays, measure=fit))
+
+
+def agreement(root: Graph, twins: Sequence[Twin], arrays: list[np.ndarray]) -> Agreement:
+    """How far the outputs of two models agree on some inputs."""
+    ends = [twin for twin in twins if twin.name.startswith("output ") and twin.graph is root]
+    expected = run(root, arrays, [twin.expected for twin in ends])
+    received = run(ends[0].copy, arrays, [twin.received for twin in ends])
+    flat = [[_rows(y) for y in answers] for answers in (expected, received)]
+    pairs = list(zip(*flat, strict=True))
+    same = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a.shape[-1] > 1]
+    return Agreement(
+        samples=len(arrays[0]),
+        same_answers=float(np.mean(same)) if same else None,
+        fit=float(np.mean([r_squared(*pair) for pair in pairs])),
+    )
 
 
 def insist(
@@ -155,6 +183,7 @@ def _in_graph(
     twins: Sequence[Twin],
     arrays: list[Any],
     nudge: _Nudge | None = None,
+    measure: Callable[[Twin, np.ndarray, np.ndarray], float] | None = None,
 ) -> Iterator[tuple[str, float]]:
     here = [twin for twin in twins if twin.graph.owner is graph.owner]
     nested = {c.operation: c for c in graph.calls if id(c.operation) in forest.graphs}
@@ -170,12 +199,15 @@ def _in_graph(
     for owner, tensors in fed_to.items():
         inner = forest.graphs[id(owner)]
         inner_arrays = fed(inner, [next(values) for _ in tensors])
-        yield from _in_graph(forest, inner, twins, inner_arrays, nudge)
+        yield from _in_graph(forest, inner, twins, inner_arrays, nudge, measure)
     if here:
         state = _nudged(here[0].copy.owner, nudge) if nudge else []
         received = run(here[0].copy, arrays, [twin.received for twin in here], state)
         for twin, expected, answer in zip(here, answers, received, strict=False):
-            yield twin.name, spread_difference(expected, answer)
+            yield (
+                twin.name,
+                measure(twin, expected, answer) if measure else spread_difference(expected, answer),
+            )
 
 
 def _own_movements(
@@ -221,6 +253,10 @@ def output_twins(forest: Forest, copy: Graph) -> list[Twin]:
     root = forest.root
     ends = zip(tree.flatten(root.outputs), tree.flatten(copy.outputs), strict=True)
     return [Twin(f"output {number}", root, copy, *pair) for number, pair in enumerate(ends)]
+
+
+def _rows(values: np.ndarray) -> np.ndarray:
+    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
 
 
 def spread_difference(expected: np.ndarray, received: np.ndarray) -> float:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.calibrate.store import Store
+from kerasnorm.calibrate.store import Store, as_array
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.run import call_on
 from kerasnorm.rewrite.trace import fed_by
@@ -102,7 +102,7 @@ class Walk:
         """What every batch holds under a key that is known before a step, once it got there."""
         if key in self._kept:
             for batch in range(self.batches):
-                yield self._store.get((self._name, key), batch)
+                yield as_array(self._store.get((self._name, key), batch))
             return
         todo = self.steps[self._done : step]
         made = {k for s in todo for k in s.gives}
@@ -112,9 +112,8 @@ class Walk:
             values = {k: self._load(k, batch) for k in needed}
             self._run(todo, values, keep)
             for k in keep:
-                array = keras.ops.convert_to_numpy(values[k])
-                self._store.put((self._name, k), batch, array)
-            yield keras.ops.convert_to_numpy(values[key])
+                self._store.put((self._name, k), batch, values[k])
+            yield as_array(values[key])
         self._done = step
         self._kept |= keep
         self._release()
