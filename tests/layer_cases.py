@@ -232,7 +232,9 @@ def _weight_norm(case: Linear, mean_only=None) -> Case:
     return Case(name, make, case.shape, oracle, call)
 
 
-def _cosine_norm(case: Linear, rescale=False, damping=0.0, centered=False) -> Case:
+def _cosine_norm(case: Linear, rescale=False, damping=0.0, centered=False, across_groups=0) -> Case:
+    """`across_groups` is the number of groups, where they share a length."""
+
     def oracle(x, *weights):
         g, kernel, bias = weights if rescale else (None, *weights)
         ones = np.ones(kernel.shape)
@@ -246,13 +248,21 @@ def _cosine_norm(case: Linear, rescale=False, damping=0.0, centered=False) -> Ca
             w_squares = ((kernel - w_mean) ** 2).sum(case.norm_axes)
         shape = [1 if a in case.norm_axes else s for a, s in enumerate(kernel.shape)]
         w_squares = case.place(w_squares.reshape(shape))
+        if across_groups:
+            channels = 1 if "channels_first" in case.name else -1
+            x_squares = across_groups * x_squares.mean(channels, keepdims=True)
         bias = case.place_bias(bias)
         if rescale:
             lengths = np.sqrt(w_squares) * np.sqrt(x_squares + damping**2)
             return np.tanh(case.place(g.reshape(shape)) * dots / lengths + bias)
         return np.tanh((dots + bias) / np.sqrt((w_squares + bias**2) * (x_squares + 1)))
 
-    options = {"rescale": rescale, "damping": damping, "centered": centered}
+    options = {
+        "rescale": rescale,
+        "damping": damping,
+        "centered": centered,
+        "across_groups": bool(across_groups),
+    }
     name = "-".join([f"CosineNorm-{case.name}", *(k for k, v in options.items() if v)])
     return Case(name, lambda: CosineNorm(case.make(), **options), case.shape, oracle)
 
@@ -348,6 +358,13 @@ CASES = [
     *(
         _cosine_norm(_by_name[name], rescale=True, centered=True)
         for name in ("Dense", "EinsumDense-heads", _grouped.name, _depthwise.name)
+    ),
+    *(
+        _cosine_norm(case, across_groups=groups, **options)
+        for case, groups in (
+            (_by_name["Dense"], 1), (_grouped, 2), (_depthwise, 2), (_first(_same_stride), 1)
+        )
+        for options in ({}, {"rescale": True, "damping": 0.7})
     ),
     Case("Affine", lambda: Affine(axis=1), (4, 3, 2),
          lambda x, k, b: x * k[:, None] + b[:, None]),

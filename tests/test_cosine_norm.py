@@ -23,6 +23,7 @@ MAKERS = {"Dense": (lambda: layers.Dense(4), (5, 6)), **CONVOLUTIONS}
 OPTIONS = [
     {},
     {"rescale": True, "centered": True},
+    {"rescale": True, "across_groups": True},
     pytest.param({"centered": True}, marks=pytest.mark.slow),
     pytest.param({"rescale": True}, marks=pytest.mark.slow),
     pytest.param({"rescale": True, "damping": 1.0}, marks=pytest.mark.slow),
@@ -73,6 +74,41 @@ def test_a_patch_along_the_kernel_gives_one(name, centered, scale):
     y = np.asarray(layer(scale * x))
     assert abs(y.max() - 1) < 1e-5
     assert abs(y).max() <= BOUND
+
+
+@pytest.mark.parametrize("options", [{}, {"rescale": True, "damping": 0.5}], ids=str)
+@pytest.mark.parametrize("name", ["grouped", "DepthwiseConv2D"])
+def test_across_groups_is_the_convolution_with_zeros_between_them(name, options):
+    make, shape = CONVOLUTIONS[name]
+    rng = np.random.default_rng(3)
+    layer = built(make, shape, across_groups=True, **options)
+    units = layer.layer.bias.shape[0]
+    plain = layers.Conv2D(units, 3, padding="same")
+    plain.build(shape)
+    whole = np.zeros(plain.kernel.shape)
+    reads = 1 if name == "DepthwiseConv2D" else layer.layer.kernel.shape[2]
+    own = rng.normal(size=(3, 3, reads, units))
+    for unit in range(units):
+        first = unit * shape[-1] // units // reads * reads
+        whole[:, :, first : first + reads, unit] = own[..., unit]
+    layer.layer.kernel.assign(own.reshape(layer.layer.kernel.shape))
+    full = built(lambda: plain, shape, **options)
+    plain.kernel.assign(whole)
+    for each in (layer.layer, plain):
+        each.bias.assign(np.arange(units) / 10)
+    x = rng.normal(size=shape).astype("float32")
+    np.testing.assert_allclose(layer(x), full(x), atol=2e-6)
+
+
+def test_gains_across_groups_start_at_the_root_of_all_that_is_measured():
+    layer = CosineNorm(layers.DepthwiseConv2D(3), rescale=True, across_groups=True)
+    layer.build((None, 8, 8, 5))
+    np.testing.assert_allclose(layer.g, np.sqrt(45), rtol=1e-6)
+
+
+def test_centered_needs_groups_of_their_own():
+    with pytest.raises(ValueError, match="centered=True, across_groups=True"):
+        CosineNorm(layers.DepthwiseConv2D(3), centered=True, across_groups=True)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -187,6 +187,19 @@ def test_a_patch_of_zeros_has_no_direction(arguments, path):
     assert export_onnx(model, path, inputs=x).max_difference <= 1e-5
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.DepthwiseConv2D(3, strides=2, padding="same", depth_multiplier=2),
+        lambda: layers.Conv2D(8, 3, groups=2),
+    ],
+)
+def test_cosines_across_groups_measure_one_patch(make, path):
+    counts = exported(path, (8, 8, 4), CosineNorm(make(), rescale=True, across_groups=True))
+    assert counts["Conv"] == 2  # the contraction and the lengths
+    assert counts["ReduceSum"] == 1
+
+
 def test_cosines_in_half_precision_are_traced_as_they_are(path):
     model = keras.Sequential(
         [keras.Input((8,)), CosineNorm(layers.Dense(3, dtype="mixed_float16"))]

@@ -17,7 +17,7 @@ TWINS = [
     (BatchNorm, layers.BatchNormalization, set()),
     (LayerNorm, layers.LayerNormalization, {"scalar_affine", "channel_axis"}),
     (WeightNorm, layers.SpectralNormalization, {"mean_only", "momentum"}),
-    (CosineNorm, layers.SpectralNormalization, {"rescale", "damping", "centered"}),
+    (CosineNorm, layers.SpectralNormalization, {"rescale", "damping", "centered", "across_groups"}),
 ]
 THEIRS_ONLY = {layers.SpectralNormalization: {"power_iterations"}}
 

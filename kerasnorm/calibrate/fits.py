@@ -124,13 +124,18 @@ def fit_cosine(
     if not has_rows(inner):
         return fit_gain_and_bias(layer, stream, sampling)
     rows = Rows(inner)
+    together = (0, 2) if layer.across_groups else 2
+
+    def squares(patches: np.ndarray) -> np.ndarray:
+        return np.square(patches).sum(together, keepdims=True, dtype=np.float64)
+
     if share:
-        layer.damping = float(np.sqrt(share * _mean_square(rows, stream, sampling)))
+        layer.damping = float(np.sqrt(share * _mean_of(squares, rows, stream, sampling)))
     targets = rows.outputs if source is None else _pre_activation(Rows(source))
 
     def normalized(x: np.ndarray, index) -> np.ndarray:
         patches = rows.inputs(x, index)
-        square = np.square(patches).sum(-1, keepdims=True, dtype=np.float64) + layer.damping**2
+        square = squares(patches) + layer.damping**2
         return patches / np.sqrt(np.where(square > 0, square, 1.0)).astype(np.float32)
 
     ridge, held = _ridge_sums(rows, targets, stream, sampling, normalized)
@@ -342,12 +347,12 @@ def _bias_of(layer: Any, rows: Rows) -> np.ndarray:
     return rows.grouped(bias[None])[:, 0]
 
 
-def _mean_square(rows: Rows, stream: Stream, sampling: Sampling) -> float:
-    squares = []
+def _mean_of(squares, rows: Rows, stream: Stream, sampling: Sampling) -> float:
+    found = []
     for x, _ in stream():
         index = rows.sample(rows.output_shape(x), sampling.rows(1), sampling.random)
-        squares.append(np.square(rows.inputs(x, index)).sum(-1).mean())
-    return float(np.mean(squares))
+        found.append(squares(rows.inputs(x, index)).mean())
+    return float(np.mean(found))
 
 
 def _moments(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:

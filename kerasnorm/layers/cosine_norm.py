@@ -36,11 +36,15 @@ class CosineNorm(keras.layers.Wrapper):
       A patch of a convolution loses digits where it varies far less than the sample as a whole
       (about one at a tenth of the deviation of all that its group reads, two each after that),
       and counts as constant where none are left.
+    - `across_groups=True` measures ‖x‖ over all channels where a unit reads those of one group: a
+      grouped or depthwise convolution is one with a kernel of zeros between the groups, and this
+      is its cosine. What one channel's patch alone cannot keep, its size beside the others', is
+      kept.
 
     For a convolution, x is the patch at each position, padding included, of the channels of one
-    group. For a transposed convolution it is the patch of the input spread out by the strides,
-    the zeros in between included: with strides, only part of w meets entries of x, so that the
-    cosine stays below 1. A vector x of zeros gives 0 before the outer bias.
+    group unless `across_groups`. For a transposed convolution it is the patch of the input spread
+    out by the strides, the zeros in between included: with strides, only part of w meets entries
+    of x, so that the cosine stays below 1. A vector x of zeros gives 0 before the outer bias.
 
     Lengths and quotients are computed in float32 or wider; x is scaled by its largest entry
     before squaring, so that entries of 1e-30 and 1e30 are safe. Within one sample of a
@@ -54,6 +58,8 @@ class CosineNorm(keras.layers.Wrapper):
         rescale: Whether to multiply by a gain and add the bias outside.
         damping: Number ≥ 0, with `rescale=True` only.
         centered: Whether to subtract the means.
+        across_groups: Whether ‖x‖ is that of all channels together; of no effect on layers without
+            groups.
         **kwargs: Base layer keyword arguments (e.g. `name`). `dtype` defaults to the wrapped
             layer's own policy.
 
@@ -61,9 +67,9 @@ class CosineNorm(keras.layers.Wrapper):
     integer inputs are cast to it.
 
     Raises:
-        ValueError: If the layer is of another kind, quantized or LoRA-enabled, or `damping` is
-            negative or given without `rescale`; on build, if the bias of an EinsumDense has other
-            axes than its output units.
+        ValueError: If the layer is of another kind, quantized or LoRA-enabled, if `damping` is
+            negative or given without `rescale`, or `centered` with `across_groups`; on build, if
+            the bias of an EinsumDense has other axes than its output units.
 
     Example:
 
@@ -75,7 +81,9 @@ class CosineNorm(keras.layers.Wrapper):
     Reference: Luo et al., 2017, https://arxiv.org/abs/1702.05870
     """
 
-    def __init__(self, layer, rescale=False, damping=0.0, centered=False, **kwargs):
+    def __init__(
+        self, layer, rescale=False, damping=0.0, centered=False, across_groups=False, **kwargs
+    ):
         if isinstance(layer, keras.Layer):
             kwargs.setdefault("dtype", layer.dtype_policy)
         super().__init__(layer, **kwargs)
@@ -90,9 +98,15 @@ class CosineNorm(keras.layers.Wrapper):
                 "`damping` must be at least 0, and needs rescale=True (the plain form has the "
                 f"1 in [x, 1]). Received: damping={damping}, rescale={rescale}."
             )
+        if centered and across_groups:
+            raise ValueError(
+                "`centered` needs the mean of what each unit reads, so that the groups stay apart. "
+                "Received: centered=True, across_groups=True. Use one of them."
+            )
         self.rescale = rescale
         self.damping = damping
         self.centered = centered
+        self.across_groups = across_groups
         self.supports_masking = layer.supports_masking
         # the wrapped layer is not called, so that its penalty on outputs is taken here
         self.activity_regularizer = layer.activity_regularizer
@@ -101,7 +115,7 @@ class CosineNorm(keras.layers.Wrapper):
     def build(self, input_shape):
         kernels.require_known_channels("CosineNorm", self.layer, input_shape)
         super().build(input_shape)
-        contraction = Contraction(self.layer, len(input_shape))
+        contraction = self.contraction(len(input_shape))
         bias = self.layer.bias
         if not self.rescale and bias is not None and contraction.bias_to_units(bias) is None:
             raise ValueError(
@@ -119,6 +133,10 @@ class CosineNorm(keras.layers.Wrapper):
                 autocast=False,
             )
 
+    def contraction(self, rank):
+        """Where the vectors lie whose cosine is taken, for inputs of this rank."""
+        return Contraction(self.layer, rank, self.across_groups)
+
     def call(self, inputs):
         kernels.require_plain_kernel("CosineNorm", self.layer)  # it may have lost it since
         inputs = ops.convert_to_tensor(inputs)
@@ -127,7 +145,7 @@ class CosineNorm(keras.layers.Wrapper):
         return in_dtype(wide, self._cosine, x)
 
     def _cosine(self, x):
-        contraction = Contraction(self.layer, len(x.shape))
+        contraction = self.contraction(len(x.shape))
         bias = None if self.layer.bias is None else ops.convert_to_tensor(self.layer.bias)
         inner = None if self.rescale or bias is None else contraction.bias_to_units(bias)
         # what stands beside x in its length: the 1 of [x, 1], or the damping
@@ -189,4 +207,5 @@ class CosineNorm(keras.layers.Wrapper):
             "rescale": self.rescale,
             "damping": self.damping,
             "centered": self.centered,
+            "across_groups": self.across_groups,
         }

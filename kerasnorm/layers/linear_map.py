@@ -61,6 +61,11 @@ def is_depthwise(layer) -> bool:
     return isinstance(layer, _DEPTHWISE)
 
 
+def groups(layer) -> int:
+    """Into how many groups of channels a built layer divides its input, each with own outputs."""
+    return layer.kernel.shape[-2] if is_depthwise(layer) else getattr(layer, "groups", 1)
+
+
 def is_separable(layer) -> bool:
     return isinstance(layer, _SEPARABLE)
 

@@ -53,16 +53,25 @@ def refusal(layer) -> str | None:
 
 
 class Contraction:
-    """Where the contracted vectors of a built layer lie, for inputs of one rank."""
+    """Where the contracted vectors of a built layer lie, for inputs of one rank.
 
-    def __init__(self, layer: keras.Layer, rank: int):
+    Args:
+        layer: The layer.
+        rank: How many axes its inputs have.
+        across_groups: Whether the vector of each unit is the patch of all channels, where the
+            layer itself reads those of one group: its weights for the others are zeros.
+    """
+
+    def __init__(self, layer: keras.Layer, rank: int, across_groups: bool = False):
         self.layer = layer
         self.rank = rank
+        groups = linear.groups(layer)
+        self._groups = 1 if across_groups else groups
         self.sliding = linear.is_convolution(layer)
         self.size = math.prod(
             kernels.output_kernel(layer).variable.shape[a]
             for a in kernels.output_kernel(layer).contracted_axes
-        )
+        ) * (groups // self._groups)
         if isinstance(layer, layers.EinsumDense):
             self._inputs, self._kernel, self._output = _without_dots(layer.equation, rank)
             self.axes = tuple(a for a, x in enumerate(self._inputs) if x not in self._output)
@@ -193,12 +202,6 @@ class Contraction:
     def _channels(self) -> int:
         axis = kernels.channel_axis(self.layer, self.rank)
         return self.rank - 1 if axis is None else axis
-
-    @property
-    def _groups(self) -> int:
-        if linear.is_depthwise(self.layer):
-            return self.layer.kernel.shape[-2]
-        return getattr(self.layer, "groups", 1)
 
     def _group_means(self, x):
         """One value per group (and sample): the mean of all that it reads, space and channels."""

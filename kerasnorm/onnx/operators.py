@@ -22,7 +22,6 @@ import numpy as np
 
 from kerasnorm.layers import CosineNorm, LayerNorm
 from kerasnorm.layers import linear_map as linear
-from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.substitution import in_dtype
 from kerasnorm.rewrite.internals import sublayers
 
@@ -121,7 +120,7 @@ def _cosine_call(layer):
     """
 
     def formula(x):
-        contraction = Contraction(layer.layer, len(x.shape))
+        contraction = layer.contraction(len(x.shape))
         bias = layer.layer.bias
         joined = not layer.rescale and bias is not None
         w, inner = layer._direction(contraction.bias_to_units(bias) if joined else None)

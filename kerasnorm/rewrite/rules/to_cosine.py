@@ -5,7 +5,8 @@ bias is y = u·x̂ + b, where u = g·w/‖w‖ is any vector: what fits BatchNor
 closed form (`calibrate.fits.fit_cosine`). Stored statistics alone do not tell how long x is.
 
 1. Behind a linear layer that CosineNorm can wrap: that layer takes the cosine, and BatchNorm's
-   output is what it is fitted to.
+   output is what it is fitted to. Grouped and depthwise convolutions take that with all channels
+   of the patch: the few entries that one channel has there keep nothing of their size.
 2. Behind a separable convolution: its depthwise part stays, and its pointwise part takes the
    cosine, as a convolution of size 1.
 3. Elsewhere BatchNorm stays the affine map it is, an `Affine`, and the next linear layer takes the
@@ -169,7 +170,7 @@ def _cosine(partner: Partner, name: str, found: Statistics | None, penalty=None)
     def make() -> keras.layers.Layer:
         inner = linear.with_bias(partner)
         inner.activity_regularizer = penalty
-        return CosineNorm(inner, rescale=True, name=name)
+        return CosineNorm(inner, rescale=True, across_groups=True, name=name)
 
     def fill(new: CosineNorm) -> None:
         kernel = kernels.output_kernel(new.layer)
