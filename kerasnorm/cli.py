@@ -58,7 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else WRONG_REQUEST
     problem: Exception
     try:
-        with contextlib.nullcontext() if arguments.debug else _silent_libraries():
+        with (
+            contextlib.nullcontext() if arguments.debug else _silent_libraries(),
+            _without_bars() if arguments.quiet else contextlib.nullcontext(),
+        ):
             return arguments.run(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted; nothing was written.", 130)
@@ -320,7 +323,7 @@ def _show(console: Any, report: Any) -> None:
     console.print(report.summary(), markup=False)
     if report.sites:
         console.print(report.table())
-    for line in (*report.notes, *(f"repaired: {repair}" for repair in report.repairs)):
+    for line in report.remarks():
         console.print(f"- {line}", markup=False)
 
 
@@ -367,6 +370,19 @@ def _silent_libraries() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    import keras
+
+    shown = keras.config.is_interactive_logging_enabled()
+    keras.config.disable_interactive_logging()
+    try:
+        yield
+    finally:
+        if shown:
+            keras.config.enable_interactive_logging()
 
 
 if __name__ == "__main__":

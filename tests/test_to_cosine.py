@@ -14,6 +14,8 @@ from kerasnorm import CosineNorm, SwapError
 from kerasnorm.calibrate.fits import Sampling, fit_cosine
 from kerasnorm.calibrate.rows import Rows
 
+pytestmark = pytest.mark.usefixtures("closed_form")
+
 BN = layers.BatchNormalization
 
 

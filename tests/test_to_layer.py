@@ -15,6 +15,8 @@ import kerasnorm
 from kerasnorm import Affine, LayerNorm, SwapError
 from kerasnorm.calibrate.regression import r_squared
 
+pytestmark = pytest.mark.usefixtures("closed_form")
+
 BN = layers.BatchNormalization
 
 

@@ -244,6 +244,22 @@ def compiled():
     return model
 
 
+def residual():
+    """Two blocks and a classifier, as most networks are made."""
+
+    def build(x):
+        for block in (1, 2):
+            y = layers.Conv2D(8, 3, padding="same", use_bias=False, name=f"conv_{block}")(x)
+            y = layers.ReLU()(BN(name=f"bn_{block}")(y))
+            y = BN(name=f"bn_{block}_end")(layers.Conv2D(8, 3, padding="same")(y))
+            short = BN(name=f"bn_{block}_short")(layers.Conv2D(8, 1)(x))
+            x = layers.ReLU()(layers.Add(name=f"add_{block}")([y, short]))
+        x = layers.GlobalAveragePooling2D()(x)
+        return layers.Dense(5, activation="softmax", name="head")(x)
+
+    return _graph(build, (8, 8, 3))
+
+
 def subclassed():
     class Net(keras.Model):
         def __init__(self):

@@ -17,6 +17,7 @@ from kerasnorm.calibrate.features import common_features
 from kerasnorm.calibrate.lessons import Batches, Best, Flat, compared_at, packing
 from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
+from kerasnorm.progress import progress
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.calibration import input_batches
 from kerasnorm.rewrite.forest import Forest, graphs_of
@@ -56,10 +57,10 @@ def distill(
       answer costs,
     - mean (s − t)² / var t anywhere else, which is 1 − R²,
 
-    and the losses of several outputs are added up. The teacher's answers are computed once. While
-    it is trained, the student is compared with its teacher at the ends of blocks besides, where
-    both are functional or Sequential models (`calibrate.features`): mean (s − t)² / var t over
-    these, and a tenth of the loss above.
+    and the losses of several outputs are added up. The teacher's answers are computed once. Where
+    both are functional or Sequential models, the student is compared with its teacher at the ends
+    of blocks besides (additions, concatenations, poolings; `calibrate.features`): the loss is then
+    the mean over these of mean (s − t)² / var t, plus a tenth of the loss above.
 
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
     without it, and moving statistics stay what they are. Regularizers do not count. Only what is
@@ -80,10 +81,9 @@ def distill(
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
         seed: Of what is held out, and of the order of the data.
-        learning_rate: The highest that Adam gets. None for 0.1 · the loss per output on the
-            held-out samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there
-            are fewer: what is lost at first, the nearer student and the shorter training have to
-            make good.
+        learning_rate: The highest that Adam gets. None for 0.1 · the loss on the held-out
+            samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there are fewer:
+            what is lost at first, the nearer student and the shorter training have to make good.
         optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
         jit_compile: Whether XLA compiles the steps. None for what is faster: on accelerators
             where Keras can, on a CPU not.
@@ -139,10 +139,10 @@ def distill(
         compile_with()
         before = pupil.evaluate(judges, verbose=0, return_dict=True)
         if learning_rate is None:
-            learning_rate = _learning_rate(before["loss"] / len(heads), steps)
+            learning_rate = _learning_rate(before["loss"], steps)
         compile_with(_optimizer(student, optimizer, learning_rate, steps))
         with strides_taken_before(student):
-            return _fit(pupil, lessons, judges, before, epochs=epochs, **fit)
+            return _fit(pupil, lessons, judges, before, steps, epochs=epochs, **fit)
 
 
 def held_out(number: np.ndarray) -> np.ndarray:
@@ -159,14 +159,20 @@ def _compared(student, teacher, forests: tuple[Forest, Forest], inputs: list[np.
     return compared_at(features, student, teacher, sample)
 
 
-def _fit(pupil, lessons: Batches, judges: Batches, before: dict[str, float], **fit: Any):
+def _fit(
+    pupil, lessons: Batches, judges: Batches, before: dict[str, float], steps: int, **fit: Any
+):
     best = Best(before, fit["epochs"])
     best.set_model(pupil)
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
-    fit = {"verbose": 0, "callbacks": [*given, best], **fit}
+    fit = {"verbose": 0, **fit}
+    bar = contextlib.nullcontext(lambda: None) if fit["verbose"] else progress("training", steps)
     try:
-        history = pupil.fit(lessons, validation_data=judges, shuffle=False, **fit)
+        with bar as advance:
+            shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
+            fit["callbacks"] = [*given, best, shown]
+            history = pupil.fit(lessons, validation_data=judges, shuffle=False, **fit)
     except BaseException:
         best.restore(best.first)
         raise

@@ -30,16 +30,16 @@ class Flat(keras.Model):
         model: The model.
         forest: Its graphs.
         heads: How to read its outputs.
-        lessons: What to compare with a teacher besides, while it is trained; None for nothing.
+        compared: What to compare with a teacher besides (`compared_at`); None for nothing.
     """
 
-    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head], lessons=None):
+    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head], compared=None):
         super().__init__(name=model.name)
         self.autocast = False  # of the inputs, which the model itself casts
         self.inner = model
         self._pack = packing(forest)
         self._readers = [head.logits for head in heads]
-        self._compared = lessons
+        self._compared = compared
         self._error: Any = None
         self.built = True
 
@@ -50,7 +50,7 @@ class Flat(keras.Model):
 
     def call(self, inputs, training=False):
         args, kwargs = self._pack(tree.flatten(inputs))
-        if training and self._compared is not None:
+        if self._compared is not None:
             outputs, self._error = self._compared(*args, **kwargs)
         else:
             outputs = self.inner(*args, **kwargs, training=False)
@@ -64,8 +64,7 @@ class Flat(keras.Model):
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        compares = training and self._compared is not None
-        return _OF_ANSWERS * loss + self._error if compares else loss
+        return loss if self._compared is None else _OF_ANSWERS * loss + self._error
 
 
 def compared_at(

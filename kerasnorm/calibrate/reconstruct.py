@@ -66,14 +66,16 @@ class Reconstruction:
         return int(min(_EPOCHS, _WORK // max(work, 1)))
 
     def run(self, swapped: Any, seed: int) -> bool:
-        """Train the swapped model in place; whether there was anything to train in that time."""
+        """Train the swapped model in place; whether that brought it nearer to its source."""
         if not self.epochs or not swapped.trainable_variables:
             return False
         root = self._source.root
         flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
         data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
-        distill(swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed)
-        return True
+        history = distill(
+            swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+        )
+        return history.after != history.before
 
 
 def multiplications(forest: Forest) -> int:

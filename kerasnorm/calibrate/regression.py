@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from kerasnorm.layers.moments import RunningMoments
+
 
 class Lines:
     """For each channel the line t ≈ gain · z + bias.
@@ -98,11 +100,31 @@ def _penalty(share: float, products: np.ndarray, size: int) -> np.ndarray:
     return share * np.where(power > 0, power, 1.0)
 
 
+class RSquared:
+    """1 − Σ(t − t̂)² / Σ(t − mean of its channel)²; 1 where both are 0.
+
+    Rows are added in parts of shape (rows, channels).
+    """
+
+    def __init__(self):
+        self._residual = 0.0
+        self._moments = RunningMoments()
+
+    def add(self, expected: np.ndarray, received: np.ndarray) -> None:
+        expected = expected.astype(np.float64)
+        self._residual += float(np.square(expected - received).sum())
+        self._moments.add(float(len(expected)), expected.mean(0), expected.var(0))
+
+    @property
+    def value(self) -> float:
+        spread = float(np.sum(self._moments.squares))
+        if spread == 0:
+            return 1.0 if self._residual == 0 else 0.0
+        return 1.0 - self._residual / spread
+
+
 def r_squared(expected: np.ndarray, received: np.ndarray) -> float:
-    """1 − Σ(t − t̂)² / Σ(t − mean of its channel)², rows × channels; 1 where both are 0."""
-    expected = expected.astype(np.float64)
-    residual = np.square(expected - received).sum()
-    spread = np.square(expected - expected.mean(0)).sum()
-    if spread == 0:
-        return 1.0 if residual == 0 else 0.0
-    return float(1.0 - residual / spread)
+    """`RSquared` of rows × channels."""
+    found = RSquared()
+    found.add(expected, received)
+    return found.value

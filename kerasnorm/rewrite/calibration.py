@@ -22,6 +22,7 @@ from kerasnorm.calibrate.rows import has_rows
 from kerasnorm.calibrate.store import Store
 from kerasnorm.errors import DataError
 from kerasnorm.layers import CosineNorm
+from kerasnorm.progress import progress
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
@@ -100,9 +101,11 @@ def calibrate(
             source.feed(arrays)
             swapped.feed(arrays)
         sampling = Sampling(source.batches, np.random.default_rng(seed))
-        for next_up in sorted(todo, key=lambda item: item.step):
-            scores[next_up.name] = next_up.run(next_up.stream(source, swapped), sampling)
-            source.unpin(next_up.target)
+        with progress("fitting", len(todo)) as advance:
+            for next_up in sorted(todo, key=lambda item: item.step):
+                scores[next_up.name] = next_up.run(next_up.stream(source, swapped), sampling)
+                source.unpin(next_up.target)
+                advance()
     finally:
         store.close()
     return {item.site: scores[item.site] for item in wanted if item.site in scores}

@@ -171,8 +171,8 @@ class Report:
             row["R²"] = "" if site.fit is None else f"{site.fit:.4f}"
         return {**row, "why": site.reason}
 
-    def _judgement(self) -> list[str]:
-        """How good the fit is as a whole, and where it is poor."""
+    def remarks(self) -> list[str]:
+        """What there is to say beside the table: how good the fit is, notes, repairs."""
         lines = [] if self.agreement is None else [str(self.agreement)]
         if self.poor:
             lines.append(
@@ -180,7 +180,7 @@ class Report:
                 f"below {_POOR}): {', '.join(site.name for site in self.poor)}. More data, "
                 "`distill` or `damping` may help"
             )
-        return lines
+        return [*lines, *self.notes, *(f"repaired: {repair}" for repair in self.repairs)]
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -190,11 +190,7 @@ class Report:
             console.print(self.summary(), markup=False, soft_wrap=True)
             if self.sites:
                 console.print(self.table())
-            for line in (
-                *self._judgement(),
-                *self.notes,
-                *(f"repaired: {repair}" for repair in self.repairs),
-            ):
+            for line in self.remarks():
                 console.print(f"- {line}", markup=False)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 

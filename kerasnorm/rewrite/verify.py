@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.calibrate.regression import r_squared
+from kerasnorm.calibrate.regression import RSquared
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
@@ -39,6 +39,7 @@ _ROUNDINGS_OF_16_BITS = 4
 _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _FREE_SIZE = 32
 _ROWS = 2
+_SAMPLES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -83,26 +84,42 @@ def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> di
 
 def fits(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> dict[str, float]:
     """R² of what the result has against what the source has, by name."""
+    found = {twin.name: RSquared() for twin in twins}
 
-    def fit(twin: Twin, expected: np.ndarray, received: np.ndarray) -> float:
-        return r_squared(*(_rows(np.moveaxis(y, twin.axis, -1)) for y in (expected, received)))
+    def add(twin: Twin, expected: np.ndarray, received: np.ndarray) -> float:
+        ends = (np.moveaxis(y, twin.axis, -1) for y in (expected, received))
+        found[twin.name].add(*map(_rows, ends))
+        return found[twin.name].value
 
-    return dict(_in_graph(forest, forest.root, twins, arrays, measure=fit))
+    for part in _parts(arrays):
+        scores = dict(_in_graph(forest, forest.root, twins, part, measure=add))
+    return scores
 
 
 def agreement(root: Graph, twins: Sequence[Twin], arrays: list[np.ndarray]) -> Agreement:
     """How far the outputs of two models agree on some inputs."""
     ends = [twin for twin in twins if twin.name.startswith("output ") and twin.graph is root]
-    expected = run(root, arrays, [twin.expected for twin in ends])
-    received = run(ends[0].copy, arrays, [twin.received for twin in ends])
-    flat = [[_rows(y) for y in answers] for answers in (expected, received)]
-    pairs = list(zip(*flat, strict=True))
-    same = [np.mean(a.argmax(-1) == b.argmax(-1)) for a, b in pairs if a.shape[-1] > 1]
+    found = [RSquared() for _ in ends]
+    same: list[np.ndarray] = []
+    for part in _parts(arrays):
+        expected = run(root, part, [twin.expected for twin in ends])
+        received = run(ends[0].copy, part, [twin.received for twin in ends])
+        for fit, *answers in zip(found, expected, received, strict=True):
+            a, b = map(_rows, answers)
+            fit.add(a, b)
+            if a.shape[-1] > 1:
+                same.append(a.argmax(-1) == b.argmax(-1))
     return Agreement(
         samples=len(arrays[0]),
-        same_answers=float(np.mean(same)) if same else None,
-        fit=float(np.mean([r_squared(*pair) for pair in pairs])),
+        same_answers=float(np.mean(np.concatenate(same))) if same else None,
+        fit=float(np.mean([fit.value for fit in found])),
     )
+
+
+def _parts(arrays: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """A few samples at a time, since the tensors of every call are held at once."""
+    for first in range(0, len(arrays[0]), _SAMPLES_AT_ONCE):
+        yield [array[first : first + _SAMPLES_AT_ONCE] for array in arrays]
 
 
 def insist(

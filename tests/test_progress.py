@@ -1,0 +1,56 @@
+"""The progress bar: after a few seconds, on a terminal, unless asked not to."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+
+import kerasnorm
+from kerasnorm import progress
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    monkeypatch.setattr(progress, "_SECONDS", -1.0)
+
+
+def swapped():
+    x = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32")
+    kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "layer", x)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_shown_on_a_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    swapped()
+    said = capsys.readouterr()
+    assert "fitting" in said.err
+    assert "training" in said.err
+    assert not said.out
+
+
+@pytest.mark.usefixtures("at_once")
+def test_not_elsewhere(capsys):
+    swapped()
+    assert "fitting" not in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("at_once")
+def test_not_where_logging_is_off(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    keras.config.disable_interactive_logging()
+    try:
+        swapped()
+    finally:
+        keras.config.enable_interactive_logging()
+    assert "fitting" not in capsys.readouterr().err
+
+
+def test_not_for_what_is_done_soon(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress.progress("soon", 2) as advance:
+        advance()
+        advance()
+    assert not capsys.readouterr().err
