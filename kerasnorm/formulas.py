@@ -147,6 +147,43 @@ def joint_direction(w, bias, axes: Sequence[int]):
     return w / length, bias / length
 
 
+def separable_norm(depthwise, pointwise, bias=None):
+    """‖[w, b]‖ of each unit of a separable convolution, whose kernel w is made of two.
+
+    w[k, c] = Σ_m d[k, c, m]·p[c, m] for tap k and input c, so that ‖w‖² = Σ_c pᵀ·(dᵀ·d)·p. Of a
+    zero vector it is a positive constant, as in `norm`.
+
+    Args:
+        depthwise: d, of shape (taps…, inputs, multiplier).
+        pointwise: p, of shape (ones…, inputs · multiplier, units).
+        bias: b, of shape (units,); None for no bias.
+
+    Returns:
+        A tensor of shape (units,).
+    """
+    *_, inputs, multiplier = depthwise.shape
+    d = ops.reshape(depthwise, (-1, inputs, multiplier))
+    p = ops.reshape(pointwise, (inputs, multiplier, pointwise.shape[-1]))
+    size = _positive(ops.max(ops.abs(d)))
+    largest = ops.max(ops.abs(p), axis=(0, 1))
+    if bias is not None:
+        bias = bias / size
+        largest = ops.maximum(largest, ops.abs(bias))
+    largest = _positive(largest)
+    d, p = d / size, p / largest
+    products = ops.sum(ops.expand_dims(d, -1) * ops.expand_dims(d, -2), axis=0)
+    squares = ops.sum(p * ops.matmul(products, p), axis=(0, 1))
+    if bias is not None:
+        squares = squares + ops.square(bias / largest)
+    length = ops.sqrt(ops.where(squares > _VANISHING, squares, _ZERO_NORM_SQUARED))
+    return length * largest * size
+
+
+def _positive(scale):
+    """A scale to divide by and multiply with again, which no gradient has to flow through."""
+    return ops.stop_gradient(ops.where(scale > 0, scale, ops.ones_like(scale)))
+
+
 def inverse_length(squares):
     """1 / sqrt(squares), and 0 (with gradient 0) where `squares` vanishes.
 

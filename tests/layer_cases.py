@@ -275,6 +275,24 @@ def _separable(x, g, g_depthwise, depthwise, pointwise, bias):
     return np.tanh(middle @ pointwise.reshape(pointwise.shape[-2:]) + bias)
 
 
+def _cosine_separable(rescale):
+    def oracle(x, *weights):
+        g, depthwise, pointwise, bias = weights if rescale else (None, *weights)
+        *taps, inputs, multiplier = depthwise.shape
+        p = pointwise.reshape(inputs, multiplier, -1)
+        whole = np.einsum("kcm,cmo->kco", depthwise.reshape(-1, inputs, multiplier), p)
+        whole = whole.reshape(*taps, inputs, -1)
+        ones = [1] * len(taps)
+        convolution = linear.convolution(ones, ones, "same")
+        dots, squares = convolution(x, whole), convolution(x * x, np.ones_like(whole))
+        lengths = (whole**2).sum(tuple(range(whole.ndim - 1)))
+        if rescale:
+            return np.tanh(g * dots / np.sqrt(lengths * squares) + bias)
+        return np.tanh((dots + bias) / np.sqrt((lengths + bias**2) * (squares + 1)))
+
+    return oracle
+
+
 def _recurrent(run):
     def oracle(x, g, g_recurrent, kernel, recurrent, bias):
         return run(x, g * direction(kernel, 0), g_recurrent * direction(recurrent, 0), bias)
@@ -365,6 +383,20 @@ CASES = [
             (_by_name["Dense"], 1), (_grouped, 2), (_depthwise, 2), (_first(_same_stride), 1)
         )
         for options in ({}, {"rescale": True, "damping": 0.7})
+    ),
+    *(
+        Case(
+            f"CosineNorm-SeparableConv-{rank}-{rescale}",
+            lambda make=make, rescale=rescale: CosineNorm(make(), rescale=rescale),
+            shape,
+            _cosine_separable(rescale),
+        )
+        for rank, make, shape in (
+            (1, lambda: L.SeparableConv1D(
+                3, 3, padding="same", depth_multiplier=2, activation="tanh"), (2, 5, 2)),
+            (2, lambda: L.SeparableConv2D(3, 3, padding="same", activation="tanh"), (2, 4, 3, 2)),
+        )
+        for rescale in (False, True)
     ),
     Case("Affine", lambda: Affine(axis=1), (4, 3, 2),
          lambda x, k, b: x * k[:, None] + b[:, None]),

@@ -19,6 +19,7 @@ CONVOLUTIONS = {
     "DepthwiseConv2D": (lambda: layers.DepthwiseConv2D(3, padding="same"), (2, 5, 5, 3)),
     "Conv2DTranspose": (lambda: layers.Conv2DTranspose(4, 3, strides=2), (2, 4, 4, 3)),
 }
+
 MAKERS = {"Dense": (lambda: layers.Dense(4), (5, 6)), **CONVOLUTIONS}
 OPTIONS = [
     {},
@@ -106,9 +107,39 @@ def test_gains_across_groups_start_at_the_root_of_all_that_is_measured():
     np.testing.assert_allclose(layer.g, np.sqrt(45), rtol=1e-6)
 
 
-def test_centered_needs_groups_of_their_own():
-    with pytest.raises(ValueError, match="centered=True, across_groups=True"):
+def test_centered_needs_kernels_of_their_own():
+    with pytest.raises(ValueError, match="centered=True, across_groups=True, for DepthwiseConv2D"):
         CosineNorm(layers.DepthwiseConv2D(3), centered=True, across_groups=True)
+    with pytest.raises(ValueError, match="centered=True, across_groups=False, for SeparableConv1D"):
+        CosineNorm(layers.SeparableConv1D(3, 3), centered=True)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e12])
+@pytest.mark.parametrize("options", [{}, {"rescale": True, "damping": 0.5}], ids=str)
+@pytest.mark.parametrize("multiplier", [1, 2])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_a_separable_convolution_is_one_with_a_kernel_of_two(
+    data_format, multiplier, options, scale
+):
+    first = data_format == "channels_first"
+    shape = (2, 3, 7, 6) if first else (2, 7, 6, 3)
+    geometry = {"strides": 2, "padding": "same", "data_format": data_format}
+    make = lambda: layers.SeparableConv2D(5, 3, depth_multiplier=multiplier, **geometry)  # noqa: E731
+    layer = built(make, shape, **options)
+    rng = np.random.default_rng(4)
+    depthwise = scale * rng.normal(size=(3, 3, 3, multiplier))
+    pointwise = rng.normal(size=(3, multiplier, 5)) / scale
+    layer.layer.depthwise_kernel.assign(depthwise)
+    layer.layer.pointwise_kernel.assign(pointwise.reshape(1, 1, -1, 5))
+    plain = layers.Conv2D(5, 3, **geometry)
+    full = built(lambda: plain, shape, **options)
+    plain.kernel.assign(np.einsum("klcm,cmo->klco", depthwise, pointwise))
+    for each in (layer.layer, plain):
+        each.bias.assign(np.arange(5) / 10)
+    x = rng.normal(size=shape).astype("float32")
+    np.testing.assert_allclose(layer(x), full(x), atol=2e-6)
+    np.testing.assert_allclose(layer.lengths(), full.lengths(), rtol=1e-5)
+    assert layer.contraction(4).size == full.contraction(4).size == 27
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -326,8 +357,7 @@ class Standardized(layers.Conv2D):
 REFUSALS = [
     (lambda: CosineNorm(Doubled(3)), "Doubled overrides `call`, which CosineNorm would not use"),
     (lambda: CosineNorm(Standardized(3, 3)), "Standardized overrides `convolution_op`"),
-    (lambda: CosineNorm(layers.LSTM(3)), "needs a linear layer with one kernel, and LSTM is none"),
-    (lambda: CosineNorm(layers.SeparableConv2D(3, 3)), "SeparableConv2D contracts twice"),
+    (lambda: CosineNorm(layers.LSTM(3)), "needs a linear layer, and LSTM is none"),
     (lambda: CosineNorm(Affine()), "each weight vector of Affine is a single number"),
     (
         lambda: CosineNorm(layers.EinsumDense("ab,cd->acd", (2, 3))),

@@ -57,12 +57,13 @@ def test_every_linear_layer_takes_the_cosine(kind):
     assert np.abs(expected - np.asarray(swap.model(x))).mean() < 0.8 * expected.std()
 
 
-def test_the_depthwise_part_of_a_separable_convolution_stays():
+def test_both_kernels_of_a_separable_convolution_are_wrapped():
     source, swap = swapped(lambda: tiny_models.behind_linear("SeparableConv2D"))
-    depthwise = swap.model.get_layer("linear")
-    assert isinstance(depthwise, layers.DepthwiseConv2D)
-    np.testing.assert_array_equal(depthwise.kernel, source.get_layer("linear").depthwise_kernel)
-    assert isinstance(swap.model.get_layer("bn"), CosineNorm)
+    layer = swap.model.get_layer("bn")
+    assert isinstance(layer, CosineNorm)
+    own = source.get_layer("linear").depthwise_kernel
+    np.testing.assert_array_equal(layer.layer.depthwise_kernel, own)
+    np.testing.assert_allclose(layer.lengths(), 1, rtol=1e-5)
 
 
 def test_without_a_linear_layer_in_front_the_next_one_takes_it():

@@ -11,23 +11,27 @@ difference between Keras and ONNX Runtime, relative to the output's scale; and, 
 labelled test set, accuracy before and after. Inputs are the model's reference inputs, or the first
 64 test images of Fashion-MNIST.
 
-The second, `--fitted`, is of the swaps to layer and cosine norm, without training: top-1 accuracy
-in percent on the whole test set, and in brackets the share of test images that get the source's
-own answer. Beside them stands what people do now, gamma and beta copied into a layer norm over the
-channels. Calibration images are unlabeled and never from the test set; with several draws of them
-the mean stands first and the worst accuracy after the slash. With `--distill`, two more columns are
-of the same swapped models trained to answer as their source does, on that many unlabeled training
-images, the calibration images where there are no others; below the table stands how many points of
-accuracy they lose.
+The second, `--fitted`, is of the swaps to layer and cosine norm: top-1 accuracy in percent on the
+whole test set, and in brackets the share of test images that get the source's own answer. Beside
+them stands what people do now, gamma and beta copied into a layer norm over the channels.
+Calibration images are unlabeled and never from the test set; with several draws of them the mean
+stands first and the worst accuracy after the slash. With `--distill`, two more columns are of the
+same swapped models trained to answer as their source does, on that many unlabeled training images,
+the calibration images where there are no others. Below the table stand the points of accuracy that
+each column loses over models and draws, and what became of the BatchNorm behind linear layers,
+where nothing but the norm asked for would be pure.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 import warnings
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -53,6 +57,9 @@ LABELLED = (
     "fashion_dense.keras",
     "mini_xception_fer2013.hdf5",
 )
+TARGETS = ("layer", "cosine")
+IMPURE = ("Affine", "BatchNorm", "refused")
+Score = tuple[float, float]
 HEADER = ("model", "BatchNorm calls become", "at every call", "ONNX", "accuracy, same answers")
 
 
@@ -98,51 +105,76 @@ def measure(material: Path, name: str) -> tuple[str, ...]:
 
 
 def print_fitted(material: Path, names: list[str], images: int, draws: int, unlabeled: int) -> None:
-    """The table of layer and cosine norm, and below it what distilled models lose."""
-    fitted = [f"{target}, {images} images" for target in ("layer", "cosine")]
-    distilled = ["layer, distilled", "cosine, distilled"] if unlabeled else []
-    header = (
-        "model", "source", "layer, gamma and beta copied", "layer, no data", *fitted, *distilled
-    )  # fmt: skip
-    print_row(header)
-    print_row(["---"] * len(header))
-    losses: list[list[list[float]]] = []
+    """The table of layer and cosine norm; below it what each column loses, and what is pure."""
+    columns = ["source", "layer, gamma and beta copied", "layer, no data"]
+    columns += [f"{target}, {images} images" for target in TARGETS]
+    columns += [f"{target}, distilled" for target in TARGETS] if unlabeled else []
+    print_row(["model", *columns])
+    print_row(["---"] * (1 + len(columns)))
+    lost: dict[str, list[float]] = {column: [] for column in columns}
+    kinds: Counter[str] = Counter()
     for name in names:
-        cells, lost = measure_fitted(material, name, images, draws, unlabeled)
-        print_row(cells)
-        losses.append(lost)
-    for number, column in enumerate(distilled):
-        every = np.concatenate([lost[number] for lost in losses])
-        print(f"points lost, {column}: mean {every.mean():.2f}, worst {every.max():.2f}")
+        draws_of = measure_fitted(material, name, images, draws, unlabeled, kinds)
+        for row in draws_of:
+            for column, found in row.items():
+                lost[column].append(100 * (row["source"][0] - found[0]))
+        cells = [[row[column] for row in draws_of if column in row] for column in columns]
+        print_row([name.split(".")[0], *map(cell, cells)])
+    print()
+    for column in columns[1:]:
+        mean, worst = np.mean(lost[column]), np.max(lost[column])
+        print(f"points lost, {column}: mean {mean:.2f}, worst {worst:.2f}")
+    print(f"behind linear layers of more than one channel: {said(kinds)}")
 
 
 def measure_fitted(
-    material: Path, name: str, images: int, draws: int, unlabeled: int
-) -> tuple[list[str], list[list[float]]]:
-    """The row of one model, and the points that each draw loses distilled: to layer, to cosine."""
+    material: Path, name: str, images: int, draws: int, unlabeled: int, kinds: Counter[str]
+) -> list[dict[str, Score]]:
+    """The scores by column for each draw; what depends on none is in the first only.
+
+    `kinds` counts what the calls become that have a linear layer in front and more than one
+    channel.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         source = kerasnorm.load_model(material / "models" / name)
-    splits = [split(material, name, images, draw) for draw in range(draws)]
-    _, x, y = splits[0]
-    cells = [name.split(".")[0], f"{np.mean(answers(source, x) == y):.2%}"]
-    for model in (copied_gamma_and_beta(source), kerasnorm.swap_norms(source, "layer").model):
-        cells.append(cell([score(source, model, x, y)]))
-    distilled, losses = [], []
-    for target in ("layer", "cosine"):
-        before, after, lost = [], [], []
-        for draw, (data, x, y) in enumerate(splits):
-            model = kerasnorm.swap_norms(source, target, data, seed=draw).model
-            before.append(score(source, model, x, y))
+    rows = []
+    for draw in range(draws):
+        data, x, y = split(material, name, images, draw)
+        row = {"source": score(source, source, x, y)}
+        if draw == 0:
+            bare = kerasnorm.swap_norms(source, "layer")
+            count_kinds(source, bare.report, kinds)
+            row["layer, gamma and beta copied"] = score(source, copied_gamma_and_beta(source), x, y)
+            row["layer, no data"] = score(source, bare.model, x, y)
+        for target in TARGETS:
+            swap = kerasnorm.swap_norms(source, target, data, seed=draw)
+            count_kinds(source, swap.report, kinds)
+            row[f"{target}, {images} images"] = score(source, swap.model, x, y)
             if unlabeled:
                 more = training_images(material, name, data, unlabeled, draw)
-                kerasnorm.distill(model, source, more, seed=draw)
-                after.append(score(source, model, x, y))
-                lost.append(100 * float(np.mean(answers(source, x) == y) - after[-1][0]))
-        cells.append(cell(before))
-        distilled += [cell(after)] if unlabeled else []
-        losses.append(lost)
-    return [*cells, *distilled], losses
+                kerasnorm.distill(swap.model, source, more, seed=draw)
+                row[f"{target}, distilled"] = score(source, swap.model, x, y)
+        rows.append(row)
+        print(f"{name}, draw {draw}: {row}", file=sys.stderr, flush=True)
+    return rows
+
+
+def count_kinds(source: keras.Model, report: Any, kinds: Counter[str]) -> None:
+    """Add what the calls become that have a linear layer in front and more than one channel."""
+    behind = {
+        site.name: site
+        for site in kerasnorm.swap_norms(source, "weight").report.sites
+        if site.becomes.startswith("WeightNorm(") and site.becomes != "WeightNorm(Affine)"
+    }
+    for site in report.sites:
+        if site.name in behind and source.get_layer(site.name).moving_mean.shape[0] > 1:
+            kinds[site.becomes if site.verdict != "refused" else "refused"] += 1
+
+
+def said(kinds: Counter[str]) -> str:
+    """Counts of kinds, those that would not be pure included."""
+    return ", ".join(f"{kinds[kind]} {kind}" for kind in sorted({*kinds, *IMPURE}))
 
 
 def training_images(material: Path, name: str, calibration, count: int, draw: int):
@@ -188,13 +220,13 @@ def answers(model: keras.Model, x: np.ndarray) -> np.ndarray:
     return model.predict(x, batch_size=500, verbose=0).argmax(-1)
 
 
-def score(source: keras.Model, model: keras.Model, x, y) -> tuple[float, float]:
+def score(source: keras.Model, model: keras.Model, x, y) -> Score:
     """(accuracy, share of the source's own answers)."""
     said = answers(model, x)
     return float(np.mean(said == y)), float(np.mean(said == answers(source, x)))
 
 
-def cell(found: list[tuple[float, float]]) -> str:
+def cell(found: list[Score]) -> str:
     """Mean and worst accuracy, and mean agreement."""
     accuracy, agreement = zip(*found, strict=True)
     worst = f" / {min(accuracy):.1%}" if len(found) > 1 else ""

@@ -124,7 +124,7 @@ def distill(
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
     _insist_on_finite(teacher, targets)
     with _scope(student), _kept(student):
-        pupil = Flat(student, forests[0], heads, _compared(student, teacher, forests, inputs))
+        pupil = Flat(student, forests[0], heads, _compared(forests, inputs))
         number = np.arange(len(inputs[0]))
         judging = held_out(number)
         judges = Batches(inputs, targets, number[judging], batch_size)
@@ -150,13 +150,14 @@ def held_out(number: np.ndarray) -> np.ndarray:
     return number % _HELD_OUT == _HELD_OUT - 1
 
 
-def _compared(student, teacher, forests: tuple[Forest, Forest], inputs: list[np.ndarray]):
+def _compared(forests: tuple[Forest, Forest], inputs: list[np.ndarray]):
     """What to compare besides the answers; None if nothing."""
-    features = common_features(*forests)
+    student, teacher = forests
+    features = common_features(student, teacher)
     if not features:
         return None
-    (sample,), _ = packing(forests[1])([array[:_SAMPLE] for array in inputs])
-    return compared_at(features, student, teacher, sample)
+    (sample,), _ = packing(teacher)([array[:_SAMPLE] for array in inputs])
+    return compared_at(features, student.root, teacher.root, sample)
 
 
 def _fit(

@@ -124,33 +124,26 @@ def fit_cosine(
     if not has_rows(inner):
         return fit_gain_and_bias(layer, stream, sampling)
     rows = Rows(inner)
-    together = (0, 2) if layer.across_groups else 2
-
-    def squares(patches: np.ndarray) -> np.ndarray:
-        return np.square(patches).sum(together, keepdims=True, dtype=np.float64)
-
     if share:
-        layer.damping = float(np.sqrt(share * _mean_of(squares, rows, stream, sampling)))
+        layer.damping = float(np.sqrt(share * _mean_square(layer, rows, stream, sampling)))
     targets = rows.outputs if source is None else _pre_activation(Rows(source))
 
     def normalized(x: np.ndarray, index) -> np.ndarray:
-        patches = rows.inputs(x, index)
-        square = squares(patches) + layer.damping**2
-        return patches / np.sqrt(np.where(square > 0, square, 1.0)).astype(np.float32)
+        square = _squared_lengths(layer, rows, x, index) + layer.damping**2
+        return rows.inputs(x, index) / np.sqrt(np.where(square > 0, square, 1.0))
 
     ridge, held = _ridge_sums(rows, targets, stream, sampling, normalized)
-    direction = rows.matrix()
-    direction = direction / np.maximum(np.linalg.norm(direction, axis=1, keepdims=True), 1e-30)
+    direction = rows.matrix() / _lengths(layer, rows)
     lines = Lines()
     lines.add(rows.flat(held["x"] @ direction), rows.flat(held["y"]))
     gain, _ = lines.solve()
     prior = direction * rows.grouped(gain[None])
     found = [ridge.solve(prior, share) for share in _SHARES]
     matrix, offset, score = _best(found, held)
-    length = np.linalg.norm(matrix, axis=1)  # (groups, units)
-    rows.assign(
-        np.where(length[:, None] > 0, matrix / np.maximum(length[:, None], 1e-30), direction)
-    )
+    dead = ~matrix.any(axis=1, keepdims=True)
+    rows.assign(matrix)
+    length = np.where(dead, 0.0, _lengths(layer, rows))
+    rows.assign(np.where(dead, direction, matrix / np.where(dead, 1.0, length)))
     layer.g.assign(length.reshape(layer.g.shape))
     inner.bias.assign(offset.reshape(inner.bias.shape))
     return score
@@ -347,11 +340,27 @@ def _bias_of(layer: Any, rows: Rows) -> np.ndarray:
     return rows.grouped(bias[None])[:, 0]
 
 
-def _mean_of(squares, rows: Rows, stream: Stream, sampling: Sampling) -> float:
+def _lengths(layer: CosineNorm, rows: Rows) -> np.ndarray:
+    """‖w‖ as (groups, 1, units)."""
+    return rows.grouped(_array(layer.lengths()).reshape(1, -1))
+
+
+def _squared_lengths(layer: CosineNorm, rows: Rows, x: np.ndarray, index) -> np.ndarray:
+    """‖x‖² of what the layer contracts there, as (groups or 1, rows, 1)."""
+    x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
+    largest = (
+        float(np.abs(x).max()) or 1.0
+    )  # squares of entries up to 1 neither vanish nor overflow
+    squares = layer.contraction(x.ndim).squared_lengths(ops.convert_to_tensor(x / largest))
+    found = rows.at(as_array(squares), index) * largest**2
+    return found[None] if found.shape[1] == 1 else rows.grouped(found)[..., :1]
+
+
+def _mean_square(layer: CosineNorm, rows: Rows, stream: Stream, sampling: Sampling) -> float:
     found = []
     for x, _ in stream():
         index = rows.sample(rows.output_shape(x), sampling.rows(1), sampling.random)
-        found.append(squares(rows.inputs(x, index)).mean())
+        found.append(_squared_lengths(layer, rows, x, index).mean())
     return float(np.mean(found))
 
 

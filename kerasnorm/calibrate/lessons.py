@@ -14,6 +14,7 @@ from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import Feature
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.graph import Graph
 
 # What the answers count beside the features. Answers to a few hundred samples are soon known by
 # heart, and what is right inside gives right answers.
@@ -68,7 +69,7 @@ class Flat(keras.Model):
 
 
 def compared_at(
-    features: Sequence[Feature], student: keras.Model, teacher: keras.Model, sample: Any
+    features: Sequence[Feature], student: Graph, teacher: Graph, sample: Any
 ) -> Callable[..., tuple[Any, Any]]:
     """A function from a student's inputs to (its outputs, how far it is from its teacher inside).
 
@@ -76,12 +77,13 @@ def compared_at(
 
     Args:
         features: Where to compare them.
-        student: A model with a graph.
-        teacher: Another.
+        student: The graph of a model.
+        teacher: That of another.
         sample: A batch of inputs, in the structure of the teacher's, to take var t from.
     """
-    inside = keras.Model(teacher.input, [feature.teacher for feature in features])
-    own = keras.Model(student.input, [*(f.student for f in features), *student.outputs])
+    inside = keras.Model(teacher.inputs, [feature.teacher for feature in features])
+    ends = tree.flatten(student.outputs)
+    own = keras.Model(student.inputs, [*(f.student for f in features), *ends])
     seen = tree.flatten(inside(sample, training=False))
     scales = [_variance(keras.ops.convert_to_numpy(tensor)) for tensor in seen]
     kept = [number for number, scale in enumerate(scales) if scale > 0]

@@ -81,9 +81,13 @@ class Rows:
             .reshape(self.groups, rows, self.size)
         )
 
+    def at(self, y: np.ndarray, index: Index) -> np.ndarray:
+        """What an output, or anything laid out as one, holds at these positions, row by row."""
+        return self._moved(y)[index]
+
     def outputs(self, y: np.ndarray, index: Index) -> np.ndarray:
-        """What an output, or anything of its shape, holds at these positions."""
-        return self.grouped(self._moved(y)[index])
+        """The same in groups."""
+        return self.grouped(self.at(y, index))
 
     def grouped(self, rows: np.ndarray) -> np.ndarray:
         """(rows, channels) as (groups, rows, units)."""

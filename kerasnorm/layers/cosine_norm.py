@@ -42,9 +42,11 @@ class CosineNorm(keras.layers.Wrapper):
       kept.
 
     For a convolution, x is the patch at each position, padding included, of the channels of one
-    group unless `across_groups`. For a transposed convolution it is the patch of the input spread
-    out by the strides, the zeros in between included: with strides, only part of w meets entries
-    of x, so that the cosine stays below 1. A vector x of zeros gives 0 before the outer bias.
+    group unless `across_groups`. A separable convolution has one kernel made of two, the product
+    of its own, and x is the patch of all channels. For a transposed convolution x is the patch of
+    the input spread out by the strides, the zeros in between included: with strides, only part of
+    w meets entries of x, so that the cosine stays below 1. A vector x of zeros gives 0 before the
+    outer bias.
 
     Lengths and quotients are computed in float32 or wider; x is scaled by its largest entry
     before squaring, so that entries of 1e-30 and 1e30 are safe. Within one sample of a
@@ -54,7 +56,8 @@ class CosineNorm(keras.layers.Wrapper):
 
     Args:
         layer: The layer to wrap: Dense, EinsumDense that contracts only shared letters,
-            Conv1D/2D/3D (groups included), DepthwiseConv1D/2D, Conv1D/2D/3DTranspose.
+            Conv1D/2D/3D (groups included), DepthwiseConv1D/2D, SeparableConv1D/2D,
+            Conv1D/2D/3DTranspose.
         rescale: Whether to multiply by a gain and add the bias outside.
         damping: Number ≥ 0, with `rescale=True` only.
         centered: Whether to subtract the means.
@@ -68,8 +71,9 @@ class CosineNorm(keras.layers.Wrapper):
 
     Raises:
         ValueError: If the layer is of another kind, quantized or LoRA-enabled, if `damping` is
-            negative or given without `rescale`, or `centered` with `across_groups`; on build, if
-            the bias of an EinsumDense has other axes than its output units.
+            negative or given without `rescale`, or `centered` with `across_groups` or around a
+            separable convolution; on build, if the bias of an EinsumDense has other axes than its
+            output units.
 
     Example:
 
@@ -98,10 +102,11 @@ class CosineNorm(keras.layers.Wrapper):
                 "`damping` must be at least 0, and needs rescale=True (the plain form has the "
                 f"1 in [x, 1]). Received: damping={damping}, rescale={rescale}."
             )
-        if centered and across_groups:
+        if centered and (across_groups or linear.is_separable(layer)):
             raise ValueError(
-                "`centered` needs the mean of what each unit reads, so that the groups stay apart. "
-                "Received: centered=True, across_groups=True. Use one of them."
+                "`centered` needs the mean of what each unit reads, in a kernel of its own. "
+                f"Received: centered=True, across_groups={across_groups}, for "
+                f"{type(layer).__name__}. Leave `centered` out."
             )
         self.rescale = rescale
         self.damping = damping
@@ -183,11 +188,25 @@ class CosineNorm(keras.layers.Wrapper):
         y = ops.cast(y, self.compute_dtype)
         return y if self.layer.activation is None else self.layer.activation(y)
 
+    def lengths(self):
+        """‖w‖ of each output unit, in the shape of `g`; 1 or so where w is zero."""
+        kernel = kernels.output_kernel(self.layer)
+        wide = keras.backend.result_type(kernel.variable.dtype, "float32")
+        w = ops.cast(kernel.variable, wide)
+        if linear.is_separable(self.layer):
+            return formulas.separable_norm(ops.cast(self.layer.depthwise_kernel, wide), w)
+        return ops.reshape(formulas.norm(w, kernel.contracted_axes), kernel.unit_shape)
+
     def _direction(self, bias):
         """[w, b] / ‖[w, b]‖ as a kernel and a bias with one value per unit."""
         kernel = kernels.output_kernel(self.layer)
         w = ops.convert_to_tensor(kernel.variable)
         w = ops.cast(w, keras.backend.result_type(w.dtype, "float32"))
+        if linear.is_separable(self.layer):
+            depthwise = ops.cast(self.layer.depthwise_kernel, w.dtype)
+            bias = None if bias is None else ops.cast(bias, w.dtype)
+            length = formulas.separable_norm(depthwise, w, bias)
+            return w / length, None if bias is None else bias / length
         if self.centered:
             w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
         if bias is not None:

@@ -31,16 +31,21 @@ def linear_map(layer, weights: Mapping[str, Any], x):
         return ops.einsum(layer.equation, x, w)
     if isinstance(layer, layers.Embedding):
         return ops.take(w, ops.cast(x, "int32"), axis=0)
+    if isinstance(layer, _SEPARABLE):
+        x, padding = _pad_causal(layer, x)
+        return ops.separable_conv(x, weights["g_depthwise"], w, **_geometry(layer, padding))
+    return sliding(layer, w, x)
+
+
+def sliding(layer, w, x):
+    """A kernel moved over x as a convolution moves its own; a separable one as if it had one."""
     if isinstance(layer, _TRANSPOSED):
         return ops.conv_transpose(
             x, w, output_padding=layer.output_padding, **_geometry(layer, layer.padding)
         )
     x, padding = _pad_causal(layer, x)
-    if isinstance(layer, _SEPARABLE):
-        return ops.separable_conv(x, weights["g_depthwise"], w, **_geometry(layer, padding))
-    if isinstance(layer, _DEPTHWISE):
-        return ops.depthwise_conv(x, w, **_geometry(layer, padding))
-    return ops.conv(x, w, **_geometry(layer, padding))
+    convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
+    return convolve(x, w, **_geometry(layer, padding))
 
 
 def add_bias(layer, y, bias):

@@ -26,16 +26,11 @@ def refusal(layer) -> str | None:
     """Why the layer is not one contraction of input vectors with weight vectors, or None."""
     name = type(layer).__name__
     if kernels.kernel_class(layer) is None:
-        return f"it needs a linear layer with one kernel, and {name} is none"
+        return f"it needs a linear layer, and {name} is none"
     if kernels.overridden(layer):
         return (
             f"{name} overrides `{kernels.overridden(layer)}`, which CosineNorm would not use; let "
             "another layer around the wrapped one do what it adds"
-        )
-    if linear.is_separable(layer):
-        return (
-            f"{name} contracts twice, so there is no single weight vector; use DepthwiseConv and "
-            "a Conv of kernel size 1, each wrapped"
         )
     if isinstance(layer, kernels.Affine):
         return "each weight vector of Affine is a single number, whose cosine is its sign"
@@ -68,10 +63,12 @@ class Contraction:
         groups = linear.groups(layer)
         self._groups = 1 if across_groups else groups
         self.sliding = linear.is_convolution(layer)
-        self.size = math.prod(
-            kernels.output_kernel(layer).variable.shape[a]
-            for a in kernels.output_kernel(layer).contracted_axes
-        ) * (groups // self._groups)
+        kernel = kernels.output_kernel(layer)
+        self.size = math.prod(kernel.variable.shape[a] for a in kernel.contracted_axes)
+        self.size *= groups // self._groups
+        if linear.is_separable(layer):
+            # both kernels in one: (space, inputs, 1) of the depthwise one
+            self.size = math.prod(layer.depthwise_kernel.shape[:-1])
         if isinstance(layer, layers.EinsumDense):
             self._inputs, self._kernel, self._output = _without_dots(layer.equation, rank)
             self.axes = tuple(a for a, x in enumerate(self._inputs) if x not in self._output)
@@ -81,8 +78,12 @@ class Contraction:
             self.axes = (rank - 1,)
 
     def apply(self, weights, x):
-        """The contraction of x with a kernel."""
-        return linear.linear_map(self.layer, {"g": weights}, x)
+        """The contraction of x with a kernel (of a separable convolution, with both)."""
+        every = {
+            name: ops.cast(kernel.variable, x.dtype)
+            for name, kernel in kernels.kernels_of(self.layer).items()
+        }
+        return linear.linear_map(self.layer, {**every, "g": weights}, x)
 
     def to_output(self, t):
         """A tensor with one value per vector (`axes` kept as ones), laid out as the output."""
@@ -226,7 +227,7 @@ class Contraction:
         depthwise = linear.is_depthwise(self.layer)
         channels = (groups, 1) if depthwise else (1, groups)
         ones = ops.ones((*self.layer.kernel_size, *channels), dtype=x.dtype)
-        return self.apply(ones, x)
+        return linear.sliding(self.layer, ones, x)
 
     def _per_filter(self, t):
         """One value per group, repeated for each filter of the group."""

@@ -7,9 +7,7 @@ closed form (`calibrate.fits.fit_cosine`). Stored statistics alone do not tell h
 1. Behind a linear layer that CosineNorm can wrap: that layer takes the cosine, and BatchNorm's
    output is what it is fitted to. Grouped and depthwise convolutions take that with all channels
    of the patch: the few entries that one channel has there keep nothing of their size.
-2. Behind a separable convolution: its depthwise part stays, and its pointwise part takes the
-   cosine, as a convolution of size 1.
-3. Elsewhere BatchNorm stays the affine map it is, an `Affine`, and the next linear layer takes the
+2. Elsewhere BatchNorm stays the affine map it is, an `Affine`, and the next linear layer takes the
    cosine instead, if layers without weights alone are in between and no other BatchNorm claims
    it; its own pre-activation is what it is fitted to.
 """
@@ -34,10 +32,6 @@ from kerasnorm.rewrite.rules import linear, plan
 from kerasnorm.rewrite.rules.plan import FitRequest, Plan
 
 TARGET = "cosine"
-_POINTWISE = {
-    keras.layers.SeparableConv1D: (keras.layers.DepthwiseConv1D, keras.layers.Conv1D),
-    keras.layers.SeparableConv2D: (keras.layers.DepthwiseConv2D, keras.layers.Conv2D),
-}
 
 
 def check(site: Site, forest: Forest) -> Plan:
@@ -49,17 +43,15 @@ def check(site: Site, forest: Forest) -> Plan:
     if isinstance(partner, Partner):
         partner = _without_crossing(partner)
     if isinstance(partner, Partner):
-        separable = type(partner.layer) in _POINTWISE
-        kind = _POINTWISE[type(partner.layer)][1] if separable else type(partner.layer)
-        becomes, case = f"CosineNorm({kind.__name__})", 2 if separable else 1
-        record = plan.record(site, TARGET, "calibrated", case, becomes, partner)
+        becomes = f"CosineNorm({type(partner.layer).__name__})"
+        record = plan.record(site, TARGET, "calibrated", 1, becomes, partner)
         name = plan.name_of_partner(site, partner, forest)
-        return Plan(record, found, partner, name, in_place=separable)
+        return Plan(record, found, partner, name, in_place=False)
     follower = _follower(site, forest)
     if follower is None:
-        return Plan(plan.record(site, TARGET, "exact", 3, "Affine", partner), found)
+        return Plan(plan.record(site, TARGET, "exact", 2, "Affine", partner), found)
     becomes = f"Affine, CosineNorm({type(follower.layer).__name__})"
-    record = plan.record(site, TARGET, "calibrated", 3, becomes, follower, partner.reason)
+    record = plan.record(site, TARGET, "calibrated", 2, becomes, follower, partner.reason)
     return Plan(record, found, follower, follower.layer.name)
 
 
@@ -70,15 +62,10 @@ def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, 
         return {}
     if partner is None:
         return {site.call: linear.as_affine(site, name, found)}
-    if decided.record.rule == "to_cosine 3":
+    if decided.record.rule == "to_cosine 2":
         return {
             site.call: linear.as_affine(site, name, found),
             partner.call: _cosine(partner, decided.name, None),
-        }
-    if decided.record.rule == "to_cosine 2":
-        return {
-            partner.call: _depthwise_part(partner),
-            site.call: _pointwise_part(site, partner, name, found),
         }
     return {
         partner.call: _cosine(partner, decided.name, found, site.layer.activity_regularizer),
@@ -91,17 +78,16 @@ def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
     partner = decided.partner
     if partner is None:
         return None
-    if decided.record.rule == "to_cosine 3":
+    if decided.record.rule == "to_cosine 2":
         return FitRequest(edits[partner.call], partner.call, source=partner.layer)
-    at = site.call if decided.record.rule == "to_cosine 2" else partner.call
-    return FitRequest(edits[at], site.call)
+    return FitRequest(edits[partner.call], site.call)
 
 
 def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
     if decided.partner is None or forest.calls[id(site.layer)] == 1:
         return []
-    if decided.record.rule == "to_cosine 3":
+    if decided.record.rule == "to_cosine 2":
         return []
     return [
         f"'{site.name}': it shared gamma and beta with its other calls; "
@@ -114,8 +100,6 @@ def _without_crossing(partner: Partner) -> Partner | NoPartner:
     if partner.crossed:
         between = partner.crossed[-1].operation.name
         return NoPartner(f"'{between}' stands between it and '{partner.layer.name}'")
-    if type(partner.layer) in _POINTWISE:
-        return partner
     reason = _refusal(partner.layer)
     return (
         NoPartner(f"CosineNorm cannot wrap '{partner.layer.name}': {reason}") if reason else partner
@@ -180,69 +164,12 @@ def _cosine(partner: Partner, name: str, found: Statistics | None, penalty=None)
             a = np.broadcast_to(linear.per_unit_scale(partner, found), kernel.unit_shape)
             weight = weight * a.reshape(kernel.broadcast_shape)
             bias = linear.folded_bias(partner, found)
-        _start(new, kernel, weight, bias)
+        for gain, own in kernels.kernels_of(new.layer).items():
+            own.variable.assign(kernels.kernels_of(layer)[gain].variable)
+        kernel.variable.assign(weight)
+        # g starts at sqrt(fan-in): the length of the map for inputs with entries around 1
+        new.g.assign(new.g * new.lengths())
+        new.layer.bias.assign(np.broadcast_to(bias, new.layer.bias.shape))
         new.trainable = layer.trainable
 
     return Replace(make, fill)
-
-
-def _depthwise_part(partner: Partner) -> Replace:
-    layer: Any = partner.layer
-    cls = _POINTWISE[type(layer)][0]
-
-    def make() -> keras.layers.Layer:
-        return cls(
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            depth_multiplier=layer.depth_multiplier,
-            data_format=layer.data_format,
-            dilation_rate=layer.dilation_rate,
-            use_bias=False,
-            depthwise_initializer=layer.depthwise_initializer,
-            depthwise_regularizer=layer.depthwise_regularizer,
-            depthwise_constraint=layer.depthwise_constraint,
-            trainable=layer.trainable,
-            dtype=layer.dtype_policy,
-            name=layer.name,
-        )
-
-    return Replace(make, lambda new: new.kernel.assign(layer.depthwise_kernel))
-
-
-def _pointwise_part(site: Site, partner: Partner, name: str, found: Statistics) -> Replace:
-    layer: Any = partner.layer
-    cls = _POINTWISE[type(layer)][1]
-
-    def make() -> keras.layers.Layer:
-        inner = cls(
-            layer.filters,
-            1,
-            data_format=layer.data_format,
-            kernel_initializer=layer.pointwise_initializer,
-            kernel_regularizer=layer.pointwise_regularizer,
-            kernel_constraint=layer.pointwise_constraint,
-            bias_regularizer=layer.bias_regularizer,
-            bias_constraint=layer.bias_constraint,
-            activity_regularizer=site.layer.activity_regularizer,
-            trainable=layer.trainable,
-            dtype=layer.dtype_policy,
-            name=name,
-        )
-        return CosineNorm(inner, rescale=True, name=name)
-
-    def fill(new: CosineNorm) -> None:
-        kernel = kernels.output_kernel(new.layer)
-        weight = linear.float64(layer.pointwise_kernel) * found.scale
-        _start(new, kernel, weight, linear.folded_bias(partner, found))
-
-    return Replace(make, fill)
-
-
-def _start(new: CosineNorm, kernel: kernels.Kernel, weight: np.ndarray, bias) -> None:
-    """Direction and bias of the map, and its length for inputs with entries around 1."""
-    length = np.sqrt(np.square(weight).sum(kernel.contracted_axes))
-    fan_in = np.prod([kernel.variable.shape[a] for a in kernel.contracted_axes])
-    kernel.variable.assign(weight)
-    new.g.assign((length * np.sqrt(fan_in)).reshape(new.g.shape))
-    new.layer.bias.assign(np.broadcast_to(bias, new.layer.bias.shape))
