@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import kerasnorm
 
 # max|Δ| / max|reference| per tensor, by the dtype that the layer computes in. 16-bit formats keep
 # 11 and 8 bits; a sum of a few dozen products loses a few units in the last place.
@@ -38,6 +41,14 @@ def material(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {'/'.join(parts)} of the test material (KERASNORM_MATERIAL)")
     return path
+
+
+def loaded(name: str):
+    """A trained model of the test material."""
+    path = material("models", name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old optimizer configurations; nothing is trained here
+        return kerasnorm.load_model(path)
 
 
 def gradient(function, tensors: list[np.ndarray]) -> list[np.ndarray]:

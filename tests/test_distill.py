@@ -385,3 +385,13 @@ assert history.after["loss"] < 0.9 * history.before["loss"]
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_offsets_in_front_of_layer_norms_stay():
+    student, teacher = disturbed()
+    conv = student.get_layer("conv")
+    kernel, bias = np.array(conv.kernel), np.array(conv.bias)
+    kerasnorm.distill(student, teacher, IMAGES, learning_rate=1e-2)
+    assert (np.array(conv.kernel) != kernel).any()
+    np.testing.assert_array_equal(conv.bias, bias)
+    assert conv.bias.trainable

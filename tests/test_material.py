@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import keras
 import numpy as np
 import onnx
@@ -14,7 +12,7 @@ from fidelity import (
     assert_no_batch_norm,
     linearize_outputs,
 )
-from helpers import material
+from helpers import loaded, material
 
 import kerasnorm
 
@@ -31,13 +29,6 @@ MODELS = {
     "fashion_mobile.keras": 17,
     "fashion_dense.keras": 21,
 }
-
-
-def loaded(name: str):
-    path = material("models", name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # old optimizer configurations; nothing is trained here
-        return kerasnorm.load_model(path)
 
 
 def images(name: str) -> np.ndarray:

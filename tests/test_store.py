@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -38,3 +41,23 @@ def test_memory_is_given_back():
         store.put(key, 0, np.zeros(12))
         assert not store._files, "each array fits once the one before is dropped"
         store.drop(key)
+
+
+def test_nothing_is_left_where_the_process_is_killed(tmp_path):
+    code = """
+import os, signal, numpy as np
+from kerasnorm.calibrate.store import Store
+store = Store(0)
+store.put("a", 0, np.ones(10**6))
+
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not os.listdir(tmp_path)

@@ -15,6 +15,7 @@ from kerasnorm.calibrate import answers
 from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import common_features
 from kerasnorm.calibrate.lessons import Batches, Best, Flat, compared_at, packing
+from kerasnorm.calibrate.offsets import offsets_kept
 from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.progress import progress
@@ -64,8 +65,9 @@ def distill(
 
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
     without it, and moving statistics stay what they are. Regularizers do not count. Only what is
-    trainable is trained. Adam's learning rate rises over the first steps and falls to 0 along a
-    cosine.
+    trainable is trained, without the biases right in front of a layer norm: a large one would turn
+    the norm into an affine map. Adam's learning rate rises over the first steps and falls to 0
+    along a cosine.
 
     One sample in ten is held out and judges: the student ends with the weights, those it began
     with included, whose loss there is least. Half of the epochs in a row that bring nothing, and
@@ -123,7 +125,7 @@ def distill(
         reader = Flat(teacher, forests[1], heads)
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
     _insist_on_finite(teacher, targets)
-    with _scope(student), _kept(student):
+    with _scope(student), _kept(student), offsets_kept(forests[0]):
         pupil = Flat(student, forests[0], heads, _compared(forests, inputs))
         number = np.arange(len(inputs[0]))
         judging = held_out(number)

@@ -1,0 +1,113 @@
+"""Real trained models swapped to layer and cosine norm: pure, finite, truthfully reported."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import keras
+import numpy as np
+import pytest
+from fidelity import as_declared
+from helpers import loaded
+
+import kerasnorm
+from kerasnorm import Affine, CosineNorm, LayerNorm, WeightNorm
+from kerasnorm.rewrite.forest import graphs_of
+
+WRAPPERS = {"weight": WeightNorm, "cosine": CosineNorm}
+
+
+@pytest.mark.usefixtures("closed_form")
+@pytest.mark.parametrize("target", ["weight", "layer", "cosine"])
+@pytest.mark.parametrize("name", ["toycar_autoencoder.h5", "miniresnetv2.h5"])
+def test_on_random_data(name, target):
+    source = loaded(name)
+    x = np.random.default_rng(0).normal(size=(100, *source.input_shape[1:])).astype("float32")
+    swap = kerasnorm.swap_norms(source, target, x)
+    assert np.isfinite(swap.model(as_declared(swap.model, x))).all()
+    # what the report says there is, is there, and nothing else
+    said: Counter[str] = Counter()
+    for site in swap.report.sites:
+        said.update(site.becomes.split(", "))
+    found: Counter[str] = Counter()
+    for layer in swap.model.layers:
+        if isinstance(layer, (WeightNorm, CosineNorm)):
+            found[f"{type(layer).__name__}({type(layer.layer).__name__})"] += 1
+        elif isinstance(layer, (LayerNorm, Affine, keras.layers.BatchNormalization)):
+            found[type(layer).__name__] += 1
+    assert said == found
+    held_out = x[9::10]
+    for site in swap.report.sites:
+        if site.fit is None:
+            continue
+        place = swap.report.layers[site.name]
+        if site.becomes.startswith("Affine, "):  # the next layer is what was fitted
+            continue
+        expected, received = (
+            np.asarray(keras.Model(m.inputs[0], m.get_layer(n).output)(held_out), "float64")
+            for m, n in ((source, site.name), (swap.model, place))
+        )
+        others = tuple(range(expected.ndim - 1))
+        spread = np.square(expected - expected.mean(others)).sum()
+        # some layers before it have an activation of their own, which the site has not
+        assert site.fit == pytest.approx(
+            1 - np.square(expected - received).sum() / spread, abs=1e-4
+        )
+
+
+@pytest.mark.usefixtures("closed_form")
+@pytest.mark.parametrize(
+    "name", ["fashion_mobile.keras", "fashion_dense.keras", "mini_xception_fer2013.hdf5"]
+)
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_pure(name, target):
+    source = loaded(name)
+    x = np.random.default_rng(0).uniform(size=(60, *source.input_shape[1:])).astype("float32")
+    swap = kerasnorm.swap_norms(source, target, x)
+    linear = {
+        site.name
+        for site in kerasnorm.inspect_norms(source).sites
+        if site.target == "weight" and site.becomes != "WeightNorm(Affine)"
+    }
+    kinds = {site.becomes.split("(")[0] for site in swap.report.sites if site.name in linear}
+    assert kinds == {"LayerNorm" if target == "layer" else "CosineNorm"}
+    graph = graphs_of(swap.model).root
+    norms = [c for c in graph.calls if isinstance(c.operation, (LayerNorm, CosineNorm))]
+    assert len(norms) >= len(linear)
+    feeds = keras.Model(swap.model.inputs[0], [call.inputs[0] for call in norms])(x)
+    for call, fed in zip(norms, feeds, strict=True):
+        norm = call.operation
+        if isinstance(norm, CosineNorm):
+            assert norm.rescale
+            assert norm.damping == 0
+            expected = np.asarray(norm(fed))
+            off = np.abs(np.asarray(norm(10.0 * fed)) - expected).max()
+            assert off <= 1e-4 * np.abs(expected).max(), norm.name
+            continue
+        fed = np.asarray(fed, "float64")
+        axes = tuple(range(1, fed.ndim)) if norm.axis == "sample" else norm.axis
+        assert norm.epsilon <= 1e-3 * fed.var(axes).mean(), norm.name
+        plain = graph.producer(call.inputs[0]).operation
+        if plain.name in source_offsets(source):
+            np.testing.assert_allclose(
+                plain.bias, source_offsets(source)[plain.name], rtol=1e-4, atol=1e-5
+            )
+
+
+def source_offsets(source):
+    """c + a·b₀ of each linear layer that a BatchNorm alone reads, by its name."""
+    graph, offsets = graphs_of(source).root, {}
+    for call in graph.calls:
+        norm = call.operation
+        if not isinstance(norm, keras.layers.BatchNormalization):
+            continue
+        plain = graph.producer(call.inputs[0]).operation
+        if len(graph.consumers(call.inputs[0])) > 1 or not hasattr(plain, "use_bias"):
+            continue
+        mean, variance = (np.asarray(v) for v in (norm.moving_mean, norm.moving_variance))
+        scale = (1.0 if norm.gamma is None else np.asarray(norm.gamma)) / np.sqrt(
+            variance + norm.epsilon
+        )
+        bias = 0.0 if plain.bias is None else np.asarray(plain.bias)
+        offsets[plain.name] = np.asarray(norm.beta) + (bias - mean) * scale
+    return offsets
