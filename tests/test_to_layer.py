@@ -62,18 +62,71 @@ def test_behind_a_linear_layer_all_of_batch_norm_is_folded_into_it():
     assert norm.epsilon <= 1e-3 * spread**2
 
 
-def test_elsewhere_the_raw_activation_is_normalized():
+def on_rows(make):
     x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
-    source = randomized(tiny_models.bn_after_activation, x)
-    model = kerasnorm.swap_norms(source, "layer").model
+    return randomized(make, x)
+
+
+def test_elsewhere_an_affine_takes_the_map():
+    source = on_rows(tiny_models.bn_after_activation)
+    swap = kerasnorm.swap_norms(source, "layer")
     gamma, beta, mean, variance = statistics(source.get_layer("bn"))
+    scale = gamma / np.sqrt(variance + 1e-3)
+    affine, norm = swap.model.get_layer("bn_affine"), swap.model.get_layer("bn")
+    assert isinstance(affine, Affine)
+    np.testing.assert_allclose(affine.kernel, scale, rtol=1e-5)
+    np.testing.assert_allclose(affine.bias, beta - mean * scale, rtol=1e-4, atol=1e-6)
+    spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
+    np.testing.assert_allclose(norm.gamma, np.full(4, spread), rtol=1e-5)
+    np.testing.assert_allclose(norm.beta, np.full(4, beta.mean()), rtol=1e-5)
+    assert norm.axis == -1
+    (site,) = swap.report.sites
+    assert (site.rule, site.becomes) == ("to_layer 2", "Affine, LayerNorm")
+
+
+def test_both_layers_stand_in_a_sequential_model_and_keep_clear_of_names():
+    def make():
+        return keras.Sequential(
+            [
+                keras.Input((5,)),
+                layers.Dense(4, activation="relu", name="bn_affine"),
+                BN(name="bn"),
+                BN(name="bn_2"),
+                layers.Dense(2, name="head"),
+            ]
+        )
+
+    source = on_rows(make)
+    swap = kerasnorm.swap_norms(source, "layer")
+    names = [layer.name for layer in swap.model.layers]
+    assert names == ["bn_affine", "bn_affine_", "bn", "bn_2_affine", "bn_2", "head"]
+    assert swap.report.layers["bn"] == "bn"
+    assert swap.compare().keys() >= {"bn", "bn_2", "output 0"}
+
+
+def test_code_takes_one_layer_so_the_raw_activation_is_normalized():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4, activation="relu")
+            self.norm = BN(name="bn")
+
+        def call(self, x):
+            return self.norm(self.dense(x))
+
+    source = Net()
+    x = np.random.default_rng(0).normal(size=(64, 5)).astype("float32")
+    source(x)
+    norm = source.norm
+    for variable in norm.variables:
+        variable.assign(1.0 + np.random.default_rng(1).uniform(size=variable.shape))
+    gamma, beta, mean, variance = statistics(norm)
     scale = gamma / np.sqrt(variance + 1e-3)
     center = mean.mean()
     spread = np.sqrt((variance + mean**2).mean() - center**2)
-    norm = model.get_layer("bn")
-    np.testing.assert_allclose(norm.gamma, scale * spread, rtol=1e-5)
-    np.testing.assert_allclose(norm.beta, beta + scale * (center - mean), rtol=1e-4, atol=1e-6)
-    assert norm.axis == -1
+    swapped = kerasnorm.swap_norms(source, "layer").model.norm
+    np.testing.assert_allclose(swapped.gamma, scale * spread, rtol=1e-5)
+    np.testing.assert_allclose(swapped.beta, beta + scale * (center - mean), rtol=1e-4, atol=1e-6)
 
 
 def single_channel():

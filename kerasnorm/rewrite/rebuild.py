@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,11 +47,13 @@ class Replace:
         fill: Sets the weights of the new layer once it is built.
         keywords: The keyword arguments of the call that the new layer gets; None for those that
             it has parameters for.
+        first: Another layer that is called before it; not where code makes the call.
     """
 
     make: Callable[[], keras.Layer]
     fill: Callable[[keras.Layer], None]
     keywords: frozenset[str] | None = None
+    first: Replace | None = None
 
 
 # Top-level modules whose classes and functions Keras finds itself.
@@ -191,12 +194,14 @@ class _Builder:
             if call.is_input:
                 continue
             args = tree.map_structure(new, call.args)
-            layer = self._layer(graph, call)
+            first, layer = self._first(call), self._layer(graph, call)
             kwargs = {
                 k: tree.map_structure(new, v)
                 for k, v in call.kwargs.items()
                 if self._takes(layer, call, k)
             }
+            if first is not None:
+                args = (first(args[0]), *args[1:])
             result = new(call.inputs[0]) if layer is None else layer(*args, **kwargs)
             for old, out in zip(call.outputs, tree.flatten(result), strict=True):
                 tensors[id(old)] = out
@@ -209,15 +214,17 @@ class _Builder:
     def _sequential(self, graph: Graph) -> keras.Sequential:
         source = graph.owner
         entry = self._copy(internals.input_layer(graph.inputs))
-        copies = [self._layer(graph, call) for call in graph.layer_calls()]
-        model = keras.Sequential(
-            [entry, *(layer for layer in copies if layer is not None)], name=source.name
-        )
+        copies = [
+            [layer for layer in (self._first(call), self._layer(graph, call)) if layer is not None]
+            for call in graph.layer_calls()
+        ]
+        model = keras.Sequential([entry, *itertools.chain(*copies)], name=source.name)
         tensor = model.inputs[0]
         tensors = {id(graph.inputs): tensor}
         calls = iter(graphs.graph_of(model).layer_calls())
-        for call, layer in zip(graph.layer_calls(), copies, strict=True):
-            tensor = tensor if layer is None else next(calls).output
+        for call, layers in zip(graph.layer_calls(), copies, strict=True):
+            for _ in layers:
+                tensor = next(calls).output
             tensors[id(call.output)] = tensor
         self._keep(graph, tensors)
         return model
@@ -316,16 +323,26 @@ class _Builder:
             self._name(graph, source, edit.into)
             return None
         if isinstance(edit, Replace):
-            if id(edit) not in self.copies:
-                self.copies[id(edit)] = edit.make()
-                self.blank(self.copies[id(edit)])
-                self._filled.append((edit, self.copies[id(edit)]))
-            self._name(graph, source, self.copies[id(edit)])
-            return self.copies[id(edit)]
+            layer = self._made(edit)
+            self._name(graph, source, layer)
+            return layer
         if id(source) not in self.copies:
             self.copies[id(source)] = self._copy(source)
         self._name(graph, source, self.copies[id(source)])
         return self.copies[id(source)]
+
+    def _first(self, call: Call) -> keras.Layer | None:
+        """The new layer that is called before the one for a call."""
+        edit = self.edits.get(call)
+        first = edit.first if isinstance(edit, Replace) else None
+        return None if first is None else self._made(first)
+
+    def _made(self, edit: Replace) -> keras.Layer:
+        if id(edit) not in self.copies:
+            self.copies[id(edit)] = edit.make()
+            self.blank(self.copies[id(edit)])
+            self._filled.append((edit, self.copies[id(edit)]))
+        return self.copies[id(edit)]
 
     def _copy(self, source):
         if not isinstance(source, keras.Layer):

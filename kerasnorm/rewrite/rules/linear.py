@@ -84,14 +84,17 @@ def with_map_folded_in(partner: Partner, found: Statistics) -> Replace:
     return Replace(lambda: with_bias(partner), fill)
 
 
-def as_affine(site: Site, name: str, found: Statistics) -> Replace:
-    """The map itself, y = a·x + c, as a layer in the BatchNorm's place."""
+def as_affine(site: Site, name: str, found: Statistics, *, penalized: bool = True) -> Replace:
+    """The map itself, y = a·x + c, as a layer in the BatchNorm's place.
+
+    `penalized` is whether the BatchNorm's penalty on outputs applies to it.
+    """
     source: Any = site.layer
 
     def make() -> keras.Layer:
         return Affine(
             axis=site.axis - site.rank,
-            activity_regularizer=source.activity_regularizer,
+            activity_regularizer=source.activity_regularizer if penalized else None,
             trainable=source.trainable,
             dtype=source.dtype_policy,
             name=name,

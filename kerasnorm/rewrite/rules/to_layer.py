@@ -11,11 +11,15 @@ each other as those of the data. With y = a·x + c, a = γ/s, c = β − m·a, s
 
    and the layer norm that follows has gain σ̄ and bias μ̄ in every channel.
 
-2. Elsewhere, on the raw activation:
+2. Elsewhere, an `Affine` takes BatchNorm's map, U = a, and the same layer norm follows: raw
+   activations have channels of all sizes, and the largest would decide for all.
+
+3. Where code of a layer's own calls the BatchNorm, and so takes one layer in its place, on the raw
+   activation:
 
        μ̄ = mean_c m,   σ̄² = mean_c (v + m²) − μ̄²,   gain = a·σ̄,   bias = β + a·(μ̄ − m).
 
-3. On an input of the model, whose features may be unlike (age beside income), or on a single
+4. On an input of the model, whose features may be unlike (age beside income), or on a single
    channel, which a layer norm would erase: an `Affine`, y itself.
 
 Feature maps are normalized as a whole (`axis="sample"`), whose mean and deviation vary least from
@@ -24,6 +28,8 @@ sample to sample; sequences at each step by itself, so that no step sees another
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from typing import Any
 
 import keras
@@ -50,10 +56,11 @@ def check(site: Site, forest: Forest) -> Plan:
         return plan.refused(site, TARGET, found)
     unlike = _unlike(site, forest)
     if unlike:
-        return Plan(plan.record(site, TARGET, "exact", 3, "Affine", NoPartner(unlike)), found)
+        return Plan(plan.record(site, TARGET, "exact", 4, "Affine", NoPartner(unlike)), found)
     partner = linear.partner_of(site, forest, found)
     if isinstance(partner, NoPartner):
-        return Plan(plan.record(site, TARGET, "matched", 2, "LayerNorm", partner), found)
+        case, becomes = (3, "LayerNorm") if site.graph.is_code else (2, "Affine, LayerNorm")
+        return Plan(plan.record(site, TARGET, "matched", case, becomes, partner), found)
     return Plan(plan.record(site, TARGET, "matched", 1, "LayerNorm", partner), found, partner)
 
 
@@ -64,19 +71,21 @@ def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, 
         return {}
     if decided.record.becomes == "Affine":
         return {site.call: linear.as_affine(site, name, found)}
-    if partner is None:
+    raw = decided.record.rule == "to_layer 3"
+    if raw:
         center, spread = _sample_statistics(found.mean, found.variance)
         gain, bias = found.scale * spread, found.beta + found.scale * (center - found.mean)
     else:
         center, spread = _sample_statistics(found.beta, np.square(found.scale) * found.variance)
         gain, bias = np.full_like(found.scale, spread), np.full_like(found.scale, center)
     epsilon = max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
-    edits: dict[Call, Skip | Replace] = {
-        site.call: _layer_norm(site, partner, name, epsilon, gain, bias)
-    }
+    norm = _layer_norm(site, partner, name, epsilon, gain, bias)
     if partner is not None:
-        edits[partner.call] = linear.with_map_folded_in(partner, found)
-    return edits
+        return {partner.call: linear.with_map_folded_in(partner, found), site.call: norm}
+    if raw:
+        return {site.call: norm}
+    first = linear.as_affine(site, _free(f"{name}_affine", site), found, penalized=False)
+    return {site.call: dataclasses.replace(norm, first=first)}
 
 
 def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
@@ -96,6 +105,12 @@ def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
         f"'{site.name}': it shared gamma and beta with its other calls; they are folded into "
         f"'{decided.partner.layer.name}' here"
     ]
+
+
+def _free(name: str, site: Site) -> str:
+    """The name, or one like it that no layer beside the site has."""
+    taken = {call.operation.name for call in site.graph.calls}
+    return next(n for n in (name + "_" * k for k in itertools.count()) if n not in taken)
 
 
 def _unlike(site: Site, forest: Forest) -> str | None:
