@@ -83,15 +83,17 @@ def swap_norms(
 
     - `to="weight"` is exact and needs no data: a linear layer in front of a BatchNorm takes it in
       as v = W, g = a·‖W‖, b = c + a·b₀; any other BatchNorm becomes `WeightNorm(Affine())`.
-    - `to="layer"` starts from the stored statistics: the linear layer in front takes a and c in,
-      and a `LayerNorm` follows that has on average the gain and bias to undo itself. With `data`,
-      kernel, gain and bias are fitted to what the source puts out.
+    - `to="layer"` starts from the stored statistics: the linear layer in front, or an `Affine`,
+      takes a and c in, and a `LayerNorm` follows that has on average the gain and bias to undo
+      itself. With `data`, kernel, gain and bias are fitted to what the source puts out.
     - `to="cosine"` needs `data`: `CosineNorm(rescale=True)` around the linear layer in front, its
       kernel, gain and bias fitted to what the source puts out.
 
     With data, layer after layer is fitted on what the swapped model feeds it, other linear layers
-    behind the first site included; a step is kept where it fits held-out rows better. A BatchNorm
-    called with `training=True` has no stored form and is refused.
+    behind the first site included; a step is kept where it fits held-out rows better. A model
+    small enough for that to take no more than a minute or two is then trained on the same data,
+    as `distill` does, for up to 20 epochs. A BatchNorm called with `training=True` has no stored
+    form and is refused.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies, regularizers and the compile state (the optimizer's slots
@@ -110,7 +112,7 @@ def swap_norms(
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
             α·mean σ². At 0 the method is pure; as it grows it tends to the affine map.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
-        seed: Of the sampling of positions.
+        seed: Of the sampling of positions, and of the order of the data in training.
         batch_size: Of the batches that arrays are cut into.
         memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
             files, which are gone when the process ends, however it does.
