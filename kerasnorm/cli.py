@@ -193,6 +193,7 @@ def _swap(arguments: argparse.Namespace) -> int:
     swap.report.repairs = loaded.repairs
     if arguments.distill:
         history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
+        swap.update_report(data)
         swap.report.notes.append(_said_of(history))
     _show(console, swap.report)
     _show_fidelity(console, swap)
@@ -226,7 +227,7 @@ def _check_distill(arguments: argparse.Namespace) -> None:
 
 
 def _said_of(history: Any) -> str:
-    """What distillation did on held-out samples; the fit of the sites is from before it."""
+    """What distillation did on held-out samples."""
     before, after = history.before, history.after
     shares = [
         f"{name} {before[name]:.2%} → {after[name]:.2%}"
@@ -234,7 +235,7 @@ def _said_of(history: Any) -> str:
         if name.endswith("agreement")
     ]
     loss = f"loss {before['loss']:.3g} → {after['loss']:.3g}"
-    return f"distilled after the fit; on held-out samples: {', '.join([*shares, loss])}"
+    return f"distilled; on held-out samples: {', '.join([*shares, loss])}"
 
 
 def _fold(arguments: argparse.Namespace) -> int:

@@ -147,11 +147,11 @@ def joint_direction(w, bias, axes: Sequence[int]):
     return w / length, bias / length
 
 
-def separable_norm(depthwise, pointwise, bias=None):
-    """‖[w, b]‖ of each unit of a separable convolution, whose kernel w is made of two.
+def separable_direction(depthwise, pointwise, bias=None):
+    """([w, b] / ‖[w, b]‖, ‖[w, b]‖) of a separable convolution, whose kernel w is made of two.
 
-    w[k, c] = Σ_m d[k, c, m]·p[c, m] for tap k and input c, so that ‖w‖² = Σ_c pᵀ·(dᵀ·d)·p. Of a
-    zero vector it is a positive constant, as in `norm`.
+    w[k, c] = Σ_m d[k, c, m]·p[c, m] for tap k and input c, so that ‖w‖² = Σ_c pᵀ·(dᵀ·d)·p. Where
+    w and b are all zero, so is the result, and the length is a positive constant.
 
     Args:
         depthwise: d, of shape (taps…, inputs, multiplier).
@@ -159,7 +159,8 @@ def separable_norm(depthwise, pointwise, bias=None):
         bias: b, of shape (units,); None for no bias.
 
     Returns:
-        A tensor of shape (units,).
+        (d / s, p·s / N, b / N, N) with N the lengths, of shape (units,), and s the largest entry
+        of d, so that neither kernel leaves the range of 16 bits.
     """
     *_, inputs, multiplier = depthwise.shape
     d = ops.reshape(depthwise, (-1, inputs, multiplier))
@@ -170,13 +171,15 @@ def separable_norm(depthwise, pointwise, bias=None):
         bias = bias / size
         largest = ops.maximum(largest, ops.abs(bias))
     largest = _positive(largest)
-    d, p = d / size, p / largest
+    d, p, depthwise, pointwise = d / size, p / largest, depthwise / size, pointwise / largest
     products = ops.sum(ops.expand_dims(d, -1) * ops.expand_dims(d, -2), axis=0)
     squares = ops.sum(p * ops.matmul(products, p), axis=(0, 1))
     if bias is not None:
-        squares = squares + ops.square(bias / largest)
+        bias = bias / largest
+        squares = squares + ops.square(bias)
     length = ops.sqrt(ops.where(squares > _VANISHING, squares, _ZERO_NORM_SQUARED))
-    return length * largest * size
+    bias = bias if bias is None else bias / length
+    return depthwise, pointwise / length, bias, length * largest * size
 
 
 def _positive(scale):

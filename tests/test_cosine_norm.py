@@ -139,6 +139,10 @@ def test_a_separable_convolution_is_one_with_a_kernel_of_two(
     x = rng.normal(size=shape).astype("float32")
     np.testing.assert_allclose(layer(x), full(x), atol=2e-6)
     np.testing.assert_allclose(layer.lengths(), full.lengths(), rtol=1e-5)
+    half = CosineNorm.from_config({**layer.get_config(), "dtype": "mixed_float16"})
+    half.build((None, *shape[1:]))
+    half.set_weights(layer.get_weights())
+    np.testing.assert_allclose(half(x), full(x), atol=5e-3)
     assert layer.contraction(4).size == full.contraction(4).size == 27
 
 

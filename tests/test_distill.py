@@ -17,7 +17,10 @@ from keras import layers
 import kerasnorm
 from kerasnorm.calibrate import answers
 from kerasnorm.calibrate.distill import _learning_rate
+from kerasnorm.calibrate.features import common_features
+from kerasnorm.calibrate.lessons import compared_at
 from kerasnorm.errors import DataError, KerasNormError, SwapError
+from kerasnorm.rewrite.forest import graphs_of
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 
@@ -226,8 +229,28 @@ def test_regularizers_do_not_count():
     assert student.losses
 
 
+class Learning(layers.Layer):
+    """A BatchNorm that goes by its batch, and moves its statistics, whoever calls it."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x, training=True)
+
+
+def always_training():
+    x = keras.Input((5,))
+    y = layers.Add()([Learning()(x), layers.Dense(5)(x)])
+    return keras.Model(x, layers.Dense(3)(layers.BatchNormalization()(layers.Dense(6)(y))))
+
+
 def test_calls_fixed_to_training_leave_statistics():
-    student, teacher = two_models(tiny_models.training_fixed, ROWS)
+    student, teacher = two_models(always_training, ROWS)
     given = [[np.array(v) for v in m.non_trainable_variables] for m in (student, teacher)]
     kerasnorm.distill(student, teacher, ROWS)
     for model, expected in zip((student, teacher), given, strict=True):
@@ -385,6 +408,76 @@ assert history.after["loss"] < 0.9 * history.before["loss"]
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def pooled_before_its_norm():
+    x = keras.Input((8, 8, 3))
+    y = layers.AveragePooling2D()(layers.Conv2D(6, 3, name="conv")(x))
+    y = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.BatchNormalization()(y)))
+    return keras.Model(x, layers.Dense(3, activation="softmax")(y))
+
+
+class Scaled(layers.Layer):
+    """More than its activation."""
+
+    activation = staticmethod(keras.activations.sigmoid)
+
+    def call(self, x):
+        return 10 * x * self.activation(x)
+
+
+class Softmax(layers.Layer):
+    """Keras's in name only."""
+
+    axis = -1
+
+    def call(self, x):
+        return x
+
+
+@pytest.mark.parametrize("last", [Scaled, Softmax])
+def test_a_layer_of_the_users_own_is_read_as_it_is(last):
+    x = keras.Input((5,))
+    model = keras.Model(x, last()(layers.Dense(3)(x)))
+    assert answers.heads_of(graphs_of(model)) == [answers.Head("linear")]
+
+
+def test_other_backends_are_refused(monkeypatch):
+    student, teacher = two_models()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(KerasNormError, match=r"TensorFlow backend\. Received: jax"):
+        kerasnorm.distill(student, teacher, IMAGES)
+
+
+def test_offsets_behind_a_pooling_stay():
+    student, teacher = disturbed(pooled_before_its_norm)
+    bias = np.array(student.get_layer("conv").bias)
+    kerasnorm.distill(student, teacher, IMAGES, learning_rate=1e-2)
+    np.testing.assert_array_equal(student.get_layer("conv").bias, bias)
+
+
+def test_masked_places_do_not_count_at_the_ends_of_blocks():
+    def build():
+        x = keras.Input((7, 4))
+        y = layers.Masking()(x)
+        y = layers.Add(name="end")([layers.Dense(6)(y), layers.Dense(6, name="other")(y)])
+        return keras.Model(x, layers.BatchNormalization()(layers.Dense(3)(y)))
+
+    x = RNG.normal(size=(100, 7, 4)).astype("float32")
+    x[:, -5:] = 0
+    student, teacher = two_models(build, x)
+    # at the masked places, which are zeros, only the bias tells
+    student.get_layer("other").bias.assign(RNG.normal(size=6))
+    student.get_layer("other").kernel.assign_add(RNG.normal(size=(4, 6)))
+    forests = graphs_of(student), graphs_of(teacher)
+    end = teacher.get_layer("end").output
+    features = [f for f in common_features(*forests) if f.teacher is end]
+    compared = compared_at(features, forests[0].root, forests[1].root, [x])
+    expected = np.asarray(keras.Model(teacher.input, end)(x))
+    received = np.asarray(keras.Model(student.input, student.get_layer("end").output)(x))
+    kept = np.square(received - expected)[:, :-5].mean()
+    assert kept != np.square(received - expected).mean()
+    assert_close(compared(x)[1], kept / expected.reshape(-1, 6).var(0).mean(), factor=10)
 
 
 def test_offsets_in_front_of_layer_norms_stay():

@@ -17,7 +17,7 @@ def at_once(monkeypatch):
 
 
 def swapped():
-    x = np.random.default_rng(0).normal(size=(40, 8, 8, 3)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(100, 8, 8, 3)).astype("float32")
     kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "layer", x)
 
 

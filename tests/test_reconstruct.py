@@ -11,7 +11,7 @@ from helpers import assert_close
 from keras import layers
 
 import kerasnorm
-from kerasnorm import CosineNorm
+from kerasnorm import CosineNorm, WeightNorm
 from kerasnorm.calibrate import reconstruct
 from kerasnorm.calibrate.features import common_features
 from kerasnorm.calibrate.reconstruct import Reconstruction, multiplications
@@ -109,30 +109,116 @@ def test_a_site_that_fits_badly_is_warned_of():
 
 
 def test_large_models_are_not_trained(monkeypatch):
-    source, data = residual(), images(40)
-    each = multiplications(graphs_of(source))
-    # per position 3·8·9 + 8·8·9 + 3·8 of the first block, 3 · 8·8·9 less two 3x3 of the second
+    source, data = residual(), images(100)
+    each = multiplications(graphs_of(source), [data])
+    # a 3x3 and a 1x1 of 3 channels; two 3x3 of 8 in the first block less one, two in the second
     by_hand = 64 * (3 * 8 * 9 + 8 * 8 * 9 + 3 * 8 + 2 * 8 * 8 * 9 + 8 * 8) + 8 * 5
     assert each == by_hand
-    for work, expected in ((each * 40 * 20, True), (each * 39, False)):
+    for work, expected in ((each * 100 * 20, 20), (each * 100, 1), (each * 99, 0)):
         monkeypatch.setattr(reconstruct, "_WORK", work)
-        reconstruction = Reconstruction(graphs_of(source))
-        assert len(list(reconstruction.watch([[data[:20]], [data[20:]]]))) == 2
-        assert bool(reconstruction.epochs == 20) == expected
+        reconstruction = Reconstruction(graphs_of(source), 2**31)
+        assert len(list(reconstruction.watch([[data[:50]], [data[50:]]]))) == 2
+        assert reconstruction.epochs == expected
     monkeypatch.setattr(reconstruct, "_WORK", 1)
     report = kerasnorm.swap_norms(source, "layer", data).report
     assert not report.trained
-    assert report.agreement.samples == 4
+    assert report.agreement.samples == 10
+
+
+def test_samples_are_held_within_a_quarter_of_the_budget():
+    data = images(100)
+    reconstruction = Reconstruction(graphs_of(residual()), 4 * data.nbytes - 4)
+    list(reconstruction.watch([[data]]))
+    assert reconstruction.epochs == 0
+
+
+def test_work_is_counted_in_wrappers_and_at_the_size_of_the_data():
+    inputs = keras.Input((5, None, None, 3))
+    conv = layers.TimeDistributed(layers.Conv2D(4, 3, padding="same"))
+    model = keras.Model(inputs, BN()(conv(inputs)))
+    data = [np.zeros((2, 5, 16, 16, 3), "float32")]
+    # as if each weight met every place of the input, the steps in time included
+    assert multiplications(graphs_of(model), data) == 5 * 16 * 16 * (3 * 3 * 3 * 4)
+
+
+def test_few_samples_are_fitted_and_no_more():
+    swap = kerasnorm.swap_norms(residual(), "layer", images(12))
+    assert not swap.report.trained
+    assert swap.report.agreement is None
+    assert all(site.fit > 0.5 for site in swap.report.sites)
+
+
+def test_what_was_not_fitted_is_not_trained():
+    source = residual()
+    to = {"bn_1": "weight", "bn_2": "layer", "bn_2_end": "cosine"}
+    swap = kerasnorm.swap_norms(source, to, images())
+    assert swap.report.trained
+    bare = kerasnorm.swap_norms(source, {"bn_1": "weight"}).model
+    left = ["conv_1", "bn_1_end", "bn_1_short", "bn_2_short"]
+    for name in left:  # sites left alone, exact ones, and what is in front of the first fitted one
+        for old, new in zip(
+            bare.get_layer(name).weights, swap.model.get_layer(name).weights, strict=True
+        ):
+            np.testing.assert_array_equal(new, old, err_msg=name)
+    differences = swap.compare(images(seed=3))
+    assert max(differences[name] for name in ("bn_1", "bn_1_end", "bn_1_short")) < 1e-4
 
 
 def test_models_by_code_are_trained_on_their_answers():
-    x = np.random.default_rng(0).normal(size=(100, 8, 8, 4)).astype("float32")
-    source = tiny_models.nested()
-    randomize(source, x)
-    forest = graphs_of(source)
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = layers.Conv2D(6, 3, use_bias=False), BN(name="bn")
+            self.head = layers.Dense(3, activation="softmax")
+
+        def call(self, x):
+            return self.head(keras.ops.mean(keras.ops.relu(self.norm(self.conv(x))), (1, 2)))
+
+    keras.utils.set_random_seed(0)
+    source = Net()
+    source(images(2))
+    randomize(source, images())
+    swap = kerasnorm.swap_norms(source, "layer", images(400))
+    assert not common_features(graphs_of(swap.model), graphs_of(source))
+    assert swap.report.trained
+    assert swap.report.agreement.fit > 0.8
+
+
+@pytest.mark.parametrize("lengths", [(5, 6, 7), (5,)])
+def test_batches_of_several_lengths(lengths):
+    inputs = keras.Input((None, 4))
+    source = keras.Model(inputs, BN(name="bn")(layers.Dense(6)(inputs)))
+    rng = np.random.default_rng(0)
+    batches = [
+        rng.normal(size=(40, lengths[n % len(lengths)], 4)).astype("float32") for n in range(9)
+    ]
+    report = kerasnorm.swap_norms(source, "layer", iter(batches)).report
+    assert report.agreement.samples == (36 if len(lengths) == 1 else 12)
+
+
+def test_models_of_one_batch_size_are_fitted_and_no_more():
+    inputs = keras.Input(batch_shape=(4, 6, 4))
+    source = keras.Model(inputs, BN(name="bn")(layers.Dense(6)(inputs)))
+    x = np.random.default_rng(0).normal(size=(200, 6, 4)).astype("float32")
+    report = kerasnorm.swap_norms(source, "layer", x, batch_size=4).report
+    assert not report.trained
+    assert report.agreement is None
+    assert report.sites[0].fit > 0
+
+
+def test_answers_are_along_the_axis_of_the_classes():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 7, 3))
+    y = layers.Softmax(axis=1)(BN(name="bn")(layers.Conv2D(4, 1)(inputs)))
+    source = keras.Model(inputs, y)
+    x = np.random.default_rng(0).normal(size=(200, 6, 7, 3)).astype("float32")
     swap = kerasnorm.swap_norms(source, "layer", x)
-    assert common_features(graphs_of(swap.model), forest)
-    assert swap.report.agreement.fit > 0.5
+    same = [np.asarray(model(x[9::10])).argmax(1) for model in (source, swap.model)]
+    assert_close(swap.report.agreement.same_answers, np.mean(same[0] == same[1]))
+    inputs = keras.Input((5,))
+    source = keras.Model(inputs, BN()(layers.Dense(4)(inputs)))
+    swap = kerasnorm.swap_norms(source, "layer", np.random.default_rng(0).normal(size=(200, 5)))
+    assert swap.report.agreement.same_answers is None
 
 
 def test_compared_are_the_ends_of_blocks():
@@ -148,19 +234,68 @@ def test_compared_are_the_ends_of_blocks():
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize("wrap", [lambda layer: layer, lambda layer: CosineNorm(layer)])
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-def test_strided_points_are_the_same_function_without_strides(wrap, data_format):
-    if data_format == "channels_first" and not keras.config.is_nnx_enabled():
-        pytest.importorskip("tensorflow")
-    shape = (9, 8, 3) if data_format == "channels_last" else (3, 9, 8)
-    conv = layers.Conv2D(4, 1, strides=(2, 3), padding="same", data_format=data_format)
-    model = keras.Sequential([keras.Input(shape), wrap(conv)])
-    x = np.random.default_rng(0).normal(size=(2, *shape)).astype("float32")
-    expected = np.asarray(model(x))
-    with strides_taken_before(model):
-        assert conv.strides == (1, 1)
-        np.testing.assert_allclose(model(x), expected, rtol=1e-5, atol=1e-6)
-    assert conv.strides == (2, 3)
-    assert "call" not in vars(model.layers[0])
-    np.testing.assert_array_equal(model(x), expected)
+class Padded(layers.Wrapper):
+    """A wrapper that does something before it calls its layer."""
+
+    def call(self, x):
+        return self.layer(keras.ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))))
+
+
+def directly_and_wrapped():
+    conv = layers.Conv2D(4, 1, strides=2)
+    inputs = keras.Input((9, 8, 3))
+    direct = conv(inputs)
+    return keras.Model(inputs, [direct, CosineNorm(conv)(inputs)])
+
+
+def by_keyword():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = layers.Conv2D(4, 1, strides=2)
+
+        def call(self, x):
+            return self.conv(inputs=x)
+
+    return Net()
+
+
+def _one(make):
+    return lambda: keras.Sequential([keras.Input((9, 8, 3)), make()])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _one(lambda: layers.Conv2D(4, 1, strides=(2, 3), padding="same")),
+        _one(lambda: CosineNorm(layers.Conv2D(4, 1, strides=(2, 3)))),
+        _one(lambda: WeightNorm(layers.Conv2D(4, 1, strides=2))),
+        _one(lambda: WeightNorm(layers.Conv2D(4, 1, strides=2), mean_only="layer")),
+        _one(lambda: Padded(layers.Conv2D(4, 1, strides=2))),
+        _one(lambda: layers.Conv2D(4, 1, strides=2, data_format="channels_first")),
+        directly_and_wrapped,
+        by_keyword,
+        lambda: keras.Sequential(
+            [
+                keras.Input((9, 8, 3)),
+                layers.Reshape((72, 3)),
+                layers.Conv1D(4, 1, strides=2, activation="relu"),
+                CosineNorm(layers.Conv1D(4, 1, strides=2, padding="causal")),
+            ]
+        ),
+    ],
+)
+def test_strided_points_are_the_same_function_without_strides(make):
+    model = make()
+    x = np.random.default_rng(0).normal(size=(2, 9, 8, 3)).astype("float32")
+    expected = keras.tree.map_structure(np.asarray, model(x))
+    convs = [c for c in model._flatten_layers() if isinstance(c, (layers.Conv1D, layers.Conv2D))]
+    assert convs
+    with pytest.raises(RuntimeError), strides_taken_before(model):  # noqa: PT012
+        assert all("convolution_op" in vars(conv) for conv in convs)
+        for a, b in zip(keras.tree.flatten(model(x)), keras.tree.flatten(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        raise RuntimeError
+    assert not any("convolution_op" in vars(conv) for conv in convs)
+    for a, b in zip(keras.tree.flatten(model(x)), keras.tree.flatten(expected), strict=True):
+        np.testing.assert_array_equal(a, b)

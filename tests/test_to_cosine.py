@@ -121,6 +121,23 @@ def test_the_regression_finds_what_is_there():
     assert np.abs(expected - np.asarray(layer(x))).max() < 0.02 * expected.std()
 
 
+@pytest.mark.parametrize("scale", [1e-25, 1e20])
+def test_inputs_of_any_size_are_fitted(scale):
+    """Only their direction matters, so that it is the same fit."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(64, 6)).astype("float32")
+    t = rng.normal(size=(64, 4)).astype("float32")
+    gains = []
+    for factor in (1.0, scale):
+        layer = CosineNorm(layers.Dense(4), rescale=True)
+        layer(x)
+        layer.layer.kernel.assign(np.ones((6, 4)))
+        stream = [((factor * x).astype("float32"), t)]
+        fit_cosine(layer, None, lambda s=stream: iter(s), Sampling(1, rng), 0.0)
+        gains.append(np.array(layer.g))
+    np.testing.assert_allclose(gains[1], gains[0], rtol=1e-3)
+
+
 def test_damping_is_a_share_of_the_mean_square_length():
     source, swap = swapped(tiny_models.conv_bn_relu, damping=0.5)
     (layer,) = cosines(swap.model)

@@ -104,6 +104,25 @@ def test_both_layers_stand_in_a_sequential_model_and_keep_clear_of_names():
     assert swap.compare().keys() >= {"bn", "bn_2", "output 0"}
 
 
+def test_a_batch_norm_called_by_keyword():
+    def make():
+        inputs = keras.Input((5,))
+        x = layers.ReLU()(layers.Dense(4)(inputs))
+        return keras.Model(inputs, BN(name="bn")(inputs=x))
+
+    swap = kerasnorm.swap_norms(make(), "layer")
+    assert [type(layer) for layer in swap.model.layers[-2:]] == [Affine, LayerNorm]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 32])
+def test_small_batches_of_large_maps(batch_size):
+    inputs = keras.Input((128, 128, 1))
+    source = keras.Model(inputs, BN(name="bn")(layers.Conv2D(2, 3)(inputs)))
+    x = np.random.default_rng(0).normal(size=(20, 128, 128, 1)).astype("float32")
+    swap = kerasnorm.swap_norms(source, "layer", x, batch_size=batch_size)
+    assert swap.report.sites[0].fit > 0.9
+
+
 def test_code_takes_one_layer_so_the_raw_activation_is_normalized():
     class Net(keras.Model):
         def __init__(self):

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 from keras import ops, tree
 
+from kerasnorm.layers.moments import RunningMoments
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 
@@ -44,6 +45,10 @@ class Head:
             return ops.log(y) - ops.log(1 - y)
         return y
 
+    def answers(self, logits: Any) -> Any:
+        """The likeliest class; of a sigmoid, yes or no for each unit."""
+        return ops.argmax(logits, self.axis) if self.kind == "softmax" else logits > 0
+
 
 def heads_of(forest: Forest) -> list[Head]:
     """How to read each output of a model, flat."""
@@ -58,6 +63,8 @@ def _head(forest: Forest, graph: Graph, tensor: Any) -> Head:
     if inner is not None:
         number = [id(t) for t in call.outputs].index(id(tensor))
         return _head(forest, inner, tree.flatten(inner.outputs)[number])
+    if not _is_keras(operation):  # what a user's class computes is its own affair
+        return Head("linear")
     if type(operation).__name__ == "Softmax":  # the layer, or the operation of keras.ops
         return Head("softmax", operation.axis) if type(operation.axis) is int else Head("linear")
     if type(operation).__name__ == "Sigmoid":
@@ -73,9 +80,16 @@ def _head(forest: Forest, graph: Graph, tensor: Any) -> Head:
 
 def _activation(layer: Any) -> Any:
     """A layer's last function; that of a recurrent layer is not the last thing it does."""
-    while isinstance(layer, keras.layers.Wrapper):
+    while isinstance(layer, keras.layers.Wrapper) and _is_keras(layer):
         layer = layer.layer
+    if not _is_keras(layer):
+        return None
     return None if hasattr(layer, "cell") else getattr(layer, "activation", None)
+
+
+def _is_keras(operation: Any) -> bool:
+    """Whether a layer or operation is one of Keras's own classes or of this package's."""
+    return type(operation).__module__.split(".")[0] in ("keras", "kerasnorm")
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -94,8 +108,8 @@ class Disagreement(keras.losses.Loss):
         scale: The variance of t, for linear outputs: the loss is then 1 − R².
     """
 
-    def __init__(self, kind="linear", axis=-1, scale=1.0, name="disagreement"):
-        super().__init__(name=name, reduction="sum_over_batch_size")
+    def __init__(self, kind="linear", axis=-1, scale=1.0, name="disagreement", **kwargs):
+        super().__init__(name=name, **kwargs)
         self.kind, self.axis, self.scale = kind, axis, scale
 
     def call(self, y_true, y_pred):
@@ -112,16 +126,16 @@ class Disagreement(keras.losses.Loss):
         return ops.mean(ops.square(y_pred - y_true), -1) / self.scale
 
     def get_config(self):
-        return {"kind": self.kind, "axis": self.axis, "scale": self.scale, "name": self.name}
+        config = {"kind": self.kind, "axis": self.axis, "scale": self.scale, "name": self.name}
+        return {**super().get_config(), **config}
 
 
 def disagreement(head: Head, logits: np.ndarray) -> Disagreement:
     """The loss against a teacher's logits over a data set."""
-    wide = logits.astype("float64").reshape(-1, logits.shape[-1] if logits.ndim > 1 else 1)
-    variance = float(wide.var(0).mean())
+    found = RunningMoments()
+    found.add_rows(logits.reshape(-1, logits.shape[-1] if logits.ndim > 1 else 1))
     # an output that does not vary is compared in its own units
-    floor = 1e-12 * float(np.square(wide).mean())
-    return Disagreement(head.kind, head.axis, variance if variance > floor else 1.0)
+    return Disagreement(head.kind, head.axis, found.typical_variance or 1.0)
 
 
 def agreement(head: Head) -> keras.metrics.Metric | None:
@@ -130,9 +144,7 @@ def agreement(head: Head) -> keras.metrics.Metric | None:
         return None
 
     def same(y_true, y_pred):
-        if head.kind == "sigmoid":
-            return ops.mean(ops.cast((y_true > 0) == (y_pred > 0), "float32"), -1)
-        answers = [ops.argmax(y, head.axis) for y in (y_true, y_pred)]
-        return ops.cast(answers[0] == answers[1], "float32")
+        found = ops.cast(head.answers(y_true) == head.answers(y_pred), "float32")
+        return ops.mean(found, -1) if head.kind == "sigmoid" else found
 
     return keras.metrics.MeanMetricWrapper(same, name="agreement")

@@ -14,8 +14,16 @@ from keras import tree
 from kerasnorm.calibrate import answers
 from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import common_features
-from kerasnorm.calibrate.lessons import Batches, Best, Flat, compared_at, packing
-from kerasnorm.calibrate.offsets import offsets_kept
+from kerasnorm.calibrate.frozen import frozen, offsets
+from kerasnorm.calibrate.held_out import from_training
+from kerasnorm.calibrate.lessons import (
+    OF_ANSWERS,
+    Batches,
+    Best,
+    Flat,
+    compared_at,
+    packing,
+)
 from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.progress import progress
@@ -23,11 +31,9 @@ from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.calibration import input_batches
 from kerasnorm.rewrite.forest import Forest, graphs_of
 
-# One sample in ten is held out, and one that the closed-form fits hold out too, so that a student
-# fitted on the same data does not know it. The learning rate rises over one step in twenty.
-_HELD_OUT = 10
+# The learning rate rises over one step in twenty.
 _WARM_UP = 0.05
-# Of which the features' variances are taken.
+# How many samples the features' variances are taken of.
 _SAMPLE = 256
 _OURS = (
     "x", "y", "validation_data", "validation_split", "validation_freq", "validation_steps",
@@ -58,10 +64,10 @@ def distill(
       answer costs,
     - mean (s − t)² / var t anywhere else, which is 1 − R²,
 
-    and the losses of several outputs are added up. The teacher's answers are computed once. Where
-    both are functional or Sequential models, the student is compared with its teacher at the ends
-    of blocks besides (additions, concatenations, poolings; `calibrate.features`): the loss is then
-    the mean over these of mean (s − t)² / var t, plus a tenth of the loss above.
+    and the losses of several outputs are added up. Where both are functional or Sequential models,
+    the student is compared with its teacher at the ends of blocks besides (additions,
+    concatenations, poolings; `calibrate.features`): the loss is then the mean over these of
+    mean (s − t)² / var t, plus a tenth of the loss above.
 
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
     without it, and moving statistics stay what they are. Regularizers do not count. Only what is
@@ -87,8 +93,8 @@ def distill(
             samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there are fewer:
             what is lost at first, the nearer student and the shorter training have to make good.
         optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
-        jit_compile: Whether XLA compiles the steps. None for what is faster: on accelerators
-            where Keras can, on a CPU not.
+        jit_compile: Whether XLA compiles the steps. None for what is faster: on a GPU where Keras
+            can, on a CPU not.
         **fit: Passed to `Model.fit`: `callbacks`, `verbose` (0 unless given), `steps_per_epoch`, ….
 
     Returns:
@@ -102,7 +108,8 @@ def distill(
         DataError: If the data has fewer than 10 samples, does not fit the model, or is not finite.
         SwapError: If the two models do not have the same inputs and outputs, or share variables;
             if the student has nothing to train, or the teacher's answers are not finite.
-        KerasNormError: If an argument of `fit` is one that is set here.
+        KerasNormError: If an argument of `fit` is one that is set here, or Keras runs on another
+            backend than TensorFlow.
 
     Example:
 
@@ -118,23 +125,30 @@ def distill(
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
     """
     _insist_on_arguments(epochs, batch_size, fit)
+    _insist_on_tensorflow()
     forests = graphs_of(student), graphs_of(teacher)
     heads = _common_heads(*forests)
     inputs = _inputs(forests[0], data, batch_size)
-    with _scope(teacher), _kept(teacher):
-        reader = Flat(teacher, forests[1], heads)
-        targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
-    _insist_on_finite(teacher, targets)
-    with _scope(student), _kept(student), offsets_kept(forests[0]):
-        pupil = Flat(student, forests[0], heads, _compared(forests, inputs))
+    with contextlib.ExitStack() as undone:
+        undone.enter_context(_kept(teacher))
+        undone.enter_context(_kept(student))
+        undone.enter_context(frozen(offsets(forests[0])))
+        with _scope(teacher):
+            reader = Flat(teacher, forests[1], heads)
+            targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
+        _insist_on_finite(teacher, targets)
+        undone.enter_context(_scope(student))
+        compared = _compared(forests, inputs, batch_size)
+        pupil = Flat(student, forests[0], heads, compared)
         number = np.arange(len(inputs[0]))
-        judging = held_out(number)
+        judging = from_training(number)
         judges = Batches(inputs, targets, number[judging], batch_size)
         lessons = Batches(inputs, targets, number[~judging], batch_size, seed)
         steps = epochs * (fit.get("steps_per_epoch") or len(lessons))
         compile_with = functools.partial(
             pupil.compile,
             loss=[answers.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
+            loss_weights=[1.0 if compared is None else OF_ANSWERS] * len(heads),
             metrics=[[m] if m else [] for m in map(answers.agreement, heads)],
             jit_compile=_jit(jit_compile),
         )
@@ -147,19 +161,18 @@ def distill(
             return _fit(pupil, lessons, judges, before, steps, epochs=epochs, **fit)
 
 
-def held_out(number: np.ndarray) -> np.ndarray:
-    """Which samples, by their number, are held out from training."""
-    return number % _HELD_OUT == _HELD_OUT - 1
-
-
-def _compared(forests: tuple[Forest, Forest], inputs: list[np.ndarray]):
+def _compared(forests: tuple[Forest, Forest], inputs: list[np.ndarray], batch_size: int):
     """What to compare besides the answers; None if nothing."""
     student, teacher = forests
     features = common_features(student, teacher)
     if not features:
         return None
-    (sample,), _ = packing(teacher)([array[:_SAMPLE] for array in inputs])
-    return compared_at(features, student.root, teacher.root, sample)
+    pack = packing(teacher)
+    samples = (
+        pack([array[first : first + batch_size] for array in inputs])[0][0]
+        for first in range(0, min(_SAMPLE, len(inputs[0])), batch_size)
+    )
+    return compared_at(features, student.root, teacher.root, samples)
 
 
 def _fit(
@@ -314,6 +327,15 @@ def _insist_on_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
             "The teacher's answers must be finite. Received NaN or infinities.",
             model=teacher.name,
             hint="Check its weights, and the range of the data.",
+        )
+
+
+def _insist_on_tensorflow() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise KerasNormError(
+            "`distill` needs Keras on the TensorFlow backend. "
+            f"Received: {keras.backend.backend()}.",
+            hint="Set KERAS_BACKEND=tensorflow before importing keras.",
         )
 
 

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm.calibrate.held_out import FROM_FITS, from_fits
 from kerasnorm.calibrate.regression import Lines, Ridge, r_squared
 from kerasnorm.calibrate.rows import Rows, has_rows
 from kerasnorm.calibrate.store import as_array
@@ -23,7 +24,6 @@ from kerasnorm.layers import CosineNorm, LayerNorm
 
 Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
-_HELD_OUT = 5
 # Shares of the features' mean square that kernels are drawn to where they came from.
 _SHARES = (1e-3, 1e-2, 1e-1)
 # The same for a kernel in front of a LayerNorm, each of which costs a pass over the data.
@@ -32,7 +32,7 @@ _KERNEL_SHARE = 1e-2
 # rows times features.
 _ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
 # Where maps are large, a row comes from at least as many positions; the other batches are skipped.
-_POSITIONS_PER_ROW = 8
+_POSITIONS_PER_ROW, _LEAST_SAMPLES = 8, 32
 _HELD_ROWS = 4096
 _LEAST_EPSILON = 1e-5
 
@@ -51,9 +51,15 @@ class Sampling:
         return -(-total // self.batches)
 
     def step(self, shape: tuple[int, ...], size: int) -> int:
-        """Of how many batches, with outputs of this shape, one is enough to sample rows from."""
-        positions = int(np.prod(shape[:-1]))
-        return min(self.batches, max(1, positions // (_POSITIONS_PER_ROW * self.rows(size))))
+        """Of how many batches, with outputs of this shape, one is enough to sample rows from.
+
+        Some samples are read of all data, and of each batch enough to hold one out.
+        """
+        positions, samples = int(np.prod(shape[:-1])), shape[0]
+        if samples < FROM_FITS:
+            return 1
+        most = max(1, self.batches * samples // _LEAST_SAMPLES)
+        return min(self.batches, most, max(1, positions // (_POSITIONS_PER_ROW * self.rows(size))))
 
 
 class _Held:
@@ -75,7 +81,7 @@ class _Held:
 
 def _split(index, first: int):
     """Which of some sampled rows are fitted: by sample, so that held-out samples are unseen."""
-    return (first + index[0]) % _HELD_OUT != _HELD_OUT - 1
+    return ~from_fits(first + index[0])
 
 
 def fit_linear(layer: Any, source: Any, stream: Stream, sampling: Sampling) -> float:
@@ -348,11 +354,10 @@ def _lengths(layer: CosineNorm, rows: Rows) -> np.ndarray:
 def _squared_lengths(layer: CosineNorm, rows: Rows, x: np.ndarray, index) -> np.ndarray:
     """‖x‖² of what the layer contracts there, as (groups or 1, rows, 1)."""
     x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
-    largest = (
-        float(np.abs(x).max()) or 1.0
-    )  # squares of entries up to 1 neither vanish nor overflow
+    # squares of entries up to 1 neither vanish nor overflow
+    largest = float(np.abs(x).max()) or 1.0
     squares = layer.contraction(x.ndim).squared_lengths(ops.convert_to_tensor(x / largest))
-    found = rows.at(as_array(squares), index) * largest**2
+    found = rows.at(as_array(squares), index).astype(np.float64) * largest**2
     return found[None] if found.shape[1] == 1 else rows.grouped(found)[..., :1]
 
 

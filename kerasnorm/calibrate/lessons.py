@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops, tree
 
+from kerasnorm import formulas
 from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import Feature
+from kerasnorm.layers import masks
+from kerasnorm.layers.moments import RunningMoments
 from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 
-# What the answers count beside the features. Answers to a few hundred samples are soon known by
+# What each answer counts beside the features. Answers to a few hundred samples are soon known by
 # heart, and what is right inside gives right answers.
-_OF_ANSWERS = 0.1
+OF_ANSWERS = 0.1
 # As many epochs in a row that bring nothing end the training, but no fewer than half of them: the
 # first steps, which are large, often lead away from a start that was fitted.
 _PATIENCE = 5
@@ -41,18 +44,22 @@ class Flat(keras.Model):
         self._pack = packing(forest)
         self._readers = [head.logits for head in heads]
         self._compared = compared
-        self._error: Any = None
+        self._errors: list[Any] = []
         self.built = True
 
     @property
     def losses(self):
-        """None: a penalty on weights would pull the student away from what it is to say."""
-        return []
+        """How far it is from its teacher inside.
+
+        No penalty on weights, which would pull the student away from what it is to say.
+        """
+        return self._errors
 
     def call(self, inputs, training=False):
         args, kwargs = self._pack(tree.flatten(inputs))
         if self._compared is not None:
-            outputs, self._error = self._compared(*args, **kwargs)
+            outputs, error = self._compared(*args, **kwargs)
+            self._errors = [error]
         else:
             outputs = self.inner(*args, **kwargs, training=False)
         logits = []
@@ -63,13 +70,9 @@ class Flat(keras.Model):
                 internals.attach_mask(logits[-1], mask)
         return logits
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
-        return loss if self._compared is None else _OF_ANSWERS * loss + self._error
-
 
 def compared_at(
-    features: Sequence[Feature], student: Graph, teacher: Graph, sample: Any
+    features: Sequence[Feature], student: Graph, teacher: Graph, samples: Iterable[Any]
 ) -> Callable[..., tuple[Any, Any]]:
     """A function from a student's inputs to (its outputs, how far it is from its teacher inside).
 
@@ -79,37 +82,37 @@ def compared_at(
         features: Where to compare them.
         student: The graph of a model.
         teacher: That of another.
-        sample: A batch of inputs, in the structure of the teacher's, to take var t from.
+        samples: Batches of inputs, in the structure of the teacher's, to take var t from.
     """
     inside = keras.Model(teacher.inputs, [feature.teacher for feature in features])
     ends = tree.flatten(student.outputs)
     own = keras.Model(student.inputs, [*(f.student for f in features), *ends])
-    seen = tree.flatten(inside(sample, training=False))
-    scales = [_variance(keras.ops.convert_to_numpy(tensor)) for tensor in seen]
+    seen = [RunningMoments() for _ in features]
+    for sample in samples:
+        for moments, tensor in zip(seen, tree.flatten(inside(sample, training=False)), strict=True):
+            moments.add_rows(ops.convert_to_numpy(tensor).reshape(-1, tensor.shape[-1]))
+    scales = [moments.typical_variance for moments in seen]
     kept = [number for number, scale in enumerate(scales) if scale > 0]
 
     def compared(inputs):
         expected = tree.flatten(inside(inputs, training=False))
         found = own(inputs, training=False)
-        errors = [
-            ops.mean(ops.square(_wide(found[k]) - ops.stop_gradient(_wide(expected[k]))))
-            / scales[k]
-            for k in kept
-        ]
+        errors = [_mean_square(found[k], expected[k]) / scales[k] for k in kept]
         return found[len(features) :], sum(errors) / max(1, len(errors))
 
     return compared
 
 
-def _wide(tensor: Any) -> Any:
-    return ops.cast(tensor, keras.backend.result_type(tensor.dtype, "float32"))
-
-
-def _variance(values: np.ndarray) -> float:
-    """The mean variance of a channel; 0 where that is rounding."""
-    wide = values.astype("float64").reshape(-1, values.shape[-1])
-    variance = float(wide.var(0).mean())
-    return variance if variance > 1e-12 * float(np.square(wide).mean()) else 0.0
+def _mean_square(received: Any, expected: Any) -> Any:
+    """The mean of (s − t)²; masked places do not count."""
+    wide = keras.backend.result_type(received.dtype, "float32")
+    expected = ops.stop_gradient(ops.cast(expected, wide))
+    squares = ops.square(ops.cast(received, wide) - expected)
+    mask = internals.attached_mask(received)
+    if mask is None:
+        return ops.mean(squares)
+    weights = masks.as_weights(mask, squares, None)
+    return formulas.weighted_mean(squares, tuple(range(len(squares.shape))), weights)
 
 
 def packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:

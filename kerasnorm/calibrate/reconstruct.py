@@ -10,20 +10,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.calibrate.distill import distill, held_out
+from kerasnorm.calibrate.distill import distill
+from kerasnorm.calibrate.frozen import frozen, others
+from kerasnorm.calibrate.held_out import FROM_TRAINING, LEAST, same_shapes
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import match
 from kerasnorm.rewrite.forest import Forest
+from kerasnorm.rewrite.graph import Call
 
 _EPOCHS, _BATCH = 20, 32
-_MOST_SAMPLES, _MOST_JUDGES = 4096, 64
+_MOST_SAMPLES = 4096
+# Fewer leave too few to judge by.
+_LEAST_SAMPLES = LEAST * FROM_TRAINING
 # Multiplications of one run over all samples and epochs: a minute or so of two processor cores.
 _WORK = 2e11
-# What an unknown size in space or time is taken for.
-_FREE_SIZE = 64
 
 
 class Reconstruction:
@@ -31,64 +35,86 @@ class Reconstruction:
 
     Args:
         source: The source's graphs.
-
-    Attributes:
-        held_out: The inputs, flat, of up to 64 samples that nothing is fitted to.
+        memory_budget: Bytes, a quarter of which may hold samples to train on.
     """
 
-    def __init__(self, source: Forest):
+    def __init__(self, source: Forest, memory_budget: int):
         self._source = source
-        self._each = multiplications(source)
+        self._room = memory_budget // 4
         self._kept: list[list[np.ndarray]] = []
-        self._unseen: list[list[np.ndarray]] = []
-        self._count = self._seen = 0
+        self._count = 0
+        self._work = 0.0  # multiplications of one pass over what is kept
 
     def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-        """Pass batches of inputs on, and keep what is to be trained on or judged by."""
+        """Pass batches of flat inputs on, and keep what is to be trained on."""
+        each = 0.0
         for arrays in batches:
-            unseen = np.flatnonzero(held_out(self._seen + np.arange(len(arrays[0]))))
-            self._seen += len(arrays[0])
-            if sum(len(part[0]) for part in self._unseen) < _MOST_JUDGES:
-                self._unseen.append([a[unseen] for a in arrays])
-            if self._count < _MOST_SAMPLES and self._each * (self._count + 1) <= _WORK:
+            each = each or multiplications(self._source, arrays)
+            work = self._work + each * len(arrays[0])
+            fits = self._count + len(arrays[0]) <= _MOST_SAMPLES and work <= _WORK
+            self._room -= sum(array.nbytes for array in arrays)
+            if fits and self._room >= 0 and (not self._kept or same_shapes(arrays, self._kept[0])):
                 self._kept.append(arrays)
                 self._count += len(arrays[0])
+                self._work = work
             yield arrays
 
     @property
-    def held_out(self) -> list[np.ndarray]:
-        return [np.concatenate(c)[:_MOST_JUDGES] for c in zip(*self._unseen, strict=True)]
-
-    @property
     def epochs(self) -> int:
-        """How many epochs are worth their time; 0 for large models, which `distill` is for."""
-        work = self._each * max(self._count, 1)
-        return int(min(_EPOCHS, _WORK // max(work, 1)))
+        """How many epochs are worth their time; 0 for large models, which `distill` is for.
 
-    def run(self, swapped: Any, seed: int) -> bool:
-        """Train the swapped model in place; whether that brought it nearer to its source."""
-        if not self.epochs or not swapped.trainable_variables:
-            return False
+        And for few samples, for models of one batch size, and for other backends than TensorFlow.
+        """
+        sizes = [tensor.shape[0] for tensor in tree.flatten(self._source.root.inputs)]
+        able = keras.backend.backend() == "tensorflow" and all(size is None for size in sizes)
+        if not able or self._count < _LEAST_SAMPLES:
+            return 0
+        return int(min(_EPOCHS, _WORK // max(self._work, 1)))
+
+    def run(self, swapped: Any, layers: list[keras.Layer], seed: int) -> bool:
+        """Train some layers of the swapped model in place; whether it came nearer to its source."""
         root = self._source.root
-        flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
-        data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
-        history = distill(
-            swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
-        )
+        with frozen(others(swapped, layers)):
+            if not self.epochs or not swapped.trainable_variables:
+                return False
+            flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
+            self._kept.clear()
+            data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
+            history = distill(
+                swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+            )
         return history.after != history.before
 
 
-def multiplications(forest: Forest) -> int:
-    """How many multiplications a model takes for one sample, about."""
-    total = 0
+def multiplications(forest: Forest, arrays: list[np.ndarray]) -> float:
+    """How many multiplications a model takes for one sample of a batch, about.
+
+    Its linear layers' own; what other layers hold is taken to be used at each of their places.
+    Where the model leaves a size open, at any depth, the largest of the data's stands for it.
+    """
+    free = max((size for array in arrays for size in array.shape[1:]), default=1)
+    total = 0.0
     for graph in forest.graphs.values():
         for call in graph.calls:
             layer: Any = call.operation
-            if not match.is_plain_linear(layer) or not layer.built:
-                continue
-            places = [_FREE_SIZE if size is None else size for size in call.output.shape[1:]]
-            for kernel in kernels.kernels_of(layer).values():
-                channels = places[-1] if len(places) > 1 else int(np.prod(places))
-                positions = max(1, int(np.prod(places)) // max(1, channels))
-                total += positions * int(np.prod(kernel.variable.shape))
+            opened = id(layer) in forest.graphs or not isinstance(layer, keras.Layer)
+            if not opened and layer.built:
+                total += _uses(call, free) * _weights(layer)
     return total
+
+
+def _uses(call: Call, free: int) -> float:
+    """At how many places of its output, or of its input, a call uses each of its weights."""
+    linear = match.is_plain_linear(call.operation)
+    tensors = call.outputs if linear else [*call.outputs, *call.inputs]
+    counts = []
+    for tensor in tensors:
+        sizes = [free if size is None else size for size in tensor.shape[1:]]
+        axis = kernels.channel_axis(call.operation, len(sizes) + 1) if linear else None
+        channels = sizes[(axis or len(sizes)) - 1] if sizes else 1
+        counts.append(float(np.prod(sizes)) / max(1, channels))
+    return max(counts, default=1.0)
+
+
+def _weights(layer: keras.Layer) -> int:
+    return sum(int(np.prod(v.shape)) for v in layer.variables if len(v.shape) > 1)

@@ -111,9 +111,8 @@ class RSquared:
         self._moments = RunningMoments()
 
     def add(self, expected: np.ndarray, received: np.ndarray) -> None:
-        expected = expected.astype(np.float64)
-        self._residual += float(np.square(expected - received).sum())
-        self._moments.add(float(len(expected)), expected.mean(0), expected.var(0))
+        self._residual += float(np.square(expected.astype(np.float64) - received).sum())
+        self._moments.add_rows(expected)
 
     @property
     def value(self) -> float:

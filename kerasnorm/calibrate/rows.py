@@ -95,7 +95,7 @@ class Rows:
 
     def flat(self, outputs: np.ndarray) -> np.ndarray:
         """(groups, rows, units) as (rows, channels)."""
-        return outputs.transpose(1, 0, 2).reshape(outputs.shape[1], -1)
+        return outputs.transpose(1, 0, 2).reshape(outputs.shape[1], self.groups * self.units)
 
     def matrix(self, value=None) -> np.ndarray:
         """The kernel, or an array of its shape, as (groups, size, units)."""

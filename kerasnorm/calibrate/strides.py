@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
+from kerasnorm.layers import kernel as kernels
 from kerasnorm.rewrite import internals
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
@@ -25,40 +26,41 @@ def strides_taken_before(model: keras.Model) -> Iterator[None]:
     if keras.backend.backend() != "tensorflow":
         yield
         return
-    changed: list[tuple[Any, tuple]] = []
-    called: dict[int, Any] = {}
+    changed: list[Any] = []
     try:
         for layer in internals.sublayers(model):
-            inner: Any = layer.layer if isinstance(layer, keras.layers.Wrapper) else layer
-            if not _is_strided_point(inner) or isinstance(layer, keras.layers.TimeDistributed):
-                continue
-            if all(inner is not other for other, _ in changed):
-                changed.append((inner, inner.strides))
-                called[id(layer)] = layer
-                _skip(layer, inner)
-        for inner, _ in changed:
-            inner.strides = (1,) * len(inner.strides)
+            if _is_strided_point(layer):
+                changed.append(layer)
+                layer.convolution_op = functools.partial(_skipping, layer)
+                if isinstance(layer, keras.layers.Conv1D):  # which does not ask for it
+                    layer.call = functools.partial(_call, layer, layer.call)
         yield
     finally:
-        for layer in called.values():
-            del layer.call
-        for inner, strides in changed:
-            inner.strides = strides
+        for layer in changed:
+            layer.__dict__.pop("convolution_op", None)
+            layer.__dict__.pop("call", None)
 
 
 def _is_strided_point(layer: Any) -> bool:
-    points = isinstance(layer, _CONVOLUTIONS) and set(layer.kernel_size) == {1}
-    return points and max(layer.strides) > 1
+    point = isinstance(layer, _CONVOLUTIONS) and set(layer.kernel_size) == {1}
+    return point and max(layer.strides) > 1 and kernels.overridden(layer) is None
 
 
-def _skip(layer: Any, inner: Any) -> None:
-    steps = tuple(slice(None, None, stride) for stride in inner.strides)
-    first = inner.data_format == "channels_first"
-    at = (slice(None), slice(None), *steps) if first else (slice(None), *steps)
-    original = layer.call
+def _skipping(layer: Any, inputs: Any, kernel: Any) -> Any:
+    inputs = _skipped(layer, inputs)
+    return keras.ops.conv(inputs, kernel, padding="valid", data_format=layer.data_format)
 
-    @functools.wraps(original)
-    def call(x, *args, **kwargs):
-        return original(x[at], *args, **kwargs)
 
-    layer.call = call
+def _call(layer: Any, original: Callable[[Any], Any], inputs: Any) -> Any:
+    skipped, strides = _skipped(layer, inputs), layer.strides
+    layer.strides = (1,) * len(strides)
+    try:
+        return original(skipped)
+    finally:
+        layer.strides = strides
+
+
+def _skipped(layer: Any, inputs: Any) -> Any:
+    steps = tuple(slice(None, None, stride) for stride in layer.strides)
+    first = layer.data_format == "channels_first"
+    return inputs[(slice(None), slice(None), *steps) if first else (slice(None), *steps)]

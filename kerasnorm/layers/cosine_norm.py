@@ -171,9 +171,10 @@ class CosineNorm(keras.layers.Wrapper):
             # the length of what is contracted, rounding included
             squares = contraction.squared_lengths(ops.cast(low, x.dtype))
         scale = contraction.to_output(scale)
-        dots = ops.cast(contraction.apply(ops.cast(w, self.compute_dtype), low), x.dtype)
+        low_w = {name: ops.cast(part, self.compute_dtype) for name, part in w.items()}
+        dots = ops.cast(contraction.apply(low_w, low), x.dtype)
         if correction is not None:
-            dots = dots + correction(ops.cast(w, x.dtype))
+            dots = dots + correction({name: ops.cast(part, x.dtype) for name, part in w.items()})
             dots = ops.where(squares > 0, dots, ops.zeros_like(dots))
         if inner is not None:
             dots = dots + contraction.units_to_output(ops.cast(inner, x.dtype)) / scale
@@ -194,25 +195,26 @@ class CosineNorm(keras.layers.Wrapper):
         wide = keras.backend.result_type(kernel.variable.dtype, "float32")
         w = ops.cast(kernel.variable, wide)
         if linear.is_separable(self.layer):
-            return formulas.separable_norm(ops.cast(self.layer.depthwise_kernel, wide), w)
+            depthwise = ops.cast(self.layer.depthwise_kernel, wide)
+            return formulas.separable_direction(depthwise, w)[-1]
         return ops.reshape(formulas.norm(w, kernel.contracted_axes), kernel.unit_shape)
 
     def _direction(self, bias):
-        """[w, b] / ‖[w, b]‖ as a kernel and a bias with one value per unit."""
+        """[w, b] / ‖[w, b]‖ as kernels, by their names, and a bias with one value per unit."""
         kernel = kernels.output_kernel(self.layer)
         w = ops.convert_to_tensor(kernel.variable)
         w = ops.cast(w, keras.backend.result_type(w.dtype, "float32"))
         if linear.is_separable(self.layer):
             depthwise = ops.cast(self.layer.depthwise_kernel, w.dtype)
             bias = None if bias is None else ops.cast(bias, w.dtype)
-            length = formulas.separable_norm(depthwise, w, bias)
-            return w / length, None if bias is None else bias / length
+            depthwise, w, bias, _ = formulas.separable_direction(depthwise, w, bias)
+            return {"g": w, "g_depthwise": depthwise}, bias
         if self.centered:
             w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
         if bias is not None:
             bias = ops.reshape(ops.cast(bias, w.dtype), kernel.broadcast_shape)
         w, bias = formulas.joint_direction(w, bias, kernel.contracted_axes)
-        return w, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
+        return {"g": w}, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)

@@ -43,6 +43,8 @@ def sliding(layer, w, x):
         return ops.conv_transpose(
             x, w, output_padding=layer.output_padding, **_geometry(layer, layer.padding)
         )
+    if isinstance(layer, _CONVOLUTIONS) and layer.padding != "causal":
+        return layer.convolution_op(x, w)
     x, padding = _pad_causal(layer, x)
     convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
     return convolve(x, w, **_geometry(layer, padding))

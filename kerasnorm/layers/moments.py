@@ -33,6 +33,18 @@ class RunningMoments:
             self.squares = self.squares + variance * count + delta**2 * self.count * count / safe
         self.count = total
 
+    def add_rows(self, rows: np.ndarray) -> None:
+        """Add rows of channels."""
+        rows = rows.astype(np.float64)
+        self.add(float(len(rows)), rows.mean(0), rows.var(0))
+
+    @property
+    def typical_variance(self) -> float:
+        """The mean variance of a channel; 0 where that is rounding."""
+        variance = float(np.mean(self.variance))
+        square = variance + float(np.mean(np.square(self.mean)))
+        return variance if variance > 1e-12 * square else 0.0
+
     @property
     def variance(self):
         return self.squares / np.where(self.count > 0, self.count, 1.0)

@@ -78,12 +78,8 @@ class Contraction:
             self.axes = (rank - 1,)
 
     def apply(self, weights, x):
-        """The contraction of x with a kernel (of a separable convolution, with both)."""
-        every = {
-            name: ops.cast(kernel.variable, x.dtype)
-            for name, kernel in kernels.kernels_of(self.layer).items()
-        }
-        return linear.linear_map(self.layer, {**every, "g": weights}, x)
+        """The contraction of x with kernels, by the names of their gains."""
+        return linear.linear_map(self.layer, weights, x)
 
     def to_output(self, t):
         """A tensor with one value per vector (`axes` kept as ones), laid out as the output."""

@@ -61,6 +61,19 @@ class Wanted:
         return cls(site, layer, request.target, request.source, plain)
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """What `calibrate` did.
+
+    Attributes:
+        scores: R² on held-out rows, by site.
+        layers: The layers that were fitted.
+    """
+
+    scores: dict[str, float]
+    layers: list[keras.Layer]
+
+
 def calibrate(
     forest: Forest,
     rebuilt: Rebuilt,
@@ -70,7 +83,7 @@ def calibrate(
     damping: float,
     seed: int,
     memory_budget: int,
-) -> dict[str, float]:
+) -> Fitted:
     """Fit the layers of a swapped model in graph order, linear layers in between included.
 
     Args:
@@ -82,8 +95,6 @@ def calibrate(
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
 
-    Returns:
-        R² on held-out rows, by site.
     """
     store = Store(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
@@ -108,7 +119,8 @@ def calibrate(
                 advance()
     finally:
         store.close()
-    return {item.site: scores[item.site] for item in wanted if item.site in scores}
+    by_site = {item.site: scores[item.site] for item in wanted if item.site in scores}
+    return Fitted(by_site, [layer for item in todo for layer in item.layers])
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,7 @@ class _Todo:
         target: The key in the source's walk of what the layer is compared with.
         target_step: The source's step by which that is known.
         run: The fit.
+        layers: The layers that it sets.
     """
 
     name: str
@@ -128,6 +141,7 @@ class _Todo:
     target: Key
     target_step: int
     run: Callable[[fits.Stream, Sampling], float]
+    layers: tuple[Any, ...]
 
     @classmethod
     def of(cls, item: Wanted, source: Walk, swapped: Walk, damping: float) -> _Todo | None:
@@ -138,9 +152,10 @@ class _Todo:
         if step is None or at is None:
             return None
         run = _fit_of(item, damping)
+        layers = (item.layer,) if item.plain is None else (item.layer, item.plain)
         if item.source is not None:
-            return cls(item.site, step, source.input(at), at, run)
-        return cls(item.site, step, source.output(at), at + 1, run)
+            return cls(item.site, step, source.input(at), at, run, layers)
+        return cls(item.site, step, source.output(at), at + 1, run, layers)
 
     def stream(self, source: Walk, swapped: Walk) -> fits.Stream:
         given = swapped.input(self.step)
@@ -180,7 +195,8 @@ def _in_between(
         where = swapped.first_call_of(copy)
         if has_rows(original) and where is not None and where > first:
             run = functools.partial(fits.fit_linear, copy, original)
-            found.append(_Todo(f"layer {original.name}", where, source.input(at), at, run))
+            name = f"layer {original.name}"
+            found.append(_Todo(name, where, source.input(at), at, run, (copy,)))
     return found
 
 

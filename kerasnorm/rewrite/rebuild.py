@@ -193,15 +193,18 @@ class _Builder:
         for call in graph.calls:
             if call.is_input:
                 continue
-            args = tree.map_structure(new, call.args)
             first, layer = self._first(call), self._layer(graph, call)
+            passed = {} if first is None else {id(call.inputs[0]): first(new(call.inputs[0]))}
+
+            def given(value, passed=passed):
+                return passed[id(value)] if id(value) in passed else new(value)
+
+            args = tree.map_structure(given, call.args)
             kwargs = {
-                k: tree.map_structure(new, v)
+                k: tree.map_structure(given, v)
                 for k, v in call.kwargs.items()
                 if self._takes(layer, call, k)
             }
-            if first is not None:
-                args = (first(args[0]), *args[1:])
             result = new(call.inputs[0]) if layer is None else layer(*args, **kwargs)
             for old, out in zip(call.outputs, tree.flatten(result), strict=True):
                 tensors[id(old)] = out

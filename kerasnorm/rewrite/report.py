@@ -42,12 +42,15 @@ class SiteRecord:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the whole model agrees with its source, on samples that nothing was fitted to.
+    """How far the whole model agrees with its source, on samples held out.
+
+    Neither the fits nor the training used them but to choose: which strength of a fit, and which
+    epoch, to keep.
 
     Attributes:
         samples: How many these are.
-        same_answers: The share of places where the largest entry of an output is the same one;
-            None where outputs have one entry.
+        same_answers: The share of places where both say the same: the likeliest class of a
+            softmax, yes or no of a sigmoid; None for models that end in neither.
         fit: R² of the outputs.
     """
 

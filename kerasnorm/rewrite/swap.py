@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+from keras import tree
 
+from kerasnorm.calibrate.held_out import HeldOut
 from kerasnorm.calibrate.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.rewrite import match, verify
@@ -37,6 +39,32 @@ class Swap:
     differences: dict[str, float] = field(repr=False)
     _source: Forest = field(repr=False)
     _twins: list[Twin] = field(repr=False)
+
+    def update_report(self, data: Any, *, batch_size: int = 32) -> None:
+        """Measure again what the report says of the fit, after the model was trained further.
+
+        Args:
+            data: What it was calibrated or trained on, of which the samples held out are taken;
+                in any form that `swap_norms` takes.
+            batch_size: Of the batches that arrays are cut into.
+
+        Raises:
+            DataError: If the data does not fit the model.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model.add(keras.layers.BatchNormalization())
+        >>> x = np.random.normal(size=(200, 4))
+        >>> swap = swap_norms(model, "layer", x)
+        >>> swap.update_report(x)
+        >>> swap.report.agreement.samples
+        20
+        """
+        held_out = HeldOut()
+        for _ in held_out.watch(input_batches(self._source.root, data, batch_size)):
+            pass
+        _measure(self.report, self._source, self._twins, held_out, sites=True)
 
     def compare(self, inputs: Any = None) -> dict[str, float]:
         """How far each BatchNorm call's output is from what the swapped model has in its place.
@@ -149,23 +177,20 @@ def swap_norms(
     rebuilt = rebuild(trees, edits)
     twins = _twins(decision, rebuilt)
     if data is not None and requests:
-        reconstruction = Reconstruction(trees)
-        scores = calibrate(
+        reconstruction, held_out = Reconstruction(trees, memory_budget), HeldOut()
+        batches = input_batches(trees.root, data, batch_size)
+        fitted = calibrate(
             trees,
             rebuilt,
             [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
-            reconstruction.watch(input_batches(trees.root, data, batch_size)),
+            reconstruction.watch(held_out.watch(batches)),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
         )
-        report.trained = reconstruction.run(rebuilt.model, seed)
-        unseen = reconstruction.held_out
-        if reconstruction.epochs:  # a model small enough to look at it everywhere
-            now = verify.fits(trees, twins, unseen)
-            scores = {name: now.get(name, score) for name, score in scores.items()}
-        report.sites = [_fitted(record, scores) for record in report.sites]
-        report.agreement = verify.agreement(trees.root, twins, unseen)
+        report.sites = [_fitted(record, fitted.scores) for record in report.sites]
+        report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
+        _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
@@ -224,6 +249,22 @@ def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
     if record.name not in scores:
         return record
     return dataclasses.replace(record, verdict="calibrated", fit=scores[record.name])
+
+
+def _measure(
+    report: Report, forest: Forest, twins: list[Twin], held_out: HeldOut, *, sites: bool
+) -> None:
+    """Report how far the models agree on what was held out; on request at each site too."""
+    arrays = held_out.arrays
+    of_one_size = any(t.shape[0] is not None for t in tree.flatten(forest.root.inputs))
+    if arrays is None or of_one_size:
+        return
+    report.agreement = verify.agreement(forest, twins, arrays)
+    if sites:
+        now = verify.fits(forest, twins, arrays)
+        fitted = {site.name for site in report.sites if site.fit is not None}
+        scores = {name: score for name, score in now.items() if name in fitted}
+        report.sites = [_fitted(record, scores) for record in report.sites]
 
 
 def _insist_on_data(report: Report) -> None:

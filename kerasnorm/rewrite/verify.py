@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm.calibrate.answers import heads_of
 from kerasnorm.calibrate.regression import RSquared
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import internals
@@ -96,19 +97,20 @@ def fits(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> dic
     return scores
 
 
-def agreement(root: Graph, twins: Sequence[Twin], arrays: list[np.ndarray]) -> Agreement:
+def agreement(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> Agreement:
     """How far the outputs of two models agree on some inputs."""
+    root = forest.root
     ends = [twin for twin in twins if twin.name.startswith("output ") and twin.graph is root]
-    found = [RSquared() for _ in ends]
-    same: list[np.ndarray] = []
+    found, same = [RSquared() for _ in ends], []
+    heads = heads_of(forest)
     for part in _parts(arrays):
         expected = run(root, part, [twin.expected for twin in ends])
         received = run(ends[0].copy, part, [twin.received for twin in ends])
-        for fit, *answers in zip(found, expected, received, strict=True):
-            a, b = map(_rows, answers)
-            fit.add(a, b)
-            if a.shape[-1] > 1:
-                same.append(a.argmax(-1) == b.argmax(-1))
+        for fit, head, a, b in zip(found, heads, expected, received, strict=True):
+            fit.add(_rows(a), _rows(b))
+            if head.kind != "linear":
+                said, answered = (head.answers(head.logits(y)) for y in (a, b))
+                same.append(np.ravel(said == answered))
     return Agreement(
         samples=len(arrays[0]),
         same_answers=float(np.mean(np.concatenate(same))) if same else None,
