@@ -412,7 +412,7 @@ assert history.after["loss"] < 0.9 * history.before["loss"]
 
 def pooled_before_its_norm():
     x = keras.Input((8, 8, 3))
-    y = layers.AveragePooling2D()(layers.Conv2D(6, 3, name="conv")(x))
+    y = layers.AveragePooling2D(2)(layers.Conv2D(6, 3, name="conv")(x))
     y = layers.GlobalAveragePooling2D()(layers.ReLU()(layers.BatchNormalization()(y)))
     return keras.Model(x, layers.Dense(3, activation="softmax")(y))
 

@@ -112,7 +112,8 @@ def _mean_square(received: Any, expected: Any) -> Any:
     if mask is None:
         return ops.mean(squares)
     weights = masks.as_weights(mask, squares, None)
-    return formulas.weighted_mean(squares, tuple(range(len(squares.shape))), weights)
+    mean = formulas.weighted_mean(squares, tuple(range(len(squares.shape))), weights)
+    return ops.reshape(mean, ())
 
 
 def packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:
