@@ -37,8 +37,7 @@ def norm(v, axes: Sequence[int]):
     if not axes:  # each entry is a vector of its own
         magnitude = ops.abs(v)
         return ops.where(magnitude > 0, magnitude, ops.ones_like(v))
-    largest = ops.stop_gradient(ops.max(ops.abs(v), axis=axes, keepdims=True))
-    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
+    largest = _positive(ops.max(ops.abs(v), axis=axes, keepdims=True))
     squares = ops.sum(ops.square(v / largest), axis=axes, keepdims=True)
     return largest * ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))
 
@@ -140,7 +139,7 @@ def joint_direction(w, bias, axes: Sequence[int]):
     if bias is None:
         return w / norm(w, axes), None
     largest = ops.maximum(ops.max(ops.abs(w), axis=axes, keepdims=True), ops.abs(bias))
-    largest = ops.stop_gradient(ops.where(largest > 0, largest, ops.ones_like(largest)))
+    largest = _positive(largest)
     w, bias = w / largest, bias / largest
     squares = ops.sum(ops.square(w), axis=axes, keepdims=True) + ops.square(bias)
     length = ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))

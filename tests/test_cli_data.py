@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import keras
 import numpy as np
@@ -85,6 +86,25 @@ def test_distilled_on_the_same_data(tmp_path, target, capsys):
     loaded = keras.models.load_model(out)
     for a, b in zip(loaded.get_weights(), swap.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_report_is_of_the_distilled_model(model, tmp_path, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(100, 8, 8, 3)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+
+    def train(student, teacher, data, seed):
+        for variable in student.trainable_variables:  # to a model that says nothing
+            variable.assign(0 * variable)
+        found = {"loss": 1.0}
+        return types.SimpleNamespace(before=found, after=found)
+
+    monkeypatch.setattr(kerasnorm, "distill", train)
+    report = tmp_path / "out.json"
+    arguments = ("--data", tmp_path / "x.npy", "--report", report, "--distill")
+    assert run("swap", model, "--to", "layer", *arguments) == 0
+    said = json.loads(report.read_text())
+    assert said["agreement"]["fit"] < 0
+    assert said["sites"][0]["fit"] < 0.1
 
 
 def test_layer_norm_without_data(model, capsys):

@@ -49,7 +49,7 @@ def test_on_random_data(name, target):
         )
         others = tuple(range(expected.ndim - 1))
         spread = np.square(expected - expected.mean(others)).sum()
-        # some layers before it have an activation of their own, which the site has not
+        # float32, summed up in other batches
         assert site.fit == pytest.approx(
             1 - np.square(expected - received).sum() / spread, abs=1e-4
         )

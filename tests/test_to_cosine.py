@@ -49,6 +49,7 @@ def test_every_linear_layer_takes_the_cosine(kind):
     assert site.verdict == "calibrated"
     assert site.becomes == f"CosineNorm({type(layer.layer).__name__})"
     assert layer.rescale
+    assert layer.across_groups
     assert layer.damping == 0
     x = data_for(source, seed=1)
     np.testing.assert_allclose(swap.model(10 * x), swap.model(x), rtol=1e-3, atol=1e-4)
@@ -103,11 +104,20 @@ def test_data_is_needed():
         kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "cosine")
 
 
-def test_the_regression_finds_what_is_there():
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CosineNorm(layers.Conv2D(5, 3, padding="same"), rescale=True),
+        lambda: CosineNorm(
+            layers.DepthwiseConv2D(3, padding="same"), rescale=True, across_groups=True
+        ),
+        lambda: CosineNorm(layers.Conv2D(6, 3, groups=3, padding="same"), rescale=True),
+    ],
+)
+def test_the_regression_finds_what_is_there(make):
     """Targets that a cosine-normalized layer made are reproduced."""
     rng = np.random.default_rng(0)
-    truth = CosineNorm(layers.Conv2D(5, 3, padding="same"), rescale=True)
-    layer = CosineNorm(layers.Conv2D(5, 3, padding="same"), rescale=True)
+    truth, layer = make(), make()
     batches = [rng.normal(size=(16, 7, 7, 3)).astype("float32") for _ in range(6)]
     truth(batches[0])
     layer(batches[0])

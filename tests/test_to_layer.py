@@ -13,6 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, LayerNorm, SwapError
+from kerasnorm.calibrate.fits import Sampling
 from kerasnorm.calibrate.regression import r_squared
 
 pytestmark = pytest.mark.usefixtures("closed_form")
@@ -102,6 +103,26 @@ def test_both_layers_stand_in_a_sequential_model_and_keep_clear_of_names():
     assert names == ["bn_affine", "bn_affine_", "bn", "bn_2_affine", "bn_2", "head"]
     assert swap.report.layers["bn"] == "bn"
     assert swap.compare().keys() >= {"bn", "bn_2", "output 0"}
+
+
+def test_the_penalty_on_outputs_is_on_the_last_of_both_layers():
+    def make():
+        inputs = keras.Input((5,))
+        norm = BN(name="bn")
+        norm.activity_regularizer = keras.regularizers.L2(0.1)
+        return keras.Model(inputs, norm(layers.ReLU()(layers.Dense(4)(inputs))))
+
+    model = kerasnorm.swap_norms(on_rows(make), "layer").model
+    assert model.get_layer("bn_affine").activity_regularizer is None
+    assert model.get_layer("bn").activity_regularizer is not None
+
+
+def test_batches_are_skipped_only_where_each_holds_a_sample_out():
+    sampling = Sampling(20, np.random.default_rng(0))
+    assert sampling.step((4, 512, 512, 3), 27) == 1
+    assert sampling.step((32, 512, 512, 3), 27) == 20
+    assert sampling.step((32, 8, 8, 3), 27) == 1
+    assert Sampling(4, np.random.default_rng(0)).step((8, 512, 512, 3), 27) == 1
 
 
 def test_a_batch_norm_called_by_keyword():

@@ -12,7 +12,6 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.calibrate import answers
-from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import common_features
 from kerasnorm.calibrate.frozen import frozen, offsets
 from kerasnorm.calibrate.held_out import from_training
@@ -24,6 +23,7 @@ from kerasnorm.calibrate.lessons import (
     compared_at,
     packing,
 )
+from kerasnorm.calibrate.pair import common_heads
 from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.progress import progress
@@ -88,7 +88,7 @@ def distill(
             all batches of an iterable have the shape of the first.
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
-        seed: Of what is held out, and of the order of the data.
+        seed: Of the order of the data.
         learning_rate: The highest that Adam gets. None for 0.1 · the loss on the held-out
             samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there are fewer:
             what is lost at first, the nearer student and the shorter training have to make good.
@@ -127,7 +127,7 @@ def distill(
     _insist_on_arguments(epochs, batch_size, fit)
     _insist_on_tensorflow()
     forests = graphs_of(student), graphs_of(teacher)
-    heads = _common_heads(*forests)
+    heads = common_heads(*forests)
     inputs = _inputs(forests[0], data, batch_size)
     with contextlib.ExitStack() as undone:
         undone.enter_context(_kept(teacher))
@@ -261,64 +261,6 @@ def _inputs(forest: Forest, data: Any, batch_size: int) -> list[np.ndarray]:
                 hint="Pad or resize them.",
             )
     return [np.concatenate(column) for column in columns]
-
-
-def _common_heads(student: Forest, teacher: Forest) -> list[Head]:
-    """How to read the outputs of both models.
-
-    Raises:
-        SwapError: If these are not alike, or one of the models cannot be used.
-    """
-    name = student.root.owner.name
-    shared = {id(v) for v in student.root.owner.variables} & {
-        id(v) for v in teacher.root.owner.variables
-    }
-    if shared:
-        raise SwapError(
-            "Student and teacher must have no variable in common. Received models that share "
-            f"{len(shared)}.",
-            model=name,
-            hint="Train a copy: `swap_norms(…).model`, or `keras.models.clone_model` with the "
-            "weights set.",
-        )
-    if not student.root.owner.trainable_variables:
-        raise SwapError(
-            "The student must have something to train. Received a model without trainable weights.",
-            model=name,
-            hint="Set `trainable = True` on the model, or on the layers that may change.",
-        )
-    for what in ("inputs", "outputs"):
-        ends = getattr(student.root, what), getattr(teacher.root, what)
-        if not _alike(*ends):
-            said = [tree.map_structure(lambda t: tuple(t.shape), end) for end in ends]
-            raise SwapError(
-                f"Student and teacher must have the same {what}. Received {said[0]} and {said[1]}.",
-                model=name,
-                hint="Distill a model into one made of it, as `swap_norms` does.",
-            )
-    heads = answers.heads_of(student), answers.heads_of(teacher)
-    for number, (mine, other) in enumerate(zip(*heads, strict=True)):
-        if mine != other:
-            raise SwapError(
-                "The outputs of student and teacher must end in the same function. Received "
-                f"{mine.kind} and {other.kind} at output {number}.",
-                model=name,
-                hint="Give both models, or none, a final softmax or sigmoid.",
-            )
-    return heads[1]
-
-
-def _alike(student: Any, teacher: Any) -> bool:
-    """Whether two structures of tensors are the same, and may have the same shapes."""
-    try:
-        tree.assert_same_structure(student, teacher)
-    except (ValueError, TypeError):
-        return False
-    return all(
-        len(a.shape) == len(b.shape)
-        and all(None in (m, n) or m == n for m, n in zip(a.shape, b.shape, strict=True))
-        for a, b in zip(tree.flatten(student), tree.flatten(teacher), strict=True)
-    )
 
 
 def _insist_on_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:

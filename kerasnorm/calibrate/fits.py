@@ -53,7 +53,8 @@ class Sampling:
     def step(self, shape: tuple[int, ...], size: int) -> int:
         """Of how many batches, with outputs of this shape, one is enough to sample rows from.
 
-        Some samples are read of all data, and of each batch enough to hold one out.
+        All are read where a batch may have no sample that is held out, and as many as it takes to
+        see some dozens of samples.
         """
         positions, samples = int(np.prod(shape[:-1])), shape[0]
         if samples < FROM_FITS:

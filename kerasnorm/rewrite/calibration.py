@@ -94,7 +94,6 @@ def calibrate(
         damping: See `swap_norms`.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
-
     """
     store = Store(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}

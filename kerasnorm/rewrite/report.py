@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
-
-
+# R² below which a site is warned of: less than half of its activation's variance is kept.
 _POOR = 0.5
 
 
@@ -26,7 +25,9 @@ class SiteRecord:
         partner: Path of the layer that took it in, or None.
         across: Paths of the layers between the two, the one next to the BatchNorm first.
         reason: Why this rule: what stood in the way of a better one, or of any.
-        fit: R² against the source's activation on held-out rows, where data was given.
+        fit: R² against the source's activation on samples held out, where data was given: of the
+            whole swapped model, after training, if it is small enough for that; otherwise of the
+            fit of this site, on what the model in front of it put out.
     """
 
     name: str
