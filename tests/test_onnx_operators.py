@@ -4,8 +4,10 @@ import keras
 import numpy as np
 import onnx
 import pytest
+import tensorflow as tf
 from keras import layers
 
+from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm
 from kerasnorm.onnx import operators
 from kerasnorm.onnx.export import export_onnx
@@ -31,6 +33,11 @@ def exported(path, shape, *stack, opset=17):
     return result.op_counts
 
 
+def without_sizes(counts):
+    """Op counts less those that repeat gains and biases for every entry of a sample."""
+    return {name: n for name, n in counts.items() if name not in ("Expand", "Shape")}
+
+
 def conv():
     return layers.Conv2D(4, 3)
 
@@ -52,7 +59,7 @@ def conv():
     ],
 )
 def test_one_operator_and_nothing_else(shape, norm, path):
-    assert exported(path, shape, norm()) == {"LayerNormalization": 1}
+    assert without_sizes(exported(path, shape, norm())) == {"LayerNormalization": 1}
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,23 @@ def test_sample_norms_between_convolutions_leave_no_transposition(norm, path):
     stack = [conv(), norm(), layers.ReLU(), conv(), norm(), layers.ReLU(), conv()]
     counts = exported(path, (None, None, 3), *stack)
     # Transposed once on the way into the model and once on the way out.
-    assert counts == {"Transpose": 2, "Conv": 3, "LayerNormalization": 2, "Relu": 2}
+    assert without_sizes(counts) == {
+        "Transpose": 2,
+        "Conv": 3,
+        "LayerNormalization": 2,
+        "Relu": 2,
+    }
+
+
+def test_gains_are_made_as_large_as_a_sample_before_the_model_runs(path):
+    """ONNX Runtime does it when it loads the file: all that the two Expands need is constant."""
+    exported(path, (6, 6, 3), conv(), LayerNorm(axis="sample", **ANY_GAINS), conv())
+    graph = onnx.load(path).graph
+    constant = {tensor.name for tensor in graph.initializer}
+    found = [set(node.input) <= constant for node in graph.node if node.op_type == "Expand"]
+    assert found == [True, True]
+    # Not as large in the file: 4 channels of 4 × 4.
+    assert max(np.prod(t.dims) for t in graph.initializer if t.dims[-1:] == [1]) == 4
 
 
 def test_channel_norms_between_convolutions_leave_two_transpositions(path):
@@ -92,7 +115,7 @@ def test_channel_norms_between_convolutions_leave_two_transpositions(path):
 def test_any_axes(shape, norm, path):
     counts = exported(path, shape, norm())
     assert counts.pop("LayerNormalization") == 1
-    assert set(counts) <= {"Transpose"}
+    assert set(without_sizes(counts)) <= {"Transpose"}
 
 
 def test_inside_another_model(path):
@@ -157,23 +180,55 @@ COSINES = [
 @pytest.mark.parametrize("arguments", COSINES)
 def test_a_dense_cosine_is_its_formula(arguments, path):
     norm = CosineNorm(layers.Dense(3, bias_initializer="random_normal"), **arguments)
-    counts = exported(path, (8,), norm)
-    assert sum(counts.values()) <= 9
-    assert counts["MatMul"] == counts["Sqrt"] == counts["ReduceSum"] == 1
+    assert exported(path, (8,), norm) == {
+        "Mul": 1,
+        "ReduceSum": 1,
+        "Add": 2,
+        "Sqrt": 1,
+        "Div": 1,
+        "MatMul": 1,
+    }
 
 
+@pytest.mark.parametrize("size", [None, 12])
 @pytest.mark.parametrize("arguments", COSINES)
-def test_cosines_of_convolutions_leave_no_transposition(arguments, path):
+def test_cosines_of_convolutions_are_their_formula(arguments, size, path):
     def norm():
         conv = layers.Conv2D(4, 3, padding="same", bias_initializer="random_normal")
         return CosineNorm(conv, **arguments)
 
-    counts = exported(path, (None, None, 3), norm(), layers.ReLU(), norm())
-    assert counts["Transpose"] == 2
-    assert counts["Conv"] == 4  # the contraction and the lengths, twice
-    # 8 for each, a bias outside, and the reshapes that tf2onnx turns the transposes into where a
-    # channel axis has one entry: 22 to 27, it does not always find the same.
-    assert sum(counts.values()) <= 27
+    counts = exported(path, (size, size, 3), norm(), layers.ReLU(), norm())
+    for name in ("Shape", "Slice", "Concat"):
+        assert counts.pop(name, 0) == (2 if size is None else 0)
+    # Once on the way into the model and once on the way out.
+    assert counts.pop("Transpose") == 2
+    assert counts.pop("Relu") == 1
+    # The plain form has its bias in the convolution.
+    assert counts.pop("Add", 0) == (2 if arguments else 0)
+    # The contraction, the squares of a patch, their root and the quotient, twice.
+    assert counts == {"Conv": 4, "Reshape": 4, "Mul": 2, "MatMul": 2, "Sqrt": 2, "Div": 2}
+
+
+@pytest.mark.parametrize("size", [None, 12])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_pointwise_cosines_are_convolutions_of_unit_vectors(damping, size, path):
+    conv = layers.Conv2D(4, 1, bias_initializer="random_normal")
+    norm = CosineNorm(conv, rescale=True, damping=damping)
+    counts = exported(path, (size, size, 3), norm, layers.ReLU())
+    for name in ("Shape", "Slice", "Concat"):
+        assert counts.pop(name, 0) == (1 if size is None else 0)
+    # The bias is in the convolution; what is added is the damping.
+    assert counts == {
+        "Transpose": 2,
+        "Reshape": 2,
+        "Mul": 1,
+        "MatMul": 1,
+        "Add": 1,
+        "Sqrt": 1,
+        "Div": 1,
+        "Conv": 1,
+        "Relu": 1,
+    }
 
 
 @pytest.mark.parametrize("arguments", [*COSINES, {"centered": True}])
@@ -197,7 +252,20 @@ def test_a_patch_of_zeros_has_no_direction(arguments, path):
 def test_cosines_across_groups_measure_one_patch(make, path):
     counts = exported(path, (8, 8, 4), CosineNorm(make(), rescale=True, across_groups=True))
     assert counts["Conv"] == 2  # the contraction and the lengths
-    assert counts["ReduceSum"] == 1
+    assert counts["MatMul"] == 1
+
+
+def test_a_function_of_python_is_refused_by_name(path):
+    class Foreign(layers.Layer):
+        def call(self, x):
+            y = tf.numpy_function(np.sin, [x], "float32", stateful=False, name="LayerNorm")
+            return tf.ensure_shape(y, x.shape)
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    with pytest.raises(ExportError, match=r"layer 'foreign': .*PyFuncStateless"):
+        exported(path, (8,), Foreign(name="foreign"))
 
 
 def test_cosines_in_half_precision_are_traced_as_they_are(path):

@@ -32,20 +32,20 @@ def linear_map(layer, weights: Mapping[str, Any], x):
     if isinstance(layer, layers.Embedding):
         return ops.take(w, ops.cast(x, "int32"), axis=0)
     if isinstance(layer, _SEPARABLE):
-        x, padding = _pad_causal(layer, x)
+        x, padding = pad_causal(layer, x)
         return ops.separable_conv(x, weights["g_depthwise"], w, **_geometry(layer, padding))
     return sliding(layer, w, x)
 
 
 def sliding(layer, w, x):
     """A kernel moved over x as a convolution moves its own; a separable one as if it had one."""
-    if isinstance(layer, _TRANSPOSED):
+    if is_transposed(layer):
         return ops.conv_transpose(
             x, w, output_padding=layer.output_padding, **_geometry(layer, layer.padding)
         )
     if isinstance(layer, _CONVOLUTIONS) and layer.padding != "causal":
         return layer.convolution_op(x, w)
-    x, padding = _pad_causal(layer, x)
+    x, padding = pad_causal(layer, x)
     convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
     return convolve(x, w, **_geometry(layer, padding))
 
@@ -62,6 +62,10 @@ def add_bias(layer, y, bias):
 def is_convolution(layer) -> bool:
     """Whether the layer slides its kernel over patches of the input."""
     return isinstance(layer, _CONVOLUTIONS + _TRANSPOSED + _DEPTHWISE + _SEPARABLE)
+
+
+def is_transposed(layer) -> bool:
+    return isinstance(layer, _TRANSPOSED)
 
 
 def is_depthwise(layer) -> bool:
@@ -92,7 +96,8 @@ def _geometry(layer, padding: str) -> dict[str, Any]:
     }
 
 
-def _pad_causal(layer, x):
+def pad_causal(layer, x):
+    """x with zeros before its first step where a causal layer has them, and the padding left."""
     if layer.padding != "causal":
         return x, layer.padding
     left = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)

@@ -61,11 +61,11 @@ class Contraction:
         self.layer = layer
         self.rank = rank
         groups = linear.groups(layer)
-        self._groups = 1 if across_groups else groups
+        self.groups = 1 if across_groups else groups
         self.sliding = linear.is_convolution(layer)
         kernel = kernels.output_kernel(layer)
         self.size = math.prod(kernel.variable.shape[a] for a in kernel.contracted_axes)
-        self.size *= groups // self._groups
+        self.size *= groups // self.groups
         if linear.is_separable(layer):
             # both kernels in one: (space, inputs, 1) of the depthwise one
             self.size = math.prod(layer.depthwise_kernel.shape[:-1])
@@ -97,7 +97,7 @@ class Contraction:
         """A tensor with one value per output unit, laid out to broadcast against the output."""
         if not isinstance(self.layer, layers.EinsumDense):
             shape = [1] * self.rank
-            shape[self._channels] = -1
+            shape[self.channel_axis] = -1
             return ops.reshape(t, shape)
         letters = [x for x in self._kernel if x in self._output]
         order = sorted(range(len(letters)), key=lambda i: self._output.index(letters[i]))
@@ -107,7 +107,7 @@ class Contraction:
     def unit_axes_of_output(self) -> tuple[int, ...]:
         """The axes of the output that its units run along."""
         if not isinstance(self.layer, layers.EinsumDense):
-            return (self._channels,)
+            return (self.channel_axis,)
         return tuple(a for a, x in enumerate(self._output) if x in self._kernel)
 
     def weights_of_output(self, mask, t):
@@ -124,11 +124,11 @@ class Contraction:
         if isinstance(self.layer, layers.EinsumDense):
             fits = self._inputs[:covered] == self._output[:covered]
         elif isinstance(self.layer, kernels.Affine):
-            fits, channels = True, self._channels
+            fits, channels = True, self.channel_axis
         else:
-            last = self._channels == self.rank - 1
+            last = self.channel_axis == self.rank - 1
             fits = covered <= 1 or covered == self.rank - 1 or (last and covered < self.rank)
-            channels = self._channels
+            channels = self.channel_axis
             if self.sliding and covered > 1:
                 kept = self.layer.padding != "valid" and set(self.layer.strides) == {1}
                 fits = fits and kept
@@ -165,6 +165,13 @@ class Contraction:
             return self.to_output(ops.sum(ops.square(x), axis=self.axes, keepdims=True))
         return self._per_filter(self._patch_sums(ops.square(x)))
 
+    @property
+    def filters_per_group(self) -> int:
+        """How many output channels of a convolution share one vector; 1 where all do."""
+        if self.groups == 1:
+            return 1
+        return math.prod(kernels.output_kernel(self.layer).unit_shape) // self.groups
+
     def centered(self, x):
         """(x̃, correction, ‖x − x̄‖²) of every vector, x̄ its own mean.
 
@@ -180,7 +187,7 @@ class Contraction:
         shift = ops.stop_gradient(self._group_means(x))
         ones = ops.ones_like(x[:1])
         outside = self.size - self._patch_sums(ones)
-        x = x - ops.repeat(shift, x.shape[self._channels] // self._groups, axis=self._channels)
+        x = x - ops.repeat(shift, x.shape[self.channel_axis] // self.groups, axis=self.channel_axis)
         sums = self._patch_sums(x) - outside * shift
         squares = self._patch_sums(ops.square(x)) + outside * ops.square(shift)
         variances = squares - ops.square(sums) / self.size
@@ -196,13 +203,14 @@ class Contraction:
         return x, correction, self._per_filter(variances)
 
     @property
-    def _channels(self) -> int:
+    def channel_axis(self) -> int:
+        """The axis of input and output that holds the channels."""
         axis = kernels.channel_axis(self.layer, self.rank)
         return self.rank - 1 if axis is None else axis
 
     def _group_means(self, x):
         """One value per group (and sample): the mean of all that it reads, space and channels."""
-        groups, axis = self._groups, self._channels
+        groups, axis = self.groups, self.channel_axis
         space = tuple(a for a in range(1, self.rank) if a != axis)
         means = ops.mean(x, axis=space, keepdims=True)
         if groups == 1:
@@ -213,7 +221,7 @@ class Contraction:
 
     def _patch_sums(self, x):
         """Sums over each group's patches: the layer's own sliding, with a kernel of ones."""
-        groups, axis = self._groups, self._channels
+        groups, axis = self.groups, self.channel_axis
         if groups == 1:
             x = ops.sum(x, axis=axis, keepdims=True)
         elif not linear.is_depthwise(self.layer):
@@ -227,10 +235,8 @@ class Contraction:
 
     def _per_filter(self, t):
         """One value per group, repeated for each filter of the group."""
-        if self._groups == 1:
-            return t
-        kernel = kernels.output_kernel(self.layer)
-        return ops.repeat(t, math.prod(kernel.unit_shape) // self._groups, axis=self._channels)
+        often = self.filters_per_group
+        return t if often == 1 else ops.repeat(t, often, axis=self.channel_axis)
 
 
 def _without_dots(equation: str, rank: int) -> tuple[str, str, str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
 
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.operators import handlers
+from kerasnorm.onnx.nodes import all_nodes
+from kerasnorm.onnx.opaque import handlers, inlined
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
@@ -54,7 +54,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
             ),
         )
         converted = optimizer.optimize_graph(converted)
-    proto = converted.make_model(_description(model), graph_name=model.name)
+    proto = inlined(converted.make_model(_description(model), graph_name=model.name))
     if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
         _widen(proto.graph)
     _refuse_foreign_operations(traced.model, proto, complaints)
@@ -92,15 +92,6 @@ def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:
 def _complaint(node, complaints: list[str]) -> str:
     about = [text for text in complaints if node.name in text and "is not supported" not in text]
     return f" {about[0]}" if about else ""
-
-
-def all_nodes(graph) -> Iterator[Any]:
-    """The nodes of an ONNX graph and of the graphs inside them."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                yield from all_nodes(inner)
 
 
 def _widen(graph) -> None:

@@ -13,7 +13,8 @@ import keras
 from kerasnorm.errors import ExportError
 from kerasnorm.files import replace_whole
 from kerasnorm.onnx.check import check
-from kerasnorm.onnx.convert import all_nodes, to_onnx
+from kerasnorm.onnx.convert import to_onnx
+from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.signature import signature_of
 from kerasnorm.onnx.silence import silence
 from kerasnorm.onnx.trace import trace

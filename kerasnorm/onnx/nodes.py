@@ -1,0 +1,15 @@
+"""`all_nodes`: what an ONNX graph consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def all_nodes(graph) -> Iterator[Any]:
+    """The nodes of an ONNX graph and of the graphs inside them."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from all_nodes(inner)
