@@ -1,5 +1,6 @@
 """`export_onnx`: right in ONNX Runtime, named as the model, or refused with nothing written."""
 
+import json
 import os
 import signal
 import subprocess
@@ -152,6 +153,15 @@ def test_what_is_returned_and_what_the_file_says_of_itself(path):
     properties = {entry.key: entry.value for entry in file.metadata_props}
     assert properties["source_model"] == "dense_net"
     assert properties["keras_version"] == keras.__version__
+    assert "swap_report" not in properties
+
+
+def test_a_swapped_model_brings_its_report(path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(2), layers.BatchNormalization()])
+    swap = kerasnorm.swap_norms(model, "weight")
+    export_onnx(swap.model, path)
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(properties["swap_report"]) == json.loads(json.dumps(swap.report.to_dict()))
 
 
 def test_the_result_cannot_be_changed(path):
@@ -647,12 +657,6 @@ def test_an_existing_file_is_replaced_only_if_allowed(path):
 def test_other_backends_are_refused(path, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(ExportError, match=r"TensorFlow backend\. Received: jax"):
-        export_onnx(dense_net(), path)
-
-
-def test_weights_beyond_the_size_of_a_file_are_refused(path, monkeypatch):
-    monkeypatch.setattr(export, "_LARGEST_FILE", 10)
-    with pytest.raises(ExportError, match=r"One ONNX file holds weights of up to 2 GB"):
         export_onnx(dense_net(), path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import keras
@@ -13,29 +14,70 @@ from kerasnorm.onnx.opaque import handlers, inlined
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
+from kerasnorm.onnx.weights import WeightsFile
 from kerasnorm.rewrite.internals import sublayers
+from kerasnorm.rewrite.report import report_of
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
 _TF2ONNX_OPSET = 18
 
 
-def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
-    """A checked `onnx.ModelProto` of a traced model.
+def to_onnx(model: keras.Model, traced: Traced, opset: int, weights: WeightsFile) -> Any:
+    """An `onnx.ModelProto` of a traced model.
 
     Args:
         model: The model that was traced, named in errors and metadata.
         traced: What `trace` returned.
         opset: Version of the ONNX operators.
+        weights: Where those weights go that are inputs of the graph.
 
     Raises:
         ExportError: If ONNX has no operator for something in the model.
     """
-    import onnx
+    complaints: list[str] = []
+    try:
+        try:
+            proto = _translated(model, traced, opset, complaints, careful=False)
+        except Exception:
+            complaints.clear()
+            proto = _translated(model, traced, opset, complaints, careful=True)
+    except Exception as failure:
+        raise ExportError(
+            f"tf2onnx could not convert the model: {reason(failure)}",
+            model=model.name,
+            layer=layer_of(traced.model, str(failure)),
+            hint="Try another opset, or a model that computes in float32.",
+        ) from failure
+    if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
+        _widen(proto.graph)
+    proto = inlined(proto)
+    weights.hold(proto, traced.weights)
+    _refuse_foreign_operations(traced.model, proto, complaints)
+    if opset > _TF2ONNX_OPSET:
+        proto = _at_opset(model, proto, opset)
+    _label(model, proto)
+    _name_free_sizes(proto)
+    return proto
+
+
+def _translated(
+    model: keras.Model, traced: Traced, opset: int, complaints: list[str], *, careful: bool
+) -> Any:
+    """What tf2onnx makes of the graph.
+
+    Args:
+        model: The model, for the description.
+        traced: The graph.
+        opset: Version of the ONNX operators.
+        complaints: Gets the errors that tf2onnx logs.
+        careful: Whether an optimization that fails is undone, and those after it go on: at the
+            price of a copy of all weights for each.
+    """
     import tensorflow as tf
     from tf2onnx import optimizer, tfonnx
 
-    with collected_errors() as complaints, tf.Graph().as_default() as graph:
+    with collected_errors(complaints), tf.Graph().as_default() as graph:
         tf.import_graph_def(traced.graph, name="")
         converted = tfonnx.process_tf_graph(
             graph,
@@ -43,7 +85,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
             continue_on_error=True,
             opset=min(opset, _TF2ONNX_OPSET),
             custom_op_handlers=handlers(),
-            input_names=traced.inputs,
+            input_names=[*traced.inputs, *traced.weights],
             output_names=traced.outputs,
             tensors_to_rename=dict(
                 zip(
@@ -53,24 +95,8 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int) -> Any:
                 )
             ),
         )
-        converted = optimizer.optimize_graph(converted)
-    proto = inlined(converted.make_model(_description(model), graph_name=model.name))
-    if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
-        _widen(proto.graph)
-    _refuse_foreign_operations(traced.model, proto, complaints)
-    if opset > _TF2ONNX_OPSET:
-        proto = _at_opset(model, proto, opset)
-    _label(model, proto)
-    _name_free_sizes(proto)
-    try:
-        onnx.checker.check_model(proto)
-    except onnx.checker.ValidationError as failure:
-        raise ExportError(
-            f"The conversion gave an invalid ONNX model: {reason(failure)}",
-            model=model.name,
-            layer=layer_of(traced.model, str(failure)),
-        ) from failure
-    return proto
+        converted = optimizer.optimize_graph(converted, catch_errors=careful)
+    return converted.make_model(_description(model), graph_name=model.name)
 
 
 def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:
@@ -153,16 +179,18 @@ def _label(model, proto) -> None:
     proto.producer_name = "kerasnorm"
     proto.producer_version = __version__
     proto.doc_string = _description(model)
-    onnx.helper.set_model_props(
-        proto,
-        {
-            "source_model": model.name,
-            "source_class": type(model).__name__,
-            "keras_version": keras.__version__,
-            "tensorflow_version": tf.__version__,
-            "tf2onnx_version": tf2onnx.__version__,
-        },
-    )
+    properties = {
+        "source_model": model.name,
+        "source_class": type(model).__name__,
+        "keras_version": keras.__version__,
+        "tensorflow_version": tf.__version__,
+        "tf2onnx_version": tf2onnx.__version__,
+    }
+    report = report_of(model)
+    if report is not None:
+        text = json.dumps(report.to_dict(), ensure_ascii=False, separators=(",", ":"))
+        properties["swap_report"] = text
+    onnx.helper.set_model_props(proto, properties)
     used = {node.domain for node in all_nodes(proto.graph)} | {""}
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]

@@ -14,10 +14,13 @@ from kerasnorm.errors import ExportError
 from kerasnorm.files import replace_whole
 from kerasnorm.onnx.check import check
 from kerasnorm.onnx.convert import to_onnx
+from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.nodes import all_nodes
+from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import signature_of
 from kerasnorm.onnx.silence import silence
-from kerasnorm.onnx.trace import trace
+from kerasnorm.onnx.trace import Traced, nbytes, trace
+from kerasnorm.onnx.weights import WeightsFile
 from kerasnorm.rewrite.internals import sublayers
 
 _OLDEST_OPSET = 13
@@ -57,7 +60,12 @@ def export_onnx(
     Batch size, and height, width and time where the model leaves them open, stay open. Inputs
     keep the model's input names; outputs are named by dict key, else by output layer. WeightNorm
     is folded into the kernels; every other layer is exported as it computes at inference. The
-    model itself is not changed.
+    model itself is not changed. Weights of more than 2 GB, which one ONNX file does not hold, go to
+    a second file in the same folder, "weights-" and a digest, which has to stay there.
+
+    The file says where it comes from: `metadata_props` has `source_model`, `source_class`, the
+    versions of Keras, TensorFlow and tf2onnx, and for the very model that `swap_norms` returned
+    `swap_report`, its `report.to_dict()` as JSON.
 
     The check compares answers at batch 1 and 3. It sees what reaches an output: a softmax that
     is saturated on the inputs hides differences before it, so export logits, or pass typical
@@ -91,11 +99,13 @@ def export_onnx(
     {'MatMul': 1}
     """
     _check_request(model, path, opset, overwrite)
-    with replace_whole(path, error=ExportError) as temporary, silence():
+    large = sum(map(nbytes, model.variables)) > _LARGEST_FILE
+    weights = WeightsFile(Path(os.path.realpath(path)).parent)
+    with replace_whole(path, error=ExportError) as temporary, weights, silence():
         signature = signature_of(model, inputs)
-        traced = trace(model, signature, opset)
-        proto = to_onnx(model, traced, opset)
-        _write(model, proto, temporary)
+        traced = trace(model, signature, opset, large=large)
+        proto = to_onnx(model, traced, opset, weights)
+        _write(traced, proto, temporary)
         difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)
     counts = collections.Counter(node.op_type for node in all_nodes(proto.graph))
     return OnnxExport(Path(path), opset, difference, dict(counts))
@@ -140,21 +150,17 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
                 layer=layer.name,
                 hint="Rebuild the layer with stateful=False, its state as an input and an output.",
             )
-    size = sum(variable.value.dtype.size * _entries(variable) for variable in model.variables)
-    if size > _LARGEST_FILE:
-        raise ExportError(
-            f"One ONNX file holds weights of up to 2 GB. The model's are {size / 2**30:.1f} GB.",
-            model=model.name,
-            hint="Export its parts one by one.",
-        )
 
 
-def _entries(variable) -> int:
-    count = 1
-    for size in variable.shape:
-        count *= size
-    return count
+def _write(traced: Traced, proto, path: Path) -> None:
+    import onnx
 
-
-def _write(model, proto, path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
+    try:
+        onnx.checker.check_model(os.fspath(path))
+    except onnx.checker.ValidationError as failure:
+        raise ExportError(
+            f"The conversion gave an invalid ONNX model: {reason(failure)}",
+            model=traced.model.name,
+            layer=layer_of(traced.model, str(failure)),
+        ) from failure

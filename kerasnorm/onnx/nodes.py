@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 
-def all_nodes(graph) -> Iterator[Any]:
-    """The nodes of an ONNX graph and of the graphs inside them."""
+def all_nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of an ONNX graph and of the graphs inside it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:

@@ -27,9 +27,8 @@ def silence() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def collected_errors() -> Iterator[list[str]]:
-    """The errors that tf2onnx logs, each as one text, in a list that grows inside the block."""
-    texts: list[str] = []
+def collected_errors(texts: list[str]) -> Iterator[None]:
+    """Inside the block, the errors that tf2onnx logs are added to a list, each as one text."""
 
     class Collector(logging.Handler):
         def emit(self, record):
@@ -40,7 +39,7 @@ def collected_errors() -> Iterator[list[str]]:
     logger = logging.getLogger("tf2onnx")
     logger.addHandler(collector)
     try:
-        yield texts
+        yield
     finally:
         logger.removeHandler(collector)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.rewrite.fold import bake
 
+# In bytes: what is smaller is a constant of the graph in any case.
+_LARGE_WEIGHT = 2**20
+
 
 @dataclass(frozen=True)
 class Traced:
@@ -27,6 +31,8 @@ class Traced:
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
+        weights: By tensor name, the variables that are inputs of the graph too: the large ones of
+            a model that has more than a GraphDef holds.
     """
 
     model: keras.Model
@@ -36,6 +42,7 @@ class Traced:
     outputs: list[str]
     input_names: list[str]
     output_names: list[str]
+    weights: dict[str, keras.Variable]
 
     def run(self, batch: Sequence[np.ndarray], names: list[str], graph=None) -> list[np.ndarray]:
         """The values of tensors of the graph, or of another one with the same names."""
@@ -45,7 +52,10 @@ class Traced:
         def tensors(*inputs):
             return tf.graph_util.import_graph_def(
                 self.graph if graph is None else graph,
-                input_map=dict(zip(self.inputs, inputs, strict=True)),
+                input_map={
+                    **dict(zip(self.inputs, inputs, strict=True)),
+                    **{name: tf.convert_to_tensor(v.value) for name, v in self.weights.items()},
+                },
                 return_elements=names,
                 name="",
             )
@@ -53,11 +63,17 @@ class Traced:
         return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
 
-def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
+def trace(model: keras.Model, signature: Signature, opset: int, *, large: bool = False) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
     WeightNorm is folded into the kernels first. Layers that ONNX says shorter in `opset` are
     traced in that form.
+
+    Args:
+        model: The model.
+        signature: How it is called.
+        opset: Version of the ONNX operators.
+        large: Whether its weights are more than fits into one protocol buffer, of 2 GB.
 
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
@@ -67,14 +83,18 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
 
     names: list[str] = []
     folded = _baked(model)
+    weights = [v for v in folded.variables if large and nbytes(v) >= _LARGE_WEIGHT]
 
     def answer(*tensors):
-        outputs = signature.call(folded, tensors)
+        tensors, values = tensors[: len(signature.inputs)], tensors[len(signature.inputs) :]
+        with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
+            outputs = signature.call(folded, tensors)
         names[:] = output_names(model, outputs, [spec.name for spec in signature.inputs])
         # An output of its own for each name, also where two are the same tensor or an input.
         return [tf.identity(tensor) for tensor in keras.tree.flatten(outputs)]
 
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
+    specs += [tf.TensorSpec(v.shape, v.dtype) for v in weights]
     try:
         with short_forms(folded, opset):
             function = tf.function(answer, input_signature=specs).get_concrete_function()
@@ -93,9 +113,15 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
             layer=layer_of(folded, str(failure)),
             hint="A model can be exported if `tf.function` can call it on inputs of free size.",
         ) from failure
-    return Traced(
-        folded, function, graph, inputs, outputs, [spec.name for spec in signature.inputs], names
-    )
+    given = [spec.name for spec in signature.inputs]
+    inputs, beside = inputs[: len(given)], inputs[len(given) :]
+    weights_by_name = dict(zip(beside, weights, strict=True))
+    return Traced(folded, function, graph, inputs, outputs, given, names, weights_by_name)
+
+
+def nbytes(variable: keras.Variable) -> int:
+    """How large a variable is."""
+    return variable.value.dtype.size * math.prod(variable.shape)
 
 
 def _baked(model: keras.Model) -> keras.Model:

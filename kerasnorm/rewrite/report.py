@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import keras
+
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
 # R² below which a site is warned of: less than half of its activation's variance is kept.
 _POOR = 0.5
+# Of each swapped model, for as long as it lives.
+_REPORTS: weakref.WeakKeyDictionary[keras.Model, Report] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -210,3 +215,13 @@ def _tally(sites: list[SiteRecord]) -> str:
         + ")"
         for verdict, counts in kinds.items()
     )
+
+
+def keep(report: Report, model: keras.Model) -> None:
+    """Remember what became of a model's BatchNorm, for whoever writes the model to a file."""
+    _REPORTS[model] = report
+
+
+def report_of(model: keras.Model) -> Report | None:
+    """The report of the swap that made this very model, if one did."""
+    return _REPORTS.get(model)

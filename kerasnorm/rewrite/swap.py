@@ -17,7 +17,7 @@ from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
 from kerasnorm.rewrite.decide import Decision, SiteChoice, decide
 from kerasnorm.rewrite.forest import Forest, graphs_of
 from kerasnorm.rewrite.rebuild import Rebuilt, rebuild
-from kerasnorm.rewrite.report import Report, SiteRecord
+from kerasnorm.rewrite.report import Report, SiteRecord, keep
 from kerasnorm.rewrite.rules import RULES
 from kerasnorm.rewrite.unbuilt import is_unbuilt, stand_in
 from kerasnorm.rewrite.verify import Twin
@@ -195,6 +195,7 @@ def swap_norms(
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
     report.notes = decision.lost() + rebuilt.notes + uncompared
+    keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, trees, twins)
 
 

@@ -1,0 +1,115 @@
+"""`WeightsFile`: the weights of a large ONNX model, in a file of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm.onnx.nodes import all_nodes
+
+# What ONNX recommends, so that a runtime can map the file into memory.
+_ALIGNMENT = 2**12
+
+
+class WeightsFile:
+    """A file beside an ONNX model that holds its weights, unless the block ends by an exception.
+
+    It is called "weights-" and a digest of what is in it: two models of the same weights share it,
+    and no model finds the weights of another under the name that it knows.
+
+    Args:
+        folder: Where the model will be.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._made: Path | None = None
+
+    def __enter__(self) -> WeightsFile:
+        return self
+
+    def __exit__(self, failed: Any, *_: Any) -> None:
+        if failed and self._made is not None:
+            self._made.unlink(missing_ok=True)
+
+    def hold(self, proto: Any, weights: Mapping[str, keras.Variable]) -> None:
+        """Writes weights that an `onnx.ModelProto` has as inputs; it refers to the file then.
+
+        What is computed from them and constants alone is computed first: transposed kernels.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        if not weights:
+            return
+        arrays = _computed(proto, weights)
+        digests = {name: hashlib.sha256(array.data).digest() for name, array in arrays.items()}
+        # In an order of their own: tf2onnx's is another one each time.
+        names = sorted(arrays, key=digests.__getitem__)
+        digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
+        path = self._folder / f"weights-{digest[:16]}.data"
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as folder:
+            temporary = Path(folder) / path.name
+            with open(temporary, "wb") as file:
+                for name in names:
+                    file.write(bytes(-file.tell() % _ALIGNMENT))
+                    _refer(proto, name, arrays[name], path.name, file.tell())
+                    file.write(arrays[name].data)
+                file.flush()
+                os.fsync(file.fileno())
+            if not path.exists():
+                os.replace(temporary, path)
+                self._made = path
+
+
+def _computed(proto, weights: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+    """The weights that the graph is left with, by tensor name; its nodes become fewer."""
+    from onnx import helper, numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = proto.graph
+    [opset] = [entry.version for entry in proto.opset_import if not entry.domain]
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    given = [value for value in graph.input if value.name in weights]
+    arrays = {
+        value.name: keras.ops.convert_to_numpy(weights[value.name]).astype(
+            helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type), copy=False
+        )
+        for value in given
+    }
+    for value in given:
+        graph.input.remove(value)
+    for node in list(graph.node):
+        needed = {name for name in node.input if name}
+        weighs = any(name in arrays for name in needed)
+        if weighs and all(name in arrays or name in constants for name in needed):
+            evaluator = ReferenceEvaluator(node, opsets={"": opset})
+            feeds = {
+                name: arrays[name] if name in arrays else numpy_helper.to_array(constants[name])
+                for name in needed
+            }
+            arrays.update(zip(node.output, evaluator.run(None, feeds), strict=True))
+            graph.node.remove(node)
+    used = {name for node in all_nodes(graph) for name in node.input}
+    used.update(value.name for value in graph.output)
+    return {name: np.ascontiguousarray(a) for name, a in arrays.items() if name in used}
+
+
+def _refer(proto, name: str, array: np.ndarray, location: str, offset: int) -> None:
+    from onnx import TensorProto, helper
+
+    tensor = proto.graph.initializer.add(
+        name=name,
+        dims=array.shape,
+        data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+        data_location=TensorProto.EXTERNAL,
+    )
+    for key, value in (("location", location), ("offset", offset), ("length", array.nbytes)):
+        tensor.external_data.add(key=key, value=str(value))
