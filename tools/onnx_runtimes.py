@@ -1,6 +1,6 @@
-"""What the runtimes that people deploy to make of the exported files, as a table.
+"""What the runtimes that people deploy to make of the exported files, as tables.
 
-    python tools/onnx_runtimes.py [--material FOLDER] [--models NAME ...]
+    python tools/onnx_runtimes.py [--material FOLDER] [--models NAME …] [--applications [NAME …]]
 
 Each model is exported as it is and swapped to each target (layer and cosine norm fitted to random
 inputs in the range of its own), run in every runtime that is there, on one sample and on several,
@@ -8,6 +8,12 @@ and compared with Keras: the largest difference, relative to the largest entry o
 Runtime and ONNX's own ReferenceEvaluator come with kerasnorm; OpenVINO with `pip install openvino`;
 ONNX Runtime Web, in WebAssembly, needs Node and `npm install onnxruntime-web` in the current
 folder.
+
+With `--applications`, instead: architectures of keras.applications (all that have BatchNorm, unless
+some are named) at the smallest size that they can be built for, with random weights and BatchNorm
+weights to be told apart (tests/architectures.py) and without their final softmax, as they are and
+swapped to weight norm, in ONNX Runtime. Random weights amplify rounding: where the source's own
+file is as far from Keras, the difference is no fault of the swap.
 """
 
 from __future__ import annotations
@@ -16,6 +22,7 @@ import argparse
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -23,6 +30,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+import architectures
+from bench_swap import alone
 from fidelity_table import inputs_of, print_row
 
 import kerasnorm
@@ -113,7 +125,11 @@ def main() -> None:
     default = os.environ.get("KERASNORM_MATERIAL", "../shared/material")
     parser.add_argument("--material", type=Path, default=Path(default), metavar="FOLDER")
     parser.add_argument("--models", nargs="*", default=MODELS, metavar="NAME")
+    parser.add_argument("--applications", nargs="*", metavar="NAME")
     arguments = parser.parse_args()
+    if arguments.applications is not None:
+        print_applications(arguments.applications)
+        return
     print_row(["model", "swapped to", *RUNTIMES])
     print_row(["---"] * (2 + len(RUNTIMES)))
     for name in arguments.models:
@@ -123,6 +139,28 @@ def main() -> None:
         x = inputs_of(arguments.material, name).astype("float32")
         for target in TARGETS:
             print_row([name.split(".")[0], target, *row(source, target, x)])
+
+
+def print_applications(names: list[str]) -> None:
+    """Print the table of architectures."""
+    known = architectures.architectures()
+    print_row(["model", "input", "as it is", "swapped to weight norm"])
+    print_row(["---"] * 4)
+    for name in names or filter(architectures.may_have_batch_norm, known):
+        print_row([name, *alone(application, name)])
+
+
+def application(name: str) -> list[str]:
+    """The cells of one architecture."""
+    source = architectures.smallest(name)
+    x = architectures.brought_alive(source)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        differences = [
+            kerasnorm.export_onnx(model, path, inputs=x, tolerance=1.0).max_difference
+            for model in (source, kerasnorm.swap_norms(source, "weight").model)
+        ]
+    return [str(source.input.shape[1]), *(f"{off:.1e}" for off in differences)]
 
 
 def row(source: keras.Model, target: str, x: np.ndarray) -> list[str]:

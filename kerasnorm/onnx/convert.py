@@ -10,7 +10,7 @@ import keras
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.nodes import all_nodes
-from kerasnorm.onnx.opaque import handlers, inlined
+from kerasnorm.onnx.opaque import handlers, write
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
@@ -51,7 +51,6 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, weights: WeightsFile
         ) from failure
     if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
         _widen(proto.graph)
-    proto = inlined(proto)
     weights.hold(proto, traced.weights)
     _refuse_foreign_operations(traced.model, proto, complaints)
     if opset > _TF2ONNX_OPSET:
@@ -96,6 +95,7 @@ def _translated(
             ),
         )
         converted = optimizer.optimize_graph(converted, catch_errors=careful)
+        write(converted)
     return converted.make_model(_description(model), graph_name=model.name)
 
 

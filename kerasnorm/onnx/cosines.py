@@ -24,7 +24,7 @@ from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.substitution import in_dtype
-from kerasnorm.onnx.opaque import call, defines, opaque, replace, writes
+from kerasnorm.onnx.opaque import Scope, opaque, writes
 
 _WIDE = ("float32", "float64")
 # Keeps 0 / 0 away where a patch is all zeros: its dot products are 0, and so is its cosine.
@@ -84,7 +84,7 @@ def _unit_vectors(contraction: Contraction, x, beside: float):
         return x / ops.sqrt(squares + smallest)
     first, last = _channels_first(contraction)
     x = first(x)
-    return last(opaque("UnitVectors", _unit_vectors_in_numpy, [x, smallest], x))
+    return last(opaque("CosineNormUnits", _unit_vectors_in_numpy, [x, smallest]))
 
 
 def _over_lengths(contraction: Contraction, dots, x, beside: float):
@@ -107,7 +107,9 @@ def _over_lengths(contraction: Contraction, dots, x, beside: float):
             padding == "same",
         )
     ]
-    return last(opaque("OverLengths", _over_lengths_in_numpy, [dots, x, smallest, *geometry], dots))
+    return last(
+        opaque("CosineNormOverLengths", _over_lengths_in_numpy, [dots, x, smallest, *geometry])
+    )
 
 
 def _smallest(beside: float, x) -> np.ndarray:
@@ -128,53 +130,40 @@ def _channels_first(contraction: Contraction):
     return lambda t: tf.transpose(t, order), lambda t: tf.transpose(t, np.argsort(order))
 
 
-defines("""
-UnitVectors (x, flat, ones, smallest, shape) => (y) {
-    vectors = Reshape(x, flat)
-    square = Mul(vectors, vectors)
-    summed = MatMul(ones, square)
-    squares = Add(summed, smallest)
-    lengths = Sqrt(squares)
-    units = Div(vectors, lengths)
-    y = Reshape(units, shape)
-}
-""")
+@writes("CosineNormUnits")
+def _write_unit_vectors(scope: Scope) -> None:
+    x, smallest = scope.inputs
+    vectors, sums = _channel_sums(scope, x, 1)
+    lengths = scope("Sqrt", scope("Add", sums, smallest, name="squares"), name="lengths")
+    scope.result("Reshape", scope("Div", vectors, lengths), _shape(scope, x, [0, 0]))
 
 
 def _unit_vectors_in_numpy(x, smallest):
     return x / np.sqrt(np.sum(np.square(x), axis=1, keepdims=True) + smallest)
 
 
-@writes("UnitVectors")
-def _write_unit_vectors(graph, node):
-    x, smallest = node.input
-    inputs = [x, *_sums_as_product(graph, x, 1), smallest, _shape(graph, x, [0, 0])]
-    replace(graph, node, "UnitVectors", inputs)
-
-
-# In half of them there is nothing to sum: each channel of a depthwise convolution is on its own.
-defines("""
-Squares (x) => (y) {
-    y = Mul(x, x)
-}
-""")
-defines("""
-ChannelSums (x, flat, ones, shape) => (y) {
-    vectors = Reshape(x, flat)
-    square = Mul(vectors, vectors)
-    summed = MatMul(ones, square)
-    y = Reshape(summed, shape)
-}
-""")
-# Of `auto_pad` and `pads` one is given.
-defines("""
-OverLengths <group, strides, dilations, auto_pad, pads> (dots, sums, box, smallest) => (y) {
-    squares = Conv <group: int = @group, strides: ints = @strides, dilations: ints = @dilations,
-                    auto_pad: string = @auto_pad, pads: ints = @pads> (sums, box, smallest)
-    lengths = Sqrt(squares)
-    y = Div(dots, lengths)
-}
-""")
+@writes("CosineNormOverLengths")
+def _write_over_lengths(scope: Scope) -> None:
+    dots, x = scope.inputs[:2]
+    smallest, groups, often, size, strides, dilations, same = map(scope.value, range(2, 9))
+    if groups == scope.shape(x)[1]:
+        sums = scope("Mul", x, x, name="square")
+    else:
+        _, sums = _channel_sums(scope, x, int(groups))
+        sums = scope("Reshape", sums, _shape(scope, x, [0, int(groups)]))
+    outputs = int(groups * often)
+    squares = scope(
+        "Conv",
+        sums,
+        scope.constant(np.ones((outputs, 1, *size), smallest.dtype)),
+        scope.constant(np.full(outputs, smallest)),
+        name="squares",
+        group=int(groups),
+        strides=strides.tolist(),
+        dilations=dilations.tolist(),
+        **_padding(size, strides, dilations, same),
+    )
+    scope.result("Div", dots, scope("Sqrt", squares, name="lengths"))
 
 
 def _over_lengths_in_numpy(dots, x, smallest, groups, often, size, strides, dilations, same):
@@ -193,33 +182,7 @@ def _over_lengths_in_numpy(dots, x, smallest, groups, often, size, strides, dila
     return dots / np.sqrt(np.repeat(squares, often, axis=1) + smallest)
 
 
-@writes("OverLengths")
-def _write_over_lengths(graph, node):
-    dots, x = node.input[:2]
-    smallest, groups, often, size, strides, dilations, same = (
-        constant.get_tensor_value(as_list=False) for constant in node.inputs[2:]
-    )
-    if groups == graph.get_shape(x)[1]:
-        sums = call(graph, "Squares", [x])
-    else:
-        inputs = [x, *_sums_as_product(graph, x, groups), _shape(graph, x, [0, groups])]
-        sums = call(graph, "ChannelSums", inputs)
-    outputs = groups * often
-    box = np.ones((outputs, 1, *size), smallest.dtype)
-    smallest = np.full(outputs, smallest)
-    replace(
-        graph,
-        node,
-        "OverLengths",
-        [dots, sums, _constant(graph, box), _constant(graph, smallest)],
-        group=int(groups),
-        strides=strides.tolist(),
-        dilations=dilations.tolist(),
-        **_padding(size, strides, dilations, same),
-    )
-
-
-def _padding(size, strides, dilations, same: bool) -> dict[str, Any]:
+def _padding(size, strides, dilations, same) -> dict[str, Any]:
     """As numbers where they do not depend on the size of x: with strides there is no dilation.
 
     ONNX Runtime takes no "same" padding of dilated convolutions.
@@ -230,33 +193,24 @@ def _padding(size, strides, dilations, same: bool) -> dict[str, Any]:
     return {"pads": [*(total // 2).tolist(), *(total - total // 2).tolist()]}
 
 
-def _sums_as_product(graph, x: str, groups: int) -> tuple[str, str]:
-    """What sums the channels of each group: the shape to give to x, and ones to multiply it with.
+def _channel_sums(scope: Scope, x: str, groups: int) -> tuple[str, str]:
+    """x with its places in one axis, and its squares summed over the channels of each group.
 
     ONNX Runtime is slow to reduce the channels of one sample, and fast to multiply matrices.
     """
-    from tf2onnx.utils import map_onnx_to_numpy_type
+    channels = scope.shape(x)[1]
+    ones = np.repeat(np.eye(groups), channels // groups, axis=1).astype(scope.dtype(x))
+    vectors = scope("Reshape", x, scope.constant([0, channels, -1]), name="vectors")
+    square = scope("Mul", vectors, vectors, name="square")
+    return vectors, scope("MatMul", scope.constant(ones), square, name="channel_sums")
 
-    channels = graph.get_shape(x)[1]
-    ones = np.repeat(np.eye(groups), channels // groups, axis=1)
-    ones = ones.astype(map_onnx_to_numpy_type(graph.get_dtype(x)))
-    return _constant(graph, [0, channels, -1]), _constant(graph, ones)
 
-
-def _shape(graph, x: str, first: list[int]) -> str:
+def _shape(scope: Scope, x: str, first: list[int]) -> str:
     """`first`, where 0 is what there was, and then the sizes of x in space."""
-    from tf2onnx.graph_builder import GraphBuilder
-
-    space = graph.get_shape(x)[2:]
+    space = scope.shape(x)[2:]
     if -1 not in space:
-        return _constant(graph, [*first, *space])
-    sizes = graph.make_node("Shape", [x]).output[0]
-    ends = np.iinfo(np.int64).max
-    space = GraphBuilder(graph).make_slice({"data": sizes, "starts": [2], "ends": [ends]})
-    return graph.make_node("Concat", [_constant(graph, first), space], attr={"axis": 0}).output[0]
-
-
-def _constant(graph, value) -> str:
-    from tf2onnx.utils import make_name
-
-    return graph.make_const(make_name("constant"), np.asarray(value)).output[0]
+        return scope.constant([*first, *space])
+    bounds = scope.constant([2]), scope.constant([np.iinfo(np.int64).max])
+    return scope(
+        "Concat", scope.constant(first), scope("Slice", scope("Shape", x), *bounds), axis=0
+    )

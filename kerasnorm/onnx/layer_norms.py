@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kerasnorm.layers import LayerNorm
-from kerasnorm.onnx.opaque import opaque, replace, writes
+from kerasnorm.onnx.opaque import Scope, opaque, writes
 
 _NAME = "LayerNormalization"
 
@@ -81,7 +81,7 @@ def _normalized(layer, inputs, axes, affine_axes, channel_axis: int):
     )
     x = tf.transpose(x, order)
     constants = np.int64(first), np.float32(layer.epsilon)
-    y = opaque(_NAME, _layer_normalization, [x, gain, bias, *constants], x)
+    y = opaque(_NAME, _layer_normalization, [x, gain, bias, *constants])
     return keras.ops.cast(tf.transpose(y, np.argsort(order)), layer.compute_dtype)
 
 
@@ -121,21 +121,13 @@ def _layer_normalization(x, gain, bias, first, epsilon):
 
 
 @writes(_NAME)
-def _write(graph, node):
-    x, gain, bias = node.input[:3]
-    first, epsilon = (int(node.inputs[3].get_tensor_value()), node.inputs[4].get_tensor_value())
-    sizes = graph.get_shape(x)[first:]
-    if list(graph.get_shape(gain)) != sizes:
+def _write(scope: Scope) -> None:
+    x, gain, bias = scope.inputs[:3]
+    first, epsilon = int(scope.value(3)), float(scope.value(4))
+    sizes = scope.shape(x)[first:]
+    if scope.shape(gain) != sizes:
         # ONNX Runtime's kernel is three times as fast with an entry for each that it normalizes.
         # Where the sizes are known, it makes them once, when it loads the file.
-        shape = _sizes(graph, x, first, sizes)
-        gain, bias = (graph.make_node("Expand", [v, shape]).output[0] for v in (gain, bias))
-    replace(graph, node, _NAME, [x, gain, bias], axis=first, epsilon=float(epsilon))
-
-
-def _sizes(graph, x: str, first: int, sizes) -> str:
-    from tf2onnx.utils import make_name
-
-    if -1 in sizes:
-        return graph.make_node("Shape", [x], attr={"start": first}).output[0]
-    return graph.make_const(make_name("sizes"), np.array(sizes, np.int64)).output[0]
+        shape = scope("Shape", x, start=first) if -1 in sizes else scope.constant(sizes)
+        gain, bias = scope("Expand", gain, shape), scope("Expand", bias, shape)
+    scope.result(_NAME, x, gain, bias, axis=first, epsilon=epsilon)

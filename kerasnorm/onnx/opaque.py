@@ -1,10 +1,9 @@
 """Operations that TensorFlow has no name for: opaque in a trace, written by hand in ONNX.
 
 While a model is traced, some layers call such an operation in place of their own formula, which
-TensorFlow would spell out in many primitives; `handlers` tells tf2onnx what to write for it. What
-the formula looks like does not matter, so nothing has to be recognized. Where ONNX has no single
-operator either, a function is written, which stays whole while tf2onnx moves transpositions about
-and is replaced by its body at the end (`inlined`).
+TensorFlow would spell out in many primitives. What the formula looks like does not matter then, so
+nothing has to be recognized. It stays whole while tf2onnx moves transpositions about, and is
+written as ONNX operators at the end (`write`).
 
 Each computes its value in NumPy as well: a graph that holds it can still be run.
 """
@@ -16,13 +15,78 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.onnx.nodes import all_nodes
+# TensorFlow's name for what `opaque` makes.
+_TYPE = "PyFuncStateless"
+# From the operation's name to what writes it.
+_WRITERS: dict[str, Callable[[Scope], None]] = {}
 
-_DOMAIN = "kerasnorm"
-# From the name of a function to its definition, in the language of `onnx.parser`.
-_FUNCTIONS: dict[str, str] = {}
-# From the operation's name to what writes it: (graph, tf2onnx's node) -> None.
-_WRITERS: dict[str, Callable[[Any, Any], None]] = {}
+
+class Scope:
+    """Where an opaque operation is written: ONNX operators under its name, in its place.
+
+    Args:
+        graph: A graph of tf2onnx.
+        node: The operation in it.
+        constants: The names of those that were written before, by what is in them.
+
+    Attributes:
+        inputs: Names of what the operation is called on.
+    """
+
+    def __init__(self, graph: Any, node: Any, constants: dict[tuple, str]):
+        self._graph = graph
+        self._constants = constants
+        self._name = node.name
+        self.inputs = list(node.input)
+        self._node = node
+
+    def __call__(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
+        """Adds an ONNX operator; the name of its output."""
+        name = self._unique(name or operator.lower())
+        return self._graph.make_node(operator, list(inputs), attr=attributes, name=name).output[0]
+
+    def result(self, operator: str, *inputs: str, **attributes: Any) -> None:
+        """Puts an ONNX operator in the place of the operation."""
+        node = self._node
+        shapes, dtypes = node.output_shapes, node.output_dtypes
+        self._graph.remove_node(node.name)
+        self._graph.make_node(
+            operator,
+            list(inputs),
+            attr=attributes,
+            outputs=node.output,
+            name=node.name,
+            shapes=shapes,
+            dtypes=dtypes,
+        )
+
+    def constant(self, value: Any) -> str:
+        """Adds a constant, unless it is there already; its name."""
+        array = np.asarray(value)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            made = self._graph.make_const(self._unique("constant"), array)
+            self._constants[key] = made.output[0]
+        return self._constants[key]
+
+    def value(self, number: int) -> np.ndarray:
+        """The value of an input that is constant."""
+        return self._node.inputs[number].get_tensor_value(as_list=False)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, −1 where it is free."""
+        return self._graph.get_shape(name)
+
+    def dtype(self, name: str) -> np.dtype:
+        """The dtype of a tensor."""
+        from tf2onnx.utils import map_onnx_to_numpy_type
+
+        return np.dtype(map_onnx_to_numpy_type(self._graph.get_dtype(name)))
+
+    def _unique(self, name: str) -> str:
+        from tf2onnx.utils import make_name
+
+        return make_name(f"{self._name}/{name}")
 
 
 def writes(name: str) -> Callable:
@@ -35,84 +99,63 @@ def writes(name: str) -> Callable:
     return register
 
 
-def defines(text: str) -> None:
-    """Adds a function, in the language of `onnx.parser`, to those that `inlined` knows."""
-    _FUNCTIONS[text.split(maxsplit=1)[0]] = text
-
-
-def opaque(name: str, compute: Callable, inputs: Sequence[Any], like: Any) -> Any:
+def opaque(name: str, compute: Callable, inputs: Sequence[Any]) -> Any:
     """A tensor made by an opaque operation.
 
     Args:
         name: Of its writer.
         compute: What it does, from NumPy arrays to one.
-        inputs: Tensors, or constants that the writer reads.
-        like: A tensor of the shape and dtype of the result.
+        inputs: Tensors, and constants that the writer reads. The first has the shape and the dtype
+            of the result.
     """
     import tensorflow as tf
 
+    like = inputs[0]
     y = tf.numpy_function(compute, inputs, like.dtype, stateful=False, name=name)
     return tf.ensure_shape(y, like.shape)  # the operation itself does not say what shape it gives
 
 
 def handlers() -> dict[str, Any]:
-    """For tf2onnx's `custom_op_handlers`: what to write for these, and what else it lacks."""
-    return {"PyFuncStateless": (_write, []), "Erfc": (_write_erfc, [])}
+    """For tf2onnx's `custom_op_handlers`: what to do with these, and with what it lacks."""
+    return {_TYPE: (_leave, []), "Erfc": (_write_erfc, [])}
 
 
-def replace(graph: Any, node: Any, operator: str, inputs: list[str], **attributes: Any) -> None:
-    """Puts an ONNX operator, or a function, in a node's place."""
-    output, shapes, dtypes = node.output, node.output_shapes, node.output_dtypes
-    graph.remove_node(node.name)
-    graph.make_node(
-        operator,
-        inputs,
-        attr=attributes,
-        outputs=output,
-        name=node.name,
-        shapes=shapes,
-        dtypes=dtypes,
-        domain=_DOMAIN if operator in _FUNCTIONS else "",
-    )
+def write(graph: Any) -> None:
+    """Replaces the opaque operations of a graph of tf2onnx, and of those inside it."""
+    constants: dict[tuple, str] = {}
+    for node in list(graph.get_nodes()):
+        for inner in (node.get_body_graphs() or {}).values():
+            write(inner)
+        writer = _writer(node)
+        if writer is not None:
+            writer(Scope(graph, node, constants))
 
 
-def call(graph: Any, function: str, inputs: list[str]) -> str:
-    """Adds a call of a function; the name of its result, of as many axes as its first input."""
-    shape, dtype = [-1] * graph.get_rank(inputs[0]), graph.get_dtype(inputs[0])
-    node = graph.make_node(function, inputs, domain=_DOMAIN, shapes=[shape], dtypes=[dtype])
-    return node.output[0]
-
-
-def inlined(proto: Any) -> Any:
-    """An `onnx.ModelProto` whose functions are replaced by what they consist of."""
-    from onnx import helper, inliner, parser
-
-    used = {node.op_type for node in all_nodes(proto.graph) if node.domain == _DOMAIN}
-    if not used:
-        return proto
-    [opset] = [entry.version for entry in proto.opset_import if not entry.domain]
-    kept = [entry for entry in proto.opset_import if entry.domain != _DOMAIN]
-    del proto.opset_import[:]
-    proto.opset_import.extend([*kept, helper.make_opsetid(_DOMAIN, 1)])
-    for name in sorted(used):
-        header = f'<domain: "{_DOMAIN}", opset_import: ["": {opset}]>'
-        proto.functions.append(parser.parse_function(header + _FUNCTIONS[name]))
-    return inliner.inline_local_functions(proto)
-
-
-def _write(graph, node, name, args):
+def _writer(node) -> Callable[[Scope], None] | None:
     # Names are made unique by a number at the end. A Python function of a user's has no writer:
     # it stays what it is, and is refused by its name.
-    writer = _WRITERS.get(name.split("/")[-1].rstrip("0123456789").rstrip("_"))
-    if writer is not None:
-        writer(graph, node)
+    if node.type != _TYPE:
+        return None
+    return _WRITERS.get(node.name.split("/")[-1].rstrip("0123456789").rstrip("_"))
+
+
+def _leave(graph, node, name, args):
+    graph.copy_shape(node.input[0], node.output[0])
 
 
 def _write_erfc(graph, node, name, args):
     # TensorFlow writes the exact GELU with erfc(x) = 1 − erf(x), ONNX has erf only.
     from tf2onnx.utils import map_onnx_to_numpy_type
 
-    [shape], [dtype] = node.output_shapes, node.output_dtypes
-    erf = graph.make_node("Erf", node.input, shapes=[shape], dtypes=[dtype])
-    one = graph.make_const(f"{name}_one", np.ones((), map_onnx_to_numpy_type(dtype)))
-    replace(graph, node, "Sub", [one.output[0], erf.output[0]])
+    shapes, dtypes = node.output_shapes, node.output_dtypes
+    erf = graph.make_node("Erf", node.input, shapes=shapes, dtypes=dtypes)
+    one = graph.make_const(f"{name}_one", np.ones((), map_onnx_to_numpy_type(dtypes[0])))
+    graph.remove_node(node.name)
+    graph.make_node(
+        "Sub",
+        [one.output[0], erf.output[0]],
+        outputs=node.output,
+        name=name,
+        shapes=shapes,
+        dtypes=dtypes,
+    )
