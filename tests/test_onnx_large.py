@@ -21,6 +21,7 @@ def small_files(monkeypatch):
     """As if one file held no more than 1000 bytes, and a weight of 500 were large."""
     keras.utils.set_random_seed(0)
     monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
+    monkeypatch.setattr(trace, "_LARGE_MODEL", 1000)
     monkeypatch.setattr(trace, "_LARGE_WEIGHT", 500)
 
 

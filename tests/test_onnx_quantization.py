@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tiny_models
@@ -47,6 +48,11 @@ def error(path, quantized, x):
     return float(np.std(answer(quantized, x) - expected) / np.std(expected))
 
 
+def lengths(path):
+    """The operators that compute ‖x‖ for cosine norm."""
+    return [node.name for node in onnx.load(path).graph.node if "CosineNorm" in node.name]
+
+
 # Per channel, ONNX Runtime 1.32 fails at the gains of layer norms unless they are left out.
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_static_quantization_keeps_the_answers(exported, per_channel, tmp_path):
@@ -55,8 +61,25 @@ def test_static_quantization_keeps_the_answers(exported, per_channel, tmp_path):
     quant_pre_process(path, prepared)
     [given] = onnxruntime.InferenceSession(path).get_inputs()
     how = {"op_types_to_quantize": ["Conv", "MatMul"], "per_channel": True} if per_channel else {}
-    quantization.quantize_static(prepared, quantized, Batches(given.name, x[:150]), **how)
+    quantization.quantize_static(
+        prepared,
+        quantized,
+        Batches(given.name, x[:150]),
+        nodes_to_exclude=lengths(prepared),
+        **how,
+    )
+    kinds = {node.op_type for node in onnx.load(quantized).graph.node}
+    assert "QuantizeLinear" in kinds
     assert error(path, quantized, x[150:]) < 0.1
+
+
+def test_lengths_can_be_told_by_name(exported, tmp_path):
+    path, _ = exported
+    prepared = tmp_path / "prepared.onnx"
+    quant_pre_process(path, prepared)
+    found = lengths(prepared)
+    sizes = sum(node.op_type == "Sqrt" for node in onnx.load(prepared).graph.node)
+    assert sum("lengths" in name for name in found) == sizes
 
 
 def test_dynamic_quantization_keeps_the_answers(exported, tmp_path):

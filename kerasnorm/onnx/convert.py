@@ -14,7 +14,7 @@ from kerasnorm.onnx.opaque import handlers, write
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
-from kerasnorm.onnx.weights import WeightsFile
+from kerasnorm.onnx.weights import WeightsFile, insert, taken_out
 from kerasnorm.rewrite.internals import sublayers
 from kerasnorm.rewrite.report import report_of
 from kerasnorm.version import __version__
@@ -23,14 +23,14 @@ from kerasnorm.version import __version__
 _TF2ONNX_OPSET = 18
 
 
-def to_onnx(model: keras.Model, traced: Traced, opset: int, weights: WeightsFile) -> Any:
+def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | None) -> Any:
     """An `onnx.ModelProto` of a traced model.
 
     Args:
         model: The model that was traced, named in errors and metadata.
         traced: What `trace` returned.
         opset: Version of the ONNX operators.
-        weights: Where those weights go that are inputs of the graph.
+        file: Where large weights go; None if into the model.
 
     Raises:
         ExportError: If ONNX has no operator for something in the model.
@@ -51,7 +51,11 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, weights: WeightsFile
         ) from failure
     if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
         _widen(proto.graph)
-    weights.hold(proto, traced.weights)
+    weights = taken_out(proto, traced.weights)
+    if file is None:
+        insert(proto, weights)
+    else:
+        file.take(proto, weights)
     _refuse_foreign_operations(traced.model, proto, complaints)
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)

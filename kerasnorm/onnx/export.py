@@ -103,8 +103,8 @@ def export_onnx(
     weights = WeightsFile(Path(os.path.realpath(path)).parent)
     with replace_whole(path, error=ExportError) as temporary, weights, silence():
         signature = signature_of(model, inputs)
-        traced = trace(model, signature, opset, large=large)
-        proto = to_onnx(model, traced, opset, weights)
+        traced = trace(model, signature, opset)
+        proto = to_onnx(model, traced, opset, weights if large else None)
         _write(traced, proto, temporary)
         difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)
     counts = collections.Counter(node.op_type for node in all_nodes(proto.graph))

@@ -17,8 +17,10 @@ from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.rewrite.fold import bake
 
-# In bytes: what is smaller is a constant of the graph in any case.
-_LARGE_WEIGHT = 2**20
+# In bytes. tf2onnx copies all constants some thirty times: half a gigabyte took 24 of memory. In
+# smaller models, and what is smaller itself, constants are better: TensorFlow computes with them.
+_LARGE_MODEL = 2**26
+_LARGE_WEIGHT = 2**14
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class Traced:
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
-        weights: By tensor name, the variables that are inputs of the graph too: the large ones of
-            a model that has more than a GraphDef holds.
+        weights: By tensor name, variables that are inputs of the graph too: the large ones of a
+            model whose weights would go through all of TensorFlow's and tf2onnx's copies else.
     """
 
     model: keras.Model
@@ -63,7 +65,7 @@ class Traced:
         return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
 
-def trace(model: keras.Model, signature: Signature, opset: int, *, large: bool = False) -> Traced:
+def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
     WeightNorm is folded into the kernels first. Layers that ONNX says shorter in `opset` are
@@ -73,7 +75,6 @@ def trace(model: keras.Model, signature: Signature, opset: int, *, large: bool =
         model: The model.
         signature: How it is called.
         opset: Version of the ONNX operators.
-        large: Whether its weights are more than fits into one protocol buffer, of 2 GB.
 
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
@@ -83,7 +84,8 @@ def trace(model: keras.Model, signature: Signature, opset: int, *, large: bool =
 
     names: list[str] = []
     folded = _baked(model)
-    weights = [v for v in folded.variables if large and nbytes(v) >= _LARGE_WEIGHT]
+    large = sum(map(nbytes, model.variables)) > _LARGE_MODEL
+    weights = [v for v in folded.variables if large and nbytes(v) > _LARGE_WEIGHT]
 
     def answer(*tensors):
         tensors, values = tensors[: len(signature.inputs)], tensors[len(signature.inputs) :]

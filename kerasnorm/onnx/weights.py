@@ -1,4 +1,4 @@
-"""`WeightsFile`: the weights of a large ONNX model, in a file of their own."""
+"""Weights that were inputs of a traced graph: back into the model, or into a file beside it."""
 
 from __future__ import annotations
 
@@ -39,20 +39,15 @@ class WeightsFile:
         if failed and self._made is not None:
             self._made.unlink(missing_ok=True)
 
-    def hold(self, proto: Any, weights: Mapping[str, keras.Variable]) -> None:
-        """Writes weights that an `onnx.ModelProto` has as inputs; it refers to the file then.
-
-        What is computed from them and constants alone is computed first: transposed kernels.
+    def take(self, proto: Any, weights: Mapping[str, np.ndarray]) -> None:
+        """Writes weights that an `onnx.ModelProto` lacks, by tensor name; it refers to the file.
 
         Raises:
             OSError: If the file cannot be written.
         """
-        if not weights:
-            return
-        arrays = _computed(proto, weights)
-        digests = {name: hashlib.sha256(array.data).digest() for name, array in arrays.items()}
+        digests = {name: hashlib.sha256(array.data).digest() for name, array in weights.items()}
         # In an order of their own: tf2onnx's is another one each time.
-        names = sorted(arrays, key=digests.__getitem__)
+        names = sorted(weights, key=digests.__getitem__)
         digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
         path = self._folder / f"weights-{digest[:16]}.data"
         with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as folder:
@@ -60,8 +55,8 @@ class WeightsFile:
             with open(temporary, "wb") as file:
                 for name in names:
                     file.write(bytes(-file.tell() % _ALIGNMENT))
-                    _refer(proto, name, arrays[name], path.name, file.tell())
-                    file.write(arrays[name].data)
+                    _refer(proto, name, weights[name], path.name, file.tell())
+                    file.write(weights[name].data)
                 file.flush()
                 os.fsync(file.fileno())
             if not path.exists():
@@ -69,8 +64,20 @@ class WeightsFile:
                 self._made = path
 
 
-def _computed(proto, weights: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
-    """The weights that the graph is left with, by tensor name; its nodes become fewer."""
+def insert(proto: Any, weights: Mapping[str, np.ndarray]) -> None:
+    """Adds weights that an `onnx.ModelProto` lacks, by tensor name."""
+    from onnx import numpy_helper
+
+    for name, array in weights.items():
+        proto.graph.initializer.append(numpy_helper.from_array(array, name))
+
+
+def taken_out(proto: Any, weights: Mapping[str, keras.Variable]) -> dict[str, np.ndarray]:
+    """Takes weights out of the inputs of an `onnx.ModelProto`; what it needs instead, by name.
+
+    What is computed from them and constants alone is computed here, and its nodes are taken out
+    too: transposed kernels.
+    """
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
