@@ -5,6 +5,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tensorflow as tf
 import tiny_models
 from keras import layers
 
@@ -14,6 +15,8 @@ from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
 from kerasnorm.onnx import export, trace
 from kerasnorm.onnx.check import tolerance_for
 from kerasnorm.onnx.export import export_onnx
+from kerasnorm.onnx.rounding import rounding_sensitivity
+from kerasnorm.onnx.signature import signature_of
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def small_files(monkeypatch):
     """As if one file held no more than 1000 bytes, and a weight of 500 were large."""
     keras.utils.set_random_seed(0)
     monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
-    monkeypatch.setattr(trace, "_LARGE_MODEL", 1000)
+    monkeypatch.setattr(export, "_LARGE_MODEL", 1000)
     monkeypatch.setattr(trace, "_LARGE_WEIGHT", 500)
 
 
@@ -89,6 +92,115 @@ def test_another_model_of_the_same_weights_shares_them(small_files, tmp_path):
         for name in ("a.onnx", "b.onnx")
     )
     assert not np.allclose(first, second)
+
+
+class Inverse(layers.Layer):
+    """Computes with its weight what ONNX has no operator for, which TensorFlow can do at once."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(64, 64), initializer=keras.initializers.Identity())
+
+    def call(self, x):
+        return x @ tf.linalg.inv(self.w)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class Branch(layers.Layer):
+    """A weight decides, and is used in both branches."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(64, 64))
+
+    def call(self, x):
+        less, more = lambda: self.w * 2, lambda: self.w + keras.ops.mean(x)
+        return x @ keras.ops.cond(keras.ops.sum(self.w) > 1e9, less, more)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+class Weight(layers.Layer):
+    """Hands a weight out."""
+
+    def build(self, shape):
+        self.w = self.add_weight(shape=(64, 64))
+
+    def call(self, x):
+        return x, keras.ops.convert_to_tensor(self.w)
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype), keras.KerasTensor((64, 64), x.dtype)
+
+
+@pytest.mark.parametrize("make", [Inverse, Branch, Weight])
+def test_what_is_computed_from_weights(make, monkeypatch, small_files, tmp_path):
+    monkeypatch.setattr(export, "_LARGEST_FILE", 2**31)
+    inputs = keras.Input((64,))
+    model = keras.Model(inputs, make()(inputs))
+    assert export_onnx(model, tmp_path / "model.onnx").max_difference <= 1e-5
+    assert files(tmp_path) == ["model.onnx"]
+
+
+def test_what_cannot_be_computed_is_refused_where_it_has_to_be(small_files, tmp_path):
+    model = keras.Sequential([keras.Input((64,)), Inverse(name="inverse")])
+    with pytest.raises(ExportError, match=r"layer 'inverse': .*MatrixInverse"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert files(tmp_path) == []
+
+
+def test_weights_outside_are_moved_too_where_rounding_is_measured(small_files):
+    model = keras.Sequential([keras.Input((), dtype="int32"), layers.Embedding(50, 64)])
+    for _ in range(8):
+        model.add(layers.Dense(64, use_bias=False, activation="tanh"))
+    x = [np.arange(3, dtype="int32")]
+    inside, outside = (
+        rounding_sensitivity(trace.trace(model, signature_of(model), 17, outside=outside), x)
+        for outside in (False, True)
+    )
+    assert 0.5 * inside < outside < 2 * inside
+
+
+def test_damaged_weights_are_replaced(small_files, tmp_path):
+    model = images()
+    export_onnx(model, tmp_path / "a.onnx")
+    [weights] = tmp_path.glob("weights-*")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    export_onnx(model, tmp_path / "a.onnx")
+    assert weights.read_bytes() == whole
+
+
+def test_weights_lie_where_a_runtime_can_map_them(small_files, tmp_path):
+    export_onnx(images(), tmp_path / "a.onnx")
+    stored = onnx.load(tmp_path / "a.onnx", load_external_data=False).graph.initializer
+    offsets = [int(e.value) for t in stored for e in t.external_data if e.key == "offset"]
+    assert len(offsets) > 1
+    assert all(offset % 4096 == 0 for offset in offsets)
+
+
+def test_no_weight_is_left_that_nothing_needs(small_files, tmp_path):
+    export_onnx(images(), tmp_path / "a.onnx")
+    graph = onnx.load(tmp_path / "a.onnx", load_external_data=False).graph
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+
+
+def test_one_that_fails_does_not_take_the_weights_of_another(small_files, tmp_path, monkeypatch):
+    model = images()
+    checked = export.check
+
+    def fail(*args, **kwargs):
+        monkeypatch.setattr(export, "check", checked)
+        export_onnx(model, tmp_path / "b.onnx")  # meanwhile, by somebody else
+        monkeypatch.setattr(export, "check", fail)
+        raise ExportError("It differs.")
+
+    monkeypatch.setattr(export, "check", fail)
+    with pytest.raises(ExportError, match="differs"):
+        export_onnx(model, tmp_path / "a.onnx")
+    onnxruntime.InferenceSession(tmp_path / "b.onnx")
 
 
 def test_a_failure_leaves_nothing(small_files, tmp_path):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -255,10 +256,11 @@ def test_cosines_across_groups_measure_one_patch(make, path):
     assert counts["MatMul"] == 1
 
 
-def test_a_function_of_python_is_refused_by_name(path):
+@pytest.mark.parametrize("name", ["LayerNormalization", "CosineNormUnits", "sine"])
+def test_a_function_of_python_is_refused_whatever_its_name(name, path):
     class Foreign(layers.Layer):
         def call(self, x):
-            y = tf.numpy_function(np.sin, [x], "float32", stateful=False, name="LayerNorm")
+            y = tf.numpy_function(np.sin, [x], "float32", stateful=False, name=name)
             return tf.ensure_shape(y, x.shape)
 
         def compute_output_spec(self, x):
@@ -269,11 +271,111 @@ def test_a_function_of_python_is_refused_by_name(path):
 
 
 def test_cosines_in_half_precision_are_traced_as_they_are(path):
-    model = keras.Sequential(
-        [keras.Input((8,)), CosineNorm(layers.Dense(3, dtype="mixed_float16"))]
-    )
+    norm = CosineNorm(layers.Dense(3, dtype="mixed_float16"))
     x = np.random.default_rng(0).uniform(1e3, 3e4, (3, 8)).astype("float32")
-    export_onnx(model, path, inputs=x)
+    counts = export_onnx(keras.Sequential([keras.Input((8,)), norm]), path, inputs=x).op_counts
+    assert counts["ReduceMax"] >= 1  # the guard of its own formula
+
+
+def test_subclasses_of_cosines_are_left_alone(path):
+    class Doubled(CosineNorm):
+        def call(self, inputs):
+            return 2 * super().call(inputs)
+
+    exported(path, (8,), Doubled(layers.Dense(3)))
+
+
+@pytest.mark.filterwarnings("ignore:You passed `rms_scaling=True`")
+def test_root_mean_square_norms_are_left_alone(path):
+    counts = exported(path, (8,), layers.LayerNormalization(rms_scaling=True))
+    assert "LayerNormalization" not in counts
+
+
+def test_float64_keeps_its_epsilon(path):
+    x = 1e-5 * np.random.default_rng(0).standard_normal((3, 8))
+    model = keras.Sequential([keras.Input((8,), dtype="float64"), LayerNorm(dtype="float64")])
+    assert export_onnx(model, path, inputs=x).max_difference <= 1e-10
+
+
+def test_axes_in_any_order(path):
+    counts = exported(path, (6, 5, 4), layers.LayerNormalization(axis=(-1, 1), **ANY_GAINS))
+    assert counts["LayerNormalization"] == 1
+
+
+def test_single_gains_have_an_entry_per_channel(path):
+    exported(path, (6, 6, 4), LayerNorm(axis="sample", scalar_affine=True, **ANY_GAINS))
+    graph = onnx.load(path).graph
+    [gain, bias] = (node.input[0] for node in graph.node if node.op_type == "Expand")
+    sizes = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    assert sizes[gain] == sizes[bias] == [4, 1, 1]
+
+
+class Mapped(layers.Layer):
+    """A layer on each step, by one of the ways that TensorFlow has to write loops."""
+
+    def __init__(self, inner, how):
+        super().__init__()
+        self.inner, self.how = inner, how
+
+    def build(self, shape):
+        self.inner.build((None, *shape[2:]))
+
+    def call(self, x):
+        if self.how == "vectorized":
+            return keras.ops.vectorized_map(self.inner, x)
+        if self.how == "branch":
+            # Of unlike inputs, so that both branches stay.
+            first, second = lambda: self.inner(x[:, 0]), lambda: -self.inner(x[:, 1])
+            return keras.ops.cond(keras.ops.sum(x) > 0, first, second)
+        return keras.ops.map(self.inner, x)
+
+    def compute_output_spec(self, x):
+        inner = self.inner.compute_output_shape((x.shape[0], *x.shape[2:]))
+        steps = () if self.how == "branch" else (x.shape[1],)
+        return keras.KerasTensor((x.shape[0], *steps, *inner[1:]), x.dtype)
+
+
+def norm():
+    return LayerNorm(**ANY_GAINS)
+
+
+def dense_cosine():
+    return CosineNorm(layers.Dense(3), rescale=True)
+
+
+def conv_cosine():
+    return CosineNorm(layers.Conv2D(3, 3, padding="same"), rescale=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        *((make, how) for make in (norm, dense_cosine) for how in ("vectorized", "branch", "loop")),
+        # tf2onnx writes no convolution inside a branch, whatever is around it.
+        (conv_cosine, "vectorized"),
+        (conv_cosine, "loop"),
+    ],
+)
+def test_inside_loops_and_branches(make, how, path):
+    exported(path, (4, 6, 6, 3), Mapped(make(), how))
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_an_empty_batch_is_answered_by_none(size, path):
+    exported(path, (8, 8, 3), CosineNorm(layers.Conv2D(4, size), rescale=True))
+    session = onnxruntime.InferenceSession(path)
+    empty = np.zeros((0, 8, 8, 3), "float32")
+    [answer] = session.run(None, {session.get_inputs()[0].name: empty})
+    assert answer.shape == (0, 9 - size, 9 - size, 4)
+
+
+@pytest.mark.parametrize("damping", [0.0, 1e-25])
+@pytest.mark.parametrize("scale", [0.0, 1e-15, 1e-9, 1e18])
+def test_cosines_of_small_and_large_inputs(scale, damping, path):
+    norm = CosineNorm(layers.Dense(4), rescale=True, damping=damping)
+    x = scale * np.random.default_rng(0).standard_normal((3, 8)).astype("float32")
+    model = keras.Sequential([keras.Input((8,)), norm])
+    assert export_onnx(model, path, inputs=x).max_difference <= 1e-5
 
 
 def test_inside_time_distributed_layers_are_traced_as_they_are(path):
@@ -296,6 +398,15 @@ def test_layers_are_as_before_afterwards_even_after_a_failure():
     assert vars(norm) == before
     with operators.short_forms(model, 16):
         assert vars(norm) == before
+
+
+def test_a_layer_whose_call_was_replaced_is_left_alone():
+    norm = LayerNorm()
+    model = keras.Sequential([keras.Input((8,)), norm])
+    own = norm.call
+    object.__setattr__(norm, "call", lambda inputs, mask=None: own(inputs) + 1)
+    with operators.short_forms(model, 17) as short:
+        assert short == []
 
 
 def test_the_stand_in_computes_the_same_function():

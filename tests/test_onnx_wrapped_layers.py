@@ -18,9 +18,12 @@ LINEAR = {
     "conv2d": ((9, 8, 4), lambda: layers.Conv2D(3, 3, **BIAS)),
     "strided": ((9, 8, 4), lambda: layers.Conv2D(3, 3, strides=2, padding="same", **BIAS)),
     "dilated": ((9, 8, 4), lambda: layers.Conv2D(3, 3, dilation_rate=2, padding="same")),
+    "even": ((9, 8, 4), lambda: layers.Conv2D(3, (2, 4), padding="same", **BIAS)),
     "oblong": ((9, 8, 4), lambda: layers.Conv2D(3, (1, 3), **BIAS)),
     "pointwise": ((9, 8, 4), lambda: layers.Conv2D(3, 1, **BIAS)),
     "pointwise, strided": ((9, 8, 4), lambda: layers.Conv2D(3, 1, strides=2, **BIAS)),
+    "pointwise, grouped": ((9, 8, 4), lambda: layers.Conv2D(6, 1, groups=2, **BIAS)),
+    "pointwise, depthwise": ((9, 8, 4), lambda: layers.DepthwiseConv2D(1, **BIAS)),
     "grouped": ((9, 8, 4), lambda: layers.Conv2D(6, 3, groups=2, **BIAS)),
     "conv3d": ((5, 5, 5, 3), lambda: layers.Conv3D(2, 3, **BIAS)),
     "transposed 1d": ((9, 4), lambda: layers.Conv1DTranspose(3, 3, strides=2, **BIAS)),
@@ -38,7 +41,13 @@ OTHERS = {
     "lstm": ((None, 4), lambda: layers.LSTM(3)),
     "gru": ((None, 4), lambda: layers.GRU(3)),
 }
-DIVIDED = ("grouped", "depthwise 1d", "depthwise 2d")
+DIVIDED = (
+    "pointwise, grouped",
+    "pointwise, depthwise",
+    "grouped",
+    "depthwise 1d",
+    "depthwise 2d",
+)
 
 
 @pytest.fixture(autouse=True)

@@ -49,6 +49,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | 
             layer=layer_of(traced.model, str(failure)),
             hint="Try another opset, or a model that computes in float32.",
         ) from failure
+    _refuse_foreign_operations(traced.model, proto, complaints)
     if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
         _widen(proto.graph)
     weights = taken_out(proto, traced.weights)
@@ -56,7 +57,6 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | 
         insert(proto, weights)
     else:
         file.take(proto, weights)
-    _refuse_foreign_operations(traced.model, proto, complaints)
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
     _label(model, proto)

@@ -12,6 +12,7 @@ the sum of x² over the channels, summed over the patch by a convolution with on
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ from kerasnorm.onnx.opaque import Scope, opaque, writes
 
 _WIDE = ("float32", "float64")
 # Keeps 0 / 0 away where a patch is all zeros: its dot products are 0, and so is its cosine.
-_TINY = 1e-24
+_TINY = 1e-36
 
 
 def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
@@ -84,7 +85,8 @@ def _unit_vectors(contraction: Contraction, x, beside: float):
         return x / ops.sqrt(squares + smallest)
     first, last = _channels_first(contraction)
     x = first(x)
-    return last(opaque("CosineNormUnits", _unit_vectors_in_numpy, [x, smallest]))
+    channels = np.int64(x.shape[1])
+    return last(opaque("CosineNormUnits", _unit_vectors_in_numpy, [x, smallest, channels]))
 
 
 def _over_lengths(contraction: Contraction, dots, x, beside: float):
@@ -99,6 +101,7 @@ def _over_lengths(contraction: Contraction, dots, x, beside: float):
     geometry = [
         np.array(numbers, np.int64)
         for numbers in (
+            x.shape[1],
             contraction.groups,
             contraction.filters_per_group,
             layer.kernel_size,
@@ -114,7 +117,7 @@ def _over_lengths(contraction: Contraction, dots, x, beside: float):
 
 def _smallest(beside: float, x) -> np.ndarray:
     """What is added to ‖x‖²."""
-    return np.array(beside**2 or _TINY, x.dtype.as_numpy_dtype)
+    return np.array(max(beside**2, _TINY), x.dtype.as_numpy_dtype)
 
 
 def _channels_first(contraction: Contraction):
@@ -132,24 +135,26 @@ def _channels_first(contraction: Contraction):
 
 @writes("CosineNormUnits")
 def _write_unit_vectors(scope: Scope) -> None:
-    x, smallest = scope.inputs
-    vectors, sums = _channel_sums(scope, x, 1)
+    x, smallest, _ = scope.inputs
+    vectors, sums = _channel_sums(scope, x, int(scope.value(2)), 1)
     lengths = scope("Sqrt", scope("Add", sums, smallest, name="squares"), name="lengths")
     scope.result("Reshape", scope("Div", vectors, lengths), _shape(scope, x, [0, 0]))
 
 
-def _unit_vectors_in_numpy(x, smallest):
+def _unit_vectors_in_numpy(x, smallest, channels):
     return x / np.sqrt(np.sum(np.square(x), axis=1, keepdims=True) + smallest)
 
 
 @writes("CosineNormOverLengths")
 def _write_over_lengths(scope: Scope) -> None:
     dots, x = scope.inputs[:2]
-    smallest, groups, often, size, strides, dilations, same = map(scope.value, range(2, 9))
-    if groups == scope.shape(x)[1]:
+    smallest, channels, groups, often, size, strides, dilations, same = map(
+        scope.value, range(2, 10)
+    )
+    if groups == channels:
         sums = scope("Mul", x, x, name="square")
     else:
-        _, sums = _channel_sums(scope, x, int(groups))
+        _, sums = _channel_sums(scope, x, int(channels), int(groups))
         sums = scope("Reshape", sums, _shape(scope, x, [0, int(groups)]))
     outputs = int(groups * often)
     squares = scope(
@@ -166,8 +171,10 @@ def _write_over_lengths(scope: Scope) -> None:
     scope.result("Div", dots, scope("Sqrt", squares, name="lengths"))
 
 
-def _over_lengths_in_numpy(dots, x, smallest, groups, often, size, strides, dilations, same):
-    batch, channels, *space = x.shape
+def _over_lengths_in_numpy(
+    dots, x, smallest, channels, groups, often, size, strides, dilations, same
+):
+    batch, _, *space = x.shape
     sums = np.square(x).reshape(batch, groups, channels // groups, *space).sum(axis=2)
     # Groups as samples: Keras's convolution of one channel is that of any other.
     sums = ops.conv(
@@ -193,14 +200,15 @@ def _padding(size, strides, dilations, same) -> dict[str, Any]:
     return {"pads": [*(total // 2).tolist(), *(total - total // 2).tolist()]}
 
 
-def _channel_sums(scope: Scope, x: str, groups: int) -> tuple[str, str]:
+def _channel_sums(scope: Scope, x: str, channels: int, groups: int) -> tuple[str, str]:
     """x with its places in one axis, and its squares summed over the channels of each group.
 
     ONNX Runtime is slow to reduce the channels of one sample, and fast to multiply matrices.
     """
-    channels = scope.shape(x)[1]
+    space = scope.shape(x)[2:]
+    places = -1 if -1 in space else math.prod(space)  # ONNX Runtime infers none of an empty batch
     ones = np.repeat(np.eye(groups), channels // groups, axis=1).astype(scope.dtype(x))
-    vectors = scope("Reshape", x, scope.constant([0, channels, -1]), name="vectors")
+    vectors = scope("Reshape", x, scope.constant([0, channels, places]), name="vectors")
     square = scope("Mul", vectors, vectors, name="square")
     return vectors, scope("MatMul", scope.constant(ones), square, name="channel_sums")
 

@@ -24,8 +24,11 @@ from kerasnorm.onnx.weights import WeightsFile
 from kerasnorm.rewrite.internals import sublayers
 
 _OLDEST_OPSET = 13
-# One protocol buffer message holds no more.
+# In bytes. One protocol buffer message holds no more.
 _LARGEST_FILE = 2**31 - 2**20
+# tf2onnx copies all constants some thirty times: half a gigabyte took 24 of memory. In smaller
+# models constants are better, for TensorFlow computes with them.
+_LARGE_MODEL = 2**26
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ def export_onnx(
     keep the model's input names; outputs are named by dict key, else by output layer. WeightNorm
     is folded into the kernels; every other layer is exported as it computes at inference. The
     model itself is not changed. Weights of more than 2 GB, which one ONNX file does not hold, go to
-    a second file in the same folder, "weights-" and a digest, which has to stay there.
+    a second file in the same folder, "weights-" and a digest, which has to stay there; those of
+    earlier exports are not deleted.
+
+    Cosine norm is written without what guards it in training: its inputs must lie between 1e-15
+    and 1e18, or be 0.
 
     The file says where it comes from: `metadata_props` has `source_model`, `source_class`, the
     versions of Keras, TensorFlow and tf2onnx, and for the very model that `swap_norms` returned
@@ -99,14 +106,32 @@ def export_onnx(
     {'MatMul': 1}
     """
     _check_request(model, path, opset, overwrite)
-    large = sum(map(nbytes, model.variables)) > _LARGEST_FILE
-    weights = WeightsFile(Path(os.path.realpath(path)).parent)
-    with replace_whole(path, error=ExportError) as temporary, weights, silence():
+    size = sum(map(nbytes, model.variables))
+    beside = WeightsFile(Path(os.path.realpath(path)).parent)
+    file = beside if size > _LARGEST_FILE else None
+    with replace_whole(path, error=ExportError) as temporary, beside, silence():
         signature = signature_of(model, inputs)
-        traced = trace(model, signature, opset)
-        proto = to_onnx(model, traced, opset, weights if large else None)
-        _write(traced, proto, temporary)
-        difference = check(model, temporary, signature, traced, inputs=inputs, tolerance=tolerance)
+        first: ExportError | None = None
+        # Once more without what is special, where it fails: outside, short.
+        for outside, short in ((size > _LARGE_MODEL, True), (file is not None, False)):
+            traced = None
+            try:
+                traced = trace(model, signature, opset, outside=outside, short=short)
+                proto = to_onnx(model, traced, opset, file)
+                _write(traced, proto, temporary)
+                difference = check(
+                    model, temporary, signature, traced, inputs=inputs, tolerance=tolerance
+                )
+                break
+            except ExportError as failure:
+                if first is not None:
+                    raise first from first.__cause__
+                if traced is not None and traced.plain:
+                    raise
+                first = failure
+        if file is not None:
+            file.keep(proto)
+            temporary.write_bytes(proto.SerializeToString())
     counts = collections.Counter(node.op_type for node in all_nodes(proto.graph))
     return OnnxExport(Path(path), opset, difference, dict(counts))
 

@@ -16,6 +16,8 @@ _NAME = "LayerNormalization"
 
 def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
     """What to call in place of a layer's `call`; None if the operator cannot express it."""
+    if layer.compute_dtype == "float64":  # the operator's epsilon is a float32
+        return None
     # A subclass with a `call` of its own may compute anything.
     call = type(layer).call
     if call is LayerNorm.call:
@@ -107,8 +109,8 @@ def _spread(value, axes, channel_axis: int, x):
     if len(value.shape) == 0:
         shape[channel_axis] = x.shape[channel_axis] or 1
         return keras.ops.broadcast_to(value, shape)
-    for axis, size in zip(axes, value.shape, strict=True):
-        shape[axis] = size
+    for axis in axes:
+        shape[axis] = x.shape[axis]
     return keras.ops.reshape(value, shape)
 
 

@@ -10,15 +10,18 @@ Each computes its value in NumPy as well: a graph that holds it can still be run
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-# TensorFlow's name for what `opaque` makes.
+# TensorFlow's name for what `opaque` makes, and for any other function in Python.
 _TYPE = "PyFuncStateless"
-# From the operation's name to what writes it.
-_WRITERS: dict[str, Callable[[Scope], None]] = {}
+# The last input tells ours, and which: TensorFlow changes names where it inlines functions.
+_MARK = 0x6B6E << 32
+# From such a mark to what writes the operation.
+_WRITERS: dict[int, Callable[[Scope], None]] = {}
 
 
 class Scope:
@@ -37,7 +40,7 @@ class Scope:
         self._graph = graph
         self._constants = constants
         self._name = node.name
-        self.inputs = list(node.input)
+        self.inputs = list(node.input[:-1])
         self._node = node
 
     def __call__(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
@@ -93,10 +96,14 @@ def writes(name: str) -> Callable:
     """Decorates the function that writes the operations of this name."""
 
     def register(writer):
-        _WRITERS[name] = writer
+        _WRITERS[_mark(name)] = writer
         return writer
 
     return register
+
+
+def _mark(name: str) -> int:
+    return _MARK + zlib.crc32(name.encode())
 
 
 def opaque(name: str, compute: Callable, inputs: Sequence[Any]) -> Any:
@@ -111,7 +118,13 @@ def opaque(name: str, compute: Callable, inputs: Sequence[Any]) -> Any:
     import tensorflow as tf
 
     like = inputs[0]
-    y = tf.numpy_function(compute, inputs, like.dtype, stateful=False, name=name)
+    y = tf.numpy_function(
+        lambda *arrays: compute(*arrays[:-1]),
+        [*inputs, np.int64(_mark(name))],
+        like.dtype,
+        stateful=False,
+        name=name,
+    )
     return tf.ensure_shape(y, like.shape)  # the operation itself does not say what shape it gives
 
 
@@ -132,15 +145,14 @@ def write(graph: Any) -> None:
 
 
 def _writer(node) -> Callable[[Scope], None] | None:
-    # Names are made unique by a number at the end. A Python function of a user's has no writer:
-    # it stays what it is, and is refused by its name.
-    if node.type != _TYPE:
+    if node.type != _TYPE or not node.inputs or not node.inputs[-1].is_const():
         return None
-    return _WRITERS.get(node.name.split("/")[-1].rstrip("0123456789").rstrip("_"))
+    return _WRITERS.get(node.inputs[-1].get_tensor_value())
 
 
 def _leave(graph, node, name, args):
-    graph.copy_shape(node.input[0], node.output[0])
+    if _writer(node) is not None:
+        graph.copy_shape(node.input[0], node.output[0])
 
 
 def _write_erfc(graph, node, name, args):

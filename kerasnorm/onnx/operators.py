@@ -15,7 +15,7 @@ _FIRST_OPSET = 17
 
 
 @contextlib.contextmanager
-def short_forms(model: keras.Model, opset: int) -> Iterator[None]:
+def short_forms(model: keras.Model, opset: int) -> Iterator[list[keras.Layer]]:
     """Inside the block, layer normalizations are traced as one operation, cosines as their formula.
 
     Layer normalizations that the operator cannot express (masked time steps that must not count)
@@ -24,8 +24,11 @@ def short_forms(model: keras.Model, opset: int) -> Iterator[None]:
     Args:
         model: A built model. It is as before when the block ends.
         opset: Version of the ONNX operators; LayerNormalization came with 17.
+
+    Yields:
+        The layers that are.
     """
-    changed = []
+    changed: list[keras.Layer] = []
     # TimeDistributed hands its layer to tf.vectorized_map, which cannot look into an opaque
     # operation.
     vectorized = {
@@ -41,7 +44,7 @@ def short_forms(model: keras.Model, opset: int) -> Iterator[None]:
                 # Past Keras's bookkeeping, which would take the function for a part of the layer.
                 object.__setattr__(layer, "call", call)
                 changed.append(layer)
-        yield
+        yield changed
     finally:
         for layer in changed:
             object.__delattr__(layer, "call")

@@ -9,6 +9,7 @@ not, that moved the answers by 0.7 to 3 times the difference between the runtime
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 
 from kerasnorm.onnx.trace import Traced
@@ -30,7 +31,12 @@ def rounding_sensitivity(traced: Traced, batch: list[np.ndarray]) -> float:
     generator = np.random.default_rng(_SEED)
     before = traced.run(batch, traced.outputs)
     moved = [_moved(array, generator) for array in batch]
-    after = traced.run(moved, traced.outputs, _moved_graph(traced.graph, generator))
+    weights = {
+        name: _moved(keras.ops.convert_to_numpy(variable), generator)
+        for name, variable in traced.weights.items()
+    }
+    graph = _moved_graph(traced.graph, generator)
+    after = traced.run(moved, traced.outputs, graph, weights)
     largest = 0.0
     for x, y in zip(before, after, strict=True):
         if np.issubdtype(x.dtype, np.floating) and x.size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,7 @@ from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.signature import Signature, output_names
 from kerasnorm.rewrite.fold import bake
 
-# In bytes. tf2onnx copies all constants some thirty times: half a gigabyte took 24 of memory. In
-# smaller models, and what is smaller itself, constants are better: TensorFlow computes with them.
-_LARGE_MODEL = 2**26
+# In bytes: what is smaller is a constant of the graph in any case, which TensorFlow computes with.
 _LARGE_WEIGHT = 2**14
 
 
@@ -35,6 +34,7 @@ class Traced:
         input_names, output_names: The names that a user of the model knows them by.
         weights: By tensor name, variables that are inputs of the graph too: the large ones of a
             model whose weights would go through all of TensorFlow's and tf2onnx's copies else.
+        plain: Whether it is what TensorFlow makes of the layers as they are, and nothing else.
     """
 
     model: keras.Model
@@ -45,10 +45,23 @@ class Traced:
     input_names: list[str]
     output_names: list[str]
     weights: dict[str, keras.Variable]
+    plain: bool
 
-    def run(self, batch: Sequence[np.ndarray], names: list[str], graph=None) -> list[np.ndarray]:
-        """The values of tensors of the graph, or of another one with the same names."""
+    def run(
+        self, batch: Sequence[np.ndarray], names: list[str], graph=None, weights=None
+    ) -> list[np.ndarray]:
+        """The values of tensors of the graph, or of another one with the same names.
+
+        Args:
+            batch: Values for `inputs`.
+            names: Of the tensors.
+            graph: The other graph.
+            weights: Values for `weights`, by tensor name; None for what they are.
+        """
         import tensorflow as tf
+
+        if weights is None:
+            weights = {name: v.value for name, v in self.weights.items()}
 
         @tf.function(autograph=False)
         def tensors(*inputs):
@@ -56,7 +69,7 @@ class Traced:
                 self.graph if graph is None else graph,
                 input_map={
                     **dict(zip(self.inputs, inputs, strict=True)),
-                    **{name: tf.convert_to_tensor(v.value) for name, v in self.weights.items()},
+                    **{name: tf.convert_to_tensor(value) for name, value in weights.items()},
                 },
                 return_elements=names,
                 name="",
@@ -65,7 +78,14 @@ class Traced:
         return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
 
-def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
+def trace(
+    model: keras.Model,
+    signature: Signature,
+    opset: int,
+    *,
+    outside: bool = False,
+    short: bool = True,
+) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
     WeightNorm is folded into the kernels first. Layers that ONNX says shorter in `opset` are
@@ -75,6 +95,8 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
         model: The model.
         signature: How it is called.
         opset: Version of the ONNX operators.
+        outside: Whether large weights become inputs.
+        short: Whether layers take the short forms that ONNX has for them.
 
     Raises:
         ExportError: If TensorFlow cannot trace or freeze the model.
@@ -84,8 +106,7 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
 
     names: list[str] = []
     folded = _baked(model)
-    large = sum(map(nbytes, model.variables)) > _LARGE_MODEL
-    weights = [v for v in folded.variables if large and nbytes(v) > _LARGE_WEIGHT]
+    weights = [v for v in folded.variables if outside and nbytes(v) > _LARGE_WEIGHT]
 
     def answer(*tensors):
         tensors, values = tensors[: len(signature.inputs)], tensors[len(signature.inputs) :]
@@ -98,7 +119,7 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     specs += [tf.TensorSpec(v.shape, v.dtype) for v in weights]
     try:
-        with short_forms(folded, opset):
+        with short_forms(folded, opset) if short else contextlib.nullcontext() as shortened:
             function = tf.function(answer, input_signature=specs).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
@@ -118,7 +139,8 @@ def trace(model: keras.Model, signature: Signature, opset: int) -> Traced:
     given = [spec.name for spec in signature.inputs]
     inputs, beside = inputs[: len(given)], inputs[len(given) :]
     weights_by_name = dict(zip(beside, weights, strict=True))
-    return Traced(folded, function, graph, inputs, outputs, given, names, weights_by_name)
+    plain = not shortened and not weights
+    return Traced(folded, function, graph, inputs, outputs, given, names, weights_by_name, plain)
 
 
 def nbytes(variable: keras.Variable) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,25 @@ _ALIGNMENT = 2**12
 
 
 class WeightsFile:
-    """A file beside an ONNX model that holds its weights, unless the block ends by an exception.
+    """A file beside an ONNX model that holds its weights.
 
     It is called "weights-" and a digest of what is in it: two models of the same weights share it,
-    and no model finds the weights of another under the name that it knows.
+    and no model finds the weights of another under the name that it knows. Until `keep`, it is a
+    temporary one, which goes when the block ends.
 
     Args:
         folder: Where the model will be.
     """
 
     def __init__(self, folder: Path):
-        self._folder = folder
-        self._made: Path | None = None
+        self._temporary = folder / f".{secrets.token_hex(8)}.data"
+        self._digest = ""
 
     def __enter__(self) -> WeightsFile:
         return self
 
-    def __exit__(self, failed: Any, *_: Any) -> None:
-        if failed and self._made is not None:
-            self._made.unlink(missing_ok=True)
+    def __exit__(self, *_: Any) -> None:
+        self._temporary.unlink(missing_ok=True)
 
     def take(self, proto: Any, weights: Mapping[str, np.ndarray]) -> None:
         """Writes weights that an `onnx.ModelProto` lacks, by tensor name; it refers to the file.
@@ -48,20 +48,24 @@ class WeightsFile:
         digests = {name: hashlib.sha256(array.data).digest() for name, array in weights.items()}
         # In an order of their own: tf2onnx's is another one each time.
         names = sorted(weights, key=digests.__getitem__)
-        digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
-        path = self._folder / f"weights-{digest[:16]}.data"
-        with tempfile.TemporaryDirectory(dir=self._folder, prefix=".") as folder:
-            temporary = Path(folder) / path.name
-            with open(temporary, "wb") as file:
-                for name in names:
-                    file.write(bytes(-file.tell() % _ALIGNMENT))
-                    _refer(proto, name, weights[name], path.name, file.tell())
-                    file.write(weights[name].data)
-                file.flush()
-                os.fsync(file.fileno())
-            if not path.exists():
-                os.replace(temporary, path)
-                self._made = path
+        self._digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
+        with open(self._temporary, "wb") as file:
+            for name in names:
+                file.write(bytes(-file.tell() % _ALIGNMENT))
+                _refer(proto, name, weights[name], self._temporary.name, file.tell())
+                file.write(weights[name].data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep(self, proto: Any) -> None:
+        """Gives the file its name, and the model the file's."""
+        path = self._temporary.with_name(f"weights-{self._digest[:16]}.data")
+        for tensor in proto.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location":
+                    entry.value = path.name
+        # One of the name that is there holds the same, or was damaged.
+        os.replace(self._temporary, path)
 
 
 def insert(proto: Any, weights: Mapping[str, np.ndarray]) -> None:
@@ -78,6 +82,7 @@ def taken_out(proto: Any, weights: Mapping[str, keras.Variable]) -> dict[str, np
     What is computed from them and constants alone is computed here, and its nodes are taken out
     too: transposed kernels.
     """
+    import onnx
     from onnx import helper, numpy_helper
     from onnx.reference import ReferenceEvaluator
 
@@ -96,7 +101,10 @@ def taken_out(proto: Any, weights: Mapping[str, keras.Variable]) -> dict[str, np
     for node in list(graph.node):
         needed = {name for name in node.input if name}
         weighs = any(name in arrays for name in needed)
-        if weighs and all(name in arrays or name in constants for name in needed):
+        known = weighs and all(name in arrays or name in constants for name in needed)
+        # Graphs inside a node may need more than its inputs.
+        whole = not any(a.HasField("g") or a.graphs for a in node.attribute)
+        if known and whole and not node.domain and onnx.defs.has(node.op_type, opset):
             evaluator = ReferenceEvaluator(node, opsets={"": opset})
             feeds = {
                 name: arrays[name] if name in arrays else numpy_helper.to_array(constants[name])
@@ -106,6 +114,8 @@ def taken_out(proto: Any, weights: Mapping[str, keras.Variable]) -> dict[str, np
             graph.node.remove(node)
     used = {name for node in all_nodes(graph) for name in node.input}
     used.update(value.name for value in graph.output)
+    for name in constants.keys() - used:
+        graph.initializer.remove(constants[name])
     return {name: np.ascontiguousarray(a) for name, a in arrays.items() if name in used}
 
 
