@@ -1,5 +1,6 @@
 """Weights of more than one ONNX file holds, in a file of their own."""
 
+import errno
 import os
 
 import keras
@@ -14,7 +15,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
-from kerasnorm.onnx import export, trace
+from kerasnorm.onnx import export, trace, weights
 from kerasnorm.onnx.check import tolerance_for
 from kerasnorm.onnx.export import export_onnx
 from kerasnorm.onnx.rounding import rounding_sensitivity
@@ -203,6 +204,16 @@ def test_one_that_fails_does_not_take_the_weights_of_another(small_files, tmp_pa
     with pytest.raises(ExportError, match="differs"):
         export_onnx(model, tmp_path / "a.onnx")
     onnxruntime.InferenceSession(tmp_path / "b.onnx")
+
+
+def test_a_full_disk_leaves_nothing(small_files, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(weights.os, "fsync", full)
+    with pytest.raises(ExportError, match=r"could not be written: No space left on device\."):
+        export_onnx(images(), tmp_path / "model.onnx")
+    assert files(tmp_path) == []
 
 
 def test_a_failure_leaves_nothing(small_files, tmp_path):
