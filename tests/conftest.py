@@ -1,12 +1,17 @@
-"""Let a run of the slow tests end in time: what is left when it is over is skipped, and said."""
+"""Fixtures that several files share, and an end in time for a run of the slow tests."""
 
 from __future__ import annotations
 
 import os
 import time
 
+import fidelity
+import keras
+import numpy as np
 import pytest
+import tiny_models
 
+import kerasnorm
 from kerasnorm.calibrate.reconstruct import Reconstruction
 
 MINUTES = float(os.environ.get("KERASNORM_SLOW_MINUTES", "inf"))
@@ -19,7 +24,22 @@ def closed_form(monkeypatch):
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
 
 
+@pytest.fixture(scope="session", params=["none", "weight", "layer", "cosine"])
+def exported_residual(request, tmp_path_factory):
+    """A residual network as it is, or swapped to a target: the model, its file, and inputs."""
+    keras.utils.set_random_seed(0)
+    model = tiny_models.residual()
+    x = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype("float32")
+    fidelity.randomize(model, x)
+    if request.param != "none":  # too few samples to be trained after the fits
+        model = kerasnorm.swap_norms(model, request.param, x[:90]).model
+    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
+    kerasnorm.export_onnx(model, path)
+    return model, path, x
+
+
 def pytest_runtest_setup(item):
+    # What is left when the time is over is skipped, and said.
     over = time.monotonic() - _START > 60 * MINUTES
     if over and item.get_closest_marker("slow"):
         pytest.skip(f"the {MINUTES:g} minutes for slow tests (KERASNORM_SLOW_MINUTES) are over")

@@ -162,6 +162,7 @@ def test_weights_outside_are_moved_too_where_rounding_is_measured(small_files):
         rounding_sensitivity(trace.trace(model, signature_of(model), 17, outside=outside), x)
         for outside in (False, True)
     )
+    # The same weights, moved up and down in another order; without them nothing moves at all.
     assert 0.5 * inside < outside < 2 * inside
 
 

@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 from keras import layers
+from tf2onnx import optimizer
 
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm
@@ -416,3 +417,22 @@ def test_the_stand_in_computes_the_same_function():
     expected = model(x)
     with operators.short_forms(model, 17):
         np.testing.assert_allclose(model(x), expected, atol=1e-6)
+
+
+def test_an_optimization_that_fails_is_left_out(path, monkeypatch):
+    optimize = optimizer.optimize_graph
+
+    def fails_at_first(graph, catch_errors=True, **arguments):
+        if not catch_errors:
+            raise ValueError("It fails.")
+        return optimize(graph, catch_errors=catch_errors, **arguments)
+
+    monkeypatch.setattr(optimizer, "optimize_graph", fails_at_first)
+    assert exported(path, (8,), layers.Dense(3))["MatMul"] == 1
+
+
+def test_exact_gelus_between_convolutions_leave_no_transposition(path):
+    gelu = layers.Activation(lambda x: keras.activations.gelu(x, approximate=False))
+    counts = exported(path, (6, 6, 3), conv(), gelu, conv())
+    assert counts["Transpose"] == 2
+    assert counts["Erf"] == 1

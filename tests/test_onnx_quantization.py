@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import tiny_models
-from fidelity import randomize
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-import kerasnorm
+# Of the answers' deviation. An entry of INT8 is off by up to 1/255 of the largest; through the
+# network that was 0.004 to 0.017.
+TOLERANCE = 0.03
 
 
 class Batches(quantization.CalibrationDataReader):
@@ -30,19 +29,6 @@ def answer(path, x):
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-@pytest.fixture(scope="module", params=["none", "weight", "layer", "cosine"])
-def exported(request, tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    model = tiny_models.residual()
-    x = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype("float32")
-    randomize(model, x)
-    if request.param != "none":
-        model = kerasnorm.swap_norms(model, request.param, x[:90]).model
-    path = tmp_path_factory.mktemp("onnx") / "model.onnx"
-    kerasnorm.export_onnx(model, path)
-    return path, x
-
-
 def error(path, quantized, x):
     expected = answer(path, x)
     return float(np.std(answer(quantized, x) - expected) / np.std(expected))
@@ -55,8 +41,8 @@ def lengths(path):
 
 # Per channel, ONNX Runtime 1.32 fails at the gains of layer norms unless they are left out.
 @pytest.mark.parametrize("per_channel", [False, True])
-def test_static_quantization_keeps_the_answers(exported, per_channel, tmp_path):
-    path, x = exported
+def test_static_quantization_keeps_the_answers(exported_residual, per_channel, tmp_path):
+    _, path, x = exported_residual
     prepared, quantized = tmp_path / "prepared.onnx", tmp_path / "int8.onnx"
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
     [given] = onnxruntime.InferenceSession(path).get_inputs()
@@ -70,11 +56,11 @@ def test_static_quantization_keeps_the_answers(exported, per_channel, tmp_path):
     )
     kinds = {node.op_type for node in onnx.load(quantized).graph.node}
     assert "QuantizeLinear" in kinds
-    assert error(path, quantized, x[150:]) < 0.1
+    assert error(path, quantized, x[150:]) < TOLERANCE
 
 
-def test_lengths_can_be_told_by_name(exported, tmp_path):
-    path, _ = exported
+def test_lengths_can_be_told_by_name(exported_residual, tmp_path):
+    _, path, _ = exported_residual
     prepared = tmp_path / "prepared.onnx"
     quant_pre_process(path, prepared, skip_symbolic_shape=True)
     found = lengths(prepared)
@@ -82,7 +68,7 @@ def test_lengths_can_be_told_by_name(exported, tmp_path):
     assert sum("lengths" in name for name in found) == sizes
 
 
-def test_dynamic_quantization_keeps_the_answers(exported, tmp_path):
-    path, x = exported
+def test_dynamic_quantization_keeps_the_answers(exported_residual, tmp_path):
+    _, path, x = exported_residual
     quantization.quantize_dynamic(path, tmp_path / "int8.onnx")
-    assert error(path, tmp_path / "int8.onnx", x) < 0.1
+    assert error(path, tmp_path / "int8.onnx", x) < TOLERANCE

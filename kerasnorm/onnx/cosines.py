@@ -135,7 +135,7 @@ def _channels_first(contraction: Contraction):
 
 @writes("CosineNormUnits")
 def _write_unit_vectors(scope: Scope) -> None:
-    x, smallest, _ = scope.inputs
+    x, smallest = scope.inputs[:2]
     vectors, sums = _channel_sums(scope, x, int(scope.value(2)), 1)
     lengths = scope("Sqrt", scope("Add", sums, smallest, name="squares"), name="lengths")
     scope.result("Reshape", scope("Div", vectors, lengths), _shape(scope, x, [0, 0]))

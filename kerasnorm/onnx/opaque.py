@@ -39,9 +39,8 @@ class Scope:
     def __init__(self, graph: Any, node: Any, constants: dict[tuple, str]):
         self._graph = graph
         self._constants = constants
-        self._name = node.name
-        self.inputs = list(node.input[:-1])
         self._node = node
+        self.inputs = list(node.input)
 
     def __call__(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> str:
         """Adds an ONNX operator; the name of its output."""
@@ -89,7 +88,7 @@ class Scope:
     def _unique(self, name: str) -> str:
         from tf2onnx.utils import make_name
 
-        return make_name(f"{self._name}/{name}")
+        return make_name(f"{self._node.name}/{name}")
 
 
 def writes(name: str) -> Callable:
@@ -157,17 +156,7 @@ def _leave(graph, node, name, args):
 
 def _write_erfc(graph, node, name, args):
     # TensorFlow writes the exact GELU with erfc(x) = 1 − erf(x), ONNX has erf only.
-    from tf2onnx.utils import map_onnx_to_numpy_type
-
-    shapes, dtypes = node.output_shapes, node.output_dtypes
-    erf = graph.make_node("Erf", node.input, shapes=shapes, dtypes=dtypes)
-    one = graph.make_const(f"{name}_one", np.ones((), map_onnx_to_numpy_type(dtypes[0])))
-    graph.remove_node(node.name)
-    graph.make_node(
-        "Sub",
-        [one.output[0], erf.output[0]],
-        outputs=node.output,
-        name=name,
-        shapes=shapes,
-        dtypes=dtypes,
-    )
+    scope = Scope(graph, node, {})
+    [x] = scope.inputs
+    one = scope.constant(np.ones((), scope.dtype(x)))
+    scope.result("Sub", one, scope("Erf", x))
