@@ -11,7 +11,7 @@ from tf2onnx import optimizer
 
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm
-from kerasnorm.onnx import operators
+from kerasnorm.onnx import opaque, operators
 from kerasnorm.onnx.export import export_onnx
 
 ANY_GAINS = {"gamma_initializer": "random_normal", "beta_initializer": "random_normal"}
@@ -436,3 +436,19 @@ def test_exact_gelus_between_convolutions_leave_no_transposition(path):
     counts = exported(path, (6, 6, 3), conv(), gelu, conv())
     assert counts["Transpose"] == 2
     assert counts["Erf"] == 1
+
+
+def test_constants_are_shared_only_by_those_of_one_dtype_and_shape():
+    class Made:
+        input = ()
+        name = "norm"
+
+        def make_const(self, name, array):
+            self.output = [name]
+            return self
+
+    scope = opaque.Scope(Made(), Made(), {})
+    whole = scope.constant(np.zeros(2, "int64"))
+    assert scope.constant(np.zeros(2, "int64")) == whole
+    assert scope.constant(np.zeros(2, "float64")) != whole
+    assert scope.constant(np.zeros((1, 2), "int64")) != whole
