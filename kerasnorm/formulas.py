@@ -12,7 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import keras
 from keras import ops
+
+from kerasnorm.sums import count, total
 
 # A zero vector has no direction. Its norm is taken as this (any positive number would do), which
 # makes v / ‖v‖ = 0 and keeps the gradient finite. `norm` scales first, so that the norm of every
@@ -71,16 +74,7 @@ def weighted_mean(x, axes: Sequence[int], weights=None, sum_replicas=None):
     """
     if weights is None and sum_replicas is None:
         return ops.mean(x, axis=axes, keepdims=True)
-    if weights is None:
-        weights = ops.ones_like(x)
-    else:
-        weights = ops.broadcast_to(weights, ops.shape(x))
-        x = ops.where(weights > 0, x, ops.zeros_like(x))
-    total = ops.sum(x, axis=axes, keepdims=True)
-    count = ops.sum(weights, axis=axes, keepdims=True)
-    if sum_replicas is not None:
-        total, count = sum_replicas([total, count])
-    return total / ops.where(count > 0, count, ops.ones_like(count))
+    return _means([x], axes, weights, sum_replicas)[0]
 
 
 def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
@@ -93,26 +87,104 @@ def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     of x. A second mean over the centred values repairs that at almost no cost: with c₀ = x − μ,
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
-    if weights is not None:
-        counts = ops.broadcast_to(weights, ops.shape(x)) > 0
-        x = ops.where(ops.logical_or(counts, ops.abs(x) < _MASKED_LIMIT), x, ops.zeros_like(x))
+    x = _tamed(x, weights)
     # whatever is subtracted first drops out again with δ: nothing has to flow back through it
     mean = ops.stop_gradient(weighted_mean(x, axes, weights, sum_replicas))
     rough = x - mean
-    delta = weighted_mean(rough, axes, weights, sum_replicas)
-    squares = weighted_mean(ops.square(rough), axes, weights, sum_replicas)
+    # squares the other way round: what XLA finds needed for two sums, it writes out
+    parts = [rough, ops.square(mean - x)]
+    delta, squares = _means(parts, axes, weights, sum_replicas)
     # rounding may leave a constant vector a variance of −1e-15
     variance = ops.maximum(squares - ops.square(delta), 0.0)
     return rough - delta, mean + delta, variance
 
 
-def standardize(x, axes: Sequence[int], epsilon: float, weights=None):
-    """(x − μ) / sqrt(var + ε), mean and variance over `axes`.
+def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas=None):
+    """(y, μ, v) with y = gain · (x − μ) / sqrt(v + ε) + bias, mean and variance over `axes`.
 
-    Ba et al. 2016, https://arxiv.org/abs/1607.06450, equation 3.
+    With x̂ = (x − μ) / sqrt(v + ε) over n entries, and h what flows back to x̂, what flows back to
+    x is (h − (Σh + x̂·Σ(h·x̂)) / n) / sqrt(v + ε): x̂ is computed again from x, nothing but x is
+    kept. No gradient flows through μ and v as they are returned.
+
+    Args:
+        x: Tensor of float32 or wider.
+        axes: The axes of the set that mean and variance are taken over, from the front.
+        epsilon: Added to the variance.
+        gain, bias: Optional, of as many axes as x; of size 1 where they are the same for all.
+        weights, sum_replicas: Those of `centered_moments`.
+
+    Ba et al. 2016, https://arxiv.org/abs/1607.06450, equation 3, and Ioffe & Szegedy 2015,
+    https://arxiv.org/abs/1502.03167, section 3.
     """
-    centered, _, variance = centered_moments(x, axes, weights)
-    return centered * ops.rsqrt(variance + epsilon)
+    x = _tamed(x, weights)
+    given = {"gain": gain, "bias": bias}
+    names = [name for name, value in given.items() if value is not None]
+
+    def forward(x, *values):
+        centered, mean, variance = centered_moments(x, axes, weights, sum_replicas)
+        normalized = centered * ops.rsqrt(variance + epsilon)
+        return affine(normalized, **dict(zip(names, values, strict=True))), mean, variance
+
+    def backward(x, values, dy):
+        centered, _, variance = centered_moments(x, axes, weights, sum_replicas)
+        scale = ops.rsqrt(variance + epsilon)
+        normalized = centered * scale
+        gain = dict(zip(names, values, strict=True)).get("gain", ops.ones((1,) * len(x.shape)))
+        # a gain that is the same for all of a sum stays outside: the sums are then its own too
+        outside = all(gain.shape[axis] == 1 for axis in axes)
+        h = dy if outside else dy * gain
+        sums = _summed([h, h * normalized], axes, sum_replicas)
+        share = 1.0 if weights is None else weights
+        share = share / _counted(x, axes, weights, sum_replicas)
+        dx = scale * (h - share * (sums[0] + normalized * sums[1]))
+        dx = dx * gain if outside else dx
+        flows = {"gain": dy * normalized, "bias": dy}
+        return dx, *(
+            total(flows[name], [a for a, size in enumerate(value.shape) if size == 1])
+            for name, value in zip(names, values, strict=True)
+        )
+
+    values = [value for value in given.values() if value is not None]
+    if keras.backend.backend() != "tensorflow":
+        # JAX would take such a function's derivative no more in forward mode
+        y, mean, variance = forward(x, *values)
+        return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
+
+    @ops.custom_gradient
+    def normalized(x, *values):
+        return forward(x, *values), lambda dy, *_: backward(x, values, dy)
+
+    return normalized(x, *values)
+
+
+def _tamed(x, weights):
+    """x with zeros where an entry that does not count could overflow."""
+    if weights is None:
+        return x
+    counts = ops.broadcast_to(weights, ops.shape(x)) > 0
+    return ops.where(ops.logical_or(counts, ops.abs(x) < _MASKED_LIMIT), x, ops.zeros_like(x))
+
+
+def _means(tensors, axes, weights, sum_replicas):
+    counted = _counted(tensors[0], axes, weights, sum_replicas)
+    if weights is not None:
+        weights = ops.broadcast_to(weights, ops.shape(tensors[0]))
+        tensors = [ops.where(weights > 0, t, ops.zeros_like(t)) for t in tensors]
+    return [t / counted for t in _summed(tensors, axes, sum_replicas)]
+
+
+def _summed(tensors, axes, sum_replicas):
+    sums = [total(t, axes) for t in tensors]
+    return sums if sum_replicas is None else sum_replicas(sums)
+
+
+def _counted(x, axes, weights, sum_replicas):
+    """How many entries of x count in one mean; 1 where none does."""
+    if weights is None and sum_replicas is None:
+        return count(x, axes)
+    weights = ops.ones_like(x) if weights is None else ops.broadcast_to(weights, ops.shape(x))
+    [counted] = _summed([weights], axes, sum_replicas)
+    return ops.where(counted > 0, counted, ops.ones_like(counted))
 
 
 def rest_where_constant(x, axes: Sequence[int]):

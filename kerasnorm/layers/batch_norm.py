@@ -176,29 +176,34 @@ class BatchNorm(keras.layers.Layer):
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         gain, bias = self._broadcast(self.gamma, x), self._broadcast(self.beta, x)
         if training and self.trainable:
-            normalized = self._normalize_over_batch(x, mask)
+            y = self._normalize_over_batch(x, gain, bias, mask)
         else:
             centered = x - self._broadcast(self.moving_mean, x)
             variance = self._broadcast(self.moving_variance, x)
-            normalized = centered * ops.rsqrt(variance + self.epsilon)
-        return ops.cast(formulas.affine(normalized, gain, bias), self.compute_dtype)
+            y = formulas.affine(centered * ops.rsqrt(variance + self.epsilon), gain, bias)
+        return ops.cast(y, self.compute_dtype)
 
-    def _normalize_over_batch(self, x, mask):
-        centered, mean, variance = formulas.centered_moments(
-            x,
-            self._reduction_axes,
-            weights=None if mask is None else masks.as_weights(mask, x, self._channel_axis),
-            sum_replicas=replicas.sum_over_replicas if self.synchronized else None,
+    def _normalize_over_batch(self, x, gain, bias, mask):
+        axes = self._reduction_axes
+        weights = None if mask is None else masks.as_weights(mask, x, self._channel_axis)
+        sum_replicas = replicas.sum_over_replicas if self.synchronized else None
+        if self.renorm:
+            _, mean, variance = formulas.centered_moments(x, axes, weights, sum_replicas)
+            r, d = self._renorm_correction(ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,)))
+            r, d = self._broadcast(r, x), self._broadcast(d, x)
+            # (x̂·r + d)·gain + bias
+            bias = formulas.affine(d, gain, bias)
+            gain = r if gain is None else r * gain
+        y, mean, variance = formulas.normalize(
+            x, axes, self.epsilon, gain, bias, weights, sum_replicas
         )
-        normalized = centered * ops.rsqrt(variance + self.epsilon)
-        flat_mean, flat_variance = ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
-        if not self.renorm:
-            _step(self.moving_mean, flat_mean, self.momentum)
-            _step(self.moving_variance, flat_variance, self.momentum)
-            return normalized
-        r, d = self._renorm_correction(flat_mean, flat_variance)
-        self._step_renorm_statistics(flat_mean, flat_variance)
-        return normalized * self._broadcast(r, x) + self._broadcast(d, x)
+        mean, variance = ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
+        if self.renorm:
+            self._step_renorm_statistics(mean, variance)
+        else:
+            _step(self.moving_mean, mean, self.momentum)
+            _step(self.moving_variance, variance, self.momentum)
+        return y
 
     def _renorm_correction(self, mean, variance):
         clipping = self.renorm_clipping or {}

@@ -163,9 +163,10 @@ class LayerNorm(keras.layers.Layer):
             weights = masks.as_weights(mask, x, channels)
             if all(weights.shape[a] == 1 for a in self._normalized_axes):
                 weights = None  # whole vectors are masked, none of them in part
-        normalized = formulas.standardize(x, self._normalized_axes, self.epsilon, weights)
         gain, bias = self._broadcast(self.gamma, x), self._broadcast(self.beta, x)
-        return ops.cast(formulas.affine(normalized, gain, bias), self.compute_dtype)
+        axes = self._normalized_axes
+        y, _, _ = formulas.normalize(x, axes, self.epsilon, gain, bias, weights)
+        return ops.cast(y, self.compute_dtype)
 
     def _broadcast(self, variable, x):
         if variable is None:

@@ -48,9 +48,9 @@ class _LayerNormCell(keras.layers.Layer):
     def _normalize(self, a, gain, shift=None):
         x = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
         x = formulas.rest_where_constant(x, (-1,))
-        normalized = formulas.standardize(x, (-1,), self.epsilon)
-        shift = None if shift is None else ops.cast(shift, x.dtype)
-        return ops.cast(formulas.affine(normalized, ops.cast(gain, x.dtype), shift), a.dtype)
+        gain = ops.cast(gain, x.dtype)[None]
+        shift = None if shift is None else ops.cast(shift, x.dtype)[None]
+        return ops.cast(formulas.normalize(x, (1,), self.epsilon, gain, shift)[0], a.dtype)
 
     def _dropped(self, inputs, previous, training):
         """Inputs and previous output under dropout, with one mask for all gates."""

@@ -1,0 +1,100 @@
+"""Sums over axes, in the form that XLA makes the most of on the device at hand.
+
+An accelerator fuses what is summed into the sum. XLA for CPUs hands a plain sum to a library, and
+first writes out whatever has to be computed for it: a mean of squares then costs as much as three
+passes. Two forms avoid that. A sum over the last axis is a product with a vector of ones, into
+which XLA fuses what is multiplied; on an accelerator such a product might be rounded to TF32 or
+bfloat16. A sum over leading axes begins with adding up quarters, which is elementwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import keras
+from keras import ops
+
+_PARTS = 4
+# A shorter row is not worth a product.
+_SHORT = 8
+# LLVM unrolls a loop over no more than this; what it then adds up, it does not vectorize unless
+# each entry has a factor.
+_UNROLLED = 64
+_assumed: list[str] = []
+
+
+@contextlib.contextmanager
+def assuming(platform: str):
+    """Have everything meanwhile take the form for a "cpu", "gpu" or "tpu", wherever it runs.
+
+    For compiling on one machine what is to run on another.
+    """
+    _assumed.append(platform)
+    try:
+        yield
+    finally:
+        _assumed.pop()
+
+
+def total(x, axes: Sequence[int]):
+    """Σ x over `axes` (counted from the front), dimensions kept."""
+    axes = sorted(axes)
+    rank = len(x.shape)
+    if not axes or not _for_cpu():
+        return ops.sum(x, axis=axes, keepdims=True)
+    if axes[-1] == rank - 1:
+        return _by_product(x, axes)
+    leading = next(a for a in range(rank) if a not in axes)
+    if leading and axes[-1] < leading and None not in x.shape[leading:]:
+        return _by_parts(x, leading)
+    return ops.sum(x, axis=axes, keepdims=True)
+
+
+def count(x, axes: Sequence[int]):
+    """How many entries of x each sum over `axes` adds up: a float, or a tensor if not known."""
+    sizes = ops.shape(x)
+    result = 1.0
+    for axis in axes:
+        size = sizes[axis]
+        result = result * (float(size) if isinstance(size, int) else ops.cast(size, x.dtype))
+    return result
+
+
+def _by_product(x, axes: Sequence[int]):
+    size = x.shape[-1]
+    if size is None or size < _SHORT:
+        return ops.sum(x, axis=axes, keepdims=True)
+    factor = 0.5 if size <= _UNROLLED else 1.0
+    rows = ops.tensordot(x, ops.full((size,), factor, x.dtype), axes=[[-1], [0]]) / factor
+    if len(axes) > 1:
+        rows = ops.sum(rows, axis=axes[:-1], keepdims=True)
+    return ops.expand_dims(rows, -1)
+
+
+def _by_parts(x, leading: int):
+    kept = x.shape[leading:]
+    flat = ops.reshape(x, (-1, *kept))
+    size = ops.shape(flat)[0]
+    part = size // _PARTS
+    added = flat[:part]
+    for number in range(1, _PARTS):
+        added = added + flat[number * part : (number + 1) * part]
+    result = ops.sum(added, axis=0) + ops.sum(flat[_PARTS * part :], axis=0)
+    return ops.reshape(result, (1,) * leading + tuple(kept))
+
+
+def _for_cpu() -> bool:
+    if _assumed:
+        return _assumed[-1] == "cpu"
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend() == "cpu"
+    if backend != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    remote = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
+    return not remote and {d.device_type for d in tf.config.list_physical_devices()} == {"CPU"}
