@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasnorm.sums import count, total
@@ -32,33 +33,97 @@ _MASKED_LIMIT = 1e15
 def norm(v, axes: Sequence[int]):
     """Euclidean norm ‖v‖ over `axes`, dimensions kept.
 
-    Exact wherever ‖v‖ itself is in the range of the dtype's normal numbers: v is scaled by its
-    largest entry before squaring, so that entries of 1e-30 do not vanish and entries of 1e30 do
-    not overflow. The norm of a zero
-    vector is reported as a positive constant, so that v / norm(v) is 0 with finite gradient.
+    v is scaled by its largest entry before squaring, so that entries of 1e-30 do not vanish and
+    entries of 1e30 do not overflow. The norm of a zero vector is reported as a positive constant,
+    so that v / norm(v) is 0 with finite gradient.
     """
-    if not axes:  # each entry is a vector of its own
-        magnitude = ops.abs(v)
-        return ops.where(magnitude > 0, magnitude, ops.ones_like(v))
-    largest = _positive(ops.max(ops.abs(v), axis=axes, keepdims=True))
-    squares = ops.sum(ops.square(v / largest), axis=axes, keepdims=True)
-    return largest * ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))
+    inverse, length = _scaled_length(v, axes)
+    return length / inverse
 
 
 def normalized_weight(v, g, axes: Sequence[int]):
     """w = g · v / ‖v‖, the norm over `axes`; g broadcasts against v.
 
     Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|.
-    Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equation 2.
+    With u = v / ‖v‖, what flows back to g is s = Σ ẇ·u, and to v it is g · (ẇ − u·s) / ‖v‖.
+    Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equations 2 and 3.
     """
-    return v / norm(v, axes) * g  # in this order: g / ‖v‖ may overflow
+
+    def forward(v, g):
+        inverse, length = _scaled_length(v, axes)
+        return v * inverse * (g / length)
+
+    def backward(values, dw):
+        v, g = values
+        inverse, length = _scaled_length(v, axes)
+        u = v * inverse * (1 / length)
+        s = total(dw * u, axes)
+        return (dw - u * s) * (g / length) * inverse, s
+
+    return _with_gradient(forward, backward)(v, g)
+
+
+def _scaled_length(v, axes: Sequence[int], beside=None):
+    """(1 / m, ‖[v, b]‖ / m) over `axes`, with m the largest entry; a constant length for zeros.
+
+    Where these are multiplied with v they are divided by first: a division takes an entry of v
+    as long as ten products.
+    """
+    size = largest(v, axes)
+    if beside is not None:
+        size = ops.maximum(size, ops.abs(beside))
+    inverse = ops.stop_gradient(1 / positive(size))
+    squares = total(ops.square(v * inverse), axes)
+    if beside is not None:
+        squares = squares + ops.square(beside * inverse)
+    return inverse, ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))
 
 
 def affine(x, gain=None, bias=None):
-    """gain · x + bias, both broadcast against x; either may be None."""
+    """gain · x + bias, both of as many axes as x and broadcast against it; either may be None.
+
+    Along an axis where they have size 1, what flows back to them is summed.
+    """
+    present = {"gain": gain, "bias": bias}
+    names = [name for name, value in present.items() if value is not None]
+
+    def forward(x, *values):
+        return _affine(x, **dict(zip(names, values, strict=True)))
+
+    def backward(values, dy):
+        x, *values = values
+        named = dict(zip(names, values, strict=True))
+        flows = {"gain": dy * x, "bias": dy}
+        back = [_summed_to(named[name], flows[name]) for name in names]
+        return dy * named["gain"] if "gain" in named else dy, *back
+
+    return _with_gradient(forward, backward)(x, *(present[name] for name in names))
+
+
+def _affine(x, gain=None, bias=None):
     if gain is not None:
         x = x * gain
     return x if bias is None else x + bias
+
+
+def _summed_to(value, flow):
+    """What flows back to a value that was broadcast to the shape of `flow`."""
+    sizes = zip(value.shape, flow.shape, strict=True)
+    return total(flow, [axis for axis, (of, along) in enumerate(sizes) if of == 1 and along != 1])
+
+
+def sum_of_squares(x, axes: Sequence[int], scale):
+    """Σ (x / scale)² over `axes`, dimensions kept; the scale is of size 1 along them."""
+
+    def forward(x, scale):
+        return total(ops.square(x * (1 / scale)), axes)
+
+    def backward(values, ds):
+        x, scale = values
+        # divided before it is spread out over x: XLA then does not compute it again for each entry
+        return x * (1 / scale) * (2 * ds / scale), ops.zeros_like(scale)
+
+    return _with_gradient(forward, backward)(x, ops.stop_gradient(scale))
 
 
 def weighted_mean(x, axes: Sequence[int], weights=None, sum_replicas=None):
@@ -117,44 +182,36 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
     https://arxiv.org/abs/1502.03167, section 3.
     """
     x = _tamed(x, weights)
-    given = {"gain": gain, "bias": bias}
-    names = [name for name, value in given.items() if value is not None]
+    present = {"gain": gain, "bias": bias}
+    names = [name for name, value in present.items() if value is not None]
+
+    def standardized(x):
+        centered, mean, variance = centered_moments(x, axes, weights, sum_replicas)
+        scale = ops.rsqrt(variance + epsilon)
+        return centered * scale, scale, mean, variance
 
     def forward(x, *values):
-        centered, mean, variance = centered_moments(x, axes, weights, sum_replicas)
-        normalized = centered * ops.rsqrt(variance + epsilon)
-        return affine(normalized, **dict(zip(names, values, strict=True))), mean, variance
+        normalized, _, mean, variance = standardized(x)
+        y = _affine(normalized, **dict(zip(names, values, strict=True)))
+        return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
 
-    def backward(x, values, dy):
-        centered, _, variance = centered_moments(x, axes, weights, sum_replicas)
-        scale = ops.rsqrt(variance + epsilon)
-        normalized = centered * scale
-        gain = dict(zip(names, values, strict=True)).get("gain", ops.ones((1,) * len(x.shape)))
+    def backward(values, dy, *_):
+        x, *values = values
+        named = dict(zip(names, values, strict=True))
+        normalized, scale, _, _ = standardized(x)
+        gain = named.get("gain")
         # a gain that is the same for all of a sum stays outside: the sums are then its own too
-        outside = all(gain.shape[axis] == 1 for axis in axes)
-        h = dy if outside else dy * gain
+        inside = gain is not None and any(gain.shape[axis] != 1 for axis in axes)
+        h = dy * gain if inside else dy
         sums = _summed([h, h * normalized], axes, sum_replicas)
         share = 1.0 if weights is None else weights
         share = share / _counted(x, axes, weights, sum_replicas)
         dx = scale * (h - share * (sums[0] + normalized * sums[1]))
-        dx = dx * gain if outside else dx
+        dx = dx if gain is None or inside else dx * gain
         flows = {"gain": dy * normalized, "bias": dy}
-        return dx, *(
-            total(flows[name], [a for a, size in enumerate(value.shape) if size == 1])
-            for name, value in zip(names, values, strict=True)
-        )
+        return dx, *(_summed_to(named[name], flows[name]) for name in names)
 
-    values = [value for value in given.values() if value is not None]
-    if keras.backend.backend() != "tensorflow":
-        # JAX would take such a function's derivative no more in forward mode
-        y, mean, variance = forward(x, *values)
-        return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
-
-    @ops.custom_gradient
-    def normalized(x, *values):
-        return forward(x, *values), lambda dy, *_: backward(x, values, dy)
-
-    return normalized(x, *values)
+    return _with_gradient(forward, backward)(x, *(present[name] for name in names))
 
 
 def _tamed(x, weights):
@@ -206,16 +263,25 @@ def joint_direction(w, bias, axes: Sequence[int]):
     """([w, b] / ‖[w, b]‖) as the pair (w / N, b / N), with N = sqrt(‖w‖² + b²) over `axes` of w.
 
     `bias` has size 1 along `axes`; None stands for no bias. Where w and b are all zero, so is the
-    result.
+    result. With u = w / N and c = b / N, what flows back to w is (u̇ − u·s) / N, and to b it is
+    (ċ − c·s) / N, where s = Σ u̇·u + ċ·c.
     """
     if bias is None:
-        return w / norm(w, axes), None
-    largest = ops.maximum(ops.max(ops.abs(w), axis=axes, keepdims=True), ops.abs(bias))
-    largest = _positive(largest)
-    w, bias = w / largest, bias / largest
-    squares = ops.sum(ops.square(w), axis=axes, keepdims=True) + ops.square(bias)
-    length = ops.sqrt(ops.maximum(squares, _ZERO_NORM_SQUARED))
-    return w / length, bias / length
+        return normalized_weight(w, ops.ones_like(w[..., :1]), axes), None
+
+    def units(w, bias):
+        inverse, length = _scaled_length(w, axes, bias)
+        return w * inverse * (1 / length), bias * inverse / length, inverse, length
+
+    def forward(w, bias):
+        return units(w, bias)[:2]
+
+    def backward(values, du, dc):
+        u, c, inverse, length = units(*values)
+        s = total(du * u, axes) + dc * c
+        return (du - u * s) * (1 / length) * inverse, (dc - c * s) / length * inverse
+
+    return _with_gradient(forward, backward)(w, bias)
 
 
 def separable_direction(depthwise, pointwise, bias=None):
@@ -236,26 +302,56 @@ def separable_direction(depthwise, pointwise, bias=None):
     *_, inputs, multiplier = depthwise.shape
     d = ops.reshape(depthwise, (-1, inputs, multiplier))
     p = ops.reshape(pointwise, (inputs, multiplier, pointwise.shape[-1]))
-    size = _positive(ops.max(ops.abs(d)))
-    largest = ops.max(ops.abs(p), axis=(0, 1))
+    size = positive(ops.max(ops.abs(d)))
+    width = ops.max(ops.abs(p), axis=(0, 1))
     if bias is not None:
         bias = bias / size
-        largest = ops.maximum(largest, ops.abs(bias))
-    largest = _positive(largest)
-    d, p, depthwise, pointwise = d / size, p / largest, depthwise / size, pointwise / largest
+        width = ops.maximum(width, ops.abs(bias))
+    width = positive(width)
+    d, p, depthwise, pointwise = d / size, p / width, depthwise / size, pointwise / width
     products = ops.sum(ops.expand_dims(d, -1) * ops.expand_dims(d, -2), axis=0)
     squares = ops.sum(p * ops.matmul(products, p), axis=(0, 1))
     if bias is not None:
-        bias = bias / largest
+        bias = bias / width
         squares = squares + ops.square(bias)
     length = ops.sqrt(ops.where(squares > _VANISHING, squares, _ZERO_NORM_SQUARED))
     bias = bias if bias is None else bias / length
-    return depthwise, pointwise / length, bias, length * largest * size
+    return depthwise, pointwise / length, bias, length * width * size
 
 
-def _positive(scale):
-    """A scale to divide by and multiply with again, which no gradient has to flow through."""
-    return ops.stop_gradient(ops.where(scale > 0, scale, ops.ones_like(scale)))
+def largest(x, axes: Sequence[int]):
+    """max |x| over `axes`, dimensions kept; 0 of nothing."""
+    if not axes:
+        return ops.abs(x)
+    # two plain reductions cost less on a CPU than one of what has to be written out first
+    high = ops.max(x, axis=axes, keepdims=True, initial=0.0)
+    low = ops.min(x, axis=axes, keepdims=True, initial=0.0)
+    return ops.maximum(high, -low)
+
+
+def positive(scale):
+    """A scale to divide by and multiply with again, which no gradient has to flow through.
+
+    1 in place of what has no reciprocal within the dtype.
+    """
+    tiny = float(np.finfo(keras.backend.standardize_dtype(scale.dtype)).tiny)
+    return ops.stop_gradient(ops.where(scale >= tiny, scale, ops.ones_like(scale)))
+
+
+def _with_gradient(forward, backward):
+    """forward(*values), whose gradient is backward(values, *upstream).
+
+    On TensorFlow only, which takes that in every mode of differentiation and without XLA. JAX
+    would refuse to differentiate the function in forward mode; it differentiates `forward`.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return forward
+
+    @ops.custom_gradient
+    def function(*values):
+        return forward(*values), lambda *upstream: backward(values, *upstream)
+
+    return function
 
 
 def inverse_length(squares):

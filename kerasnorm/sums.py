@@ -10,14 +10,18 @@ bfloat16. A sum over leading axes begins with adding up quarters, which is eleme
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 
 import keras
 from keras import ops
 
 _PARTS = 4
-# A shorter row is not worth a product.
-_SHORT = 8
+# XLA sums up to 32 rows column by column, in strides through memory: parts have to be longer. An
+# unknown size may be that of a small batch.
+_LONG = 33 * _PARTS
+# A row of no more than this is summed as fast as it is written out.
+_SHORT = 32
 # LLVM unrolls a loop over no more than this; what it then adds up, it does not vectorize unless
 # each entry has a factor.
 _UNROLLED = 64
@@ -41,12 +45,15 @@ def total(x, axes: Sequence[int]):
     """Σ x over `axes` (counted from the front), dimensions kept."""
     axes = sorted(axes)
     rank = len(x.shape)
-    if not axes or not _for_cpu():
+    if not axes:
+        return x
+    if not _for_cpu():
         return ops.sum(x, axis=axes, keepdims=True)
     if axes[-1] == rank - 1:
         return _by_product(x, axes)
-    leading = next(a for a in range(rank) if a not in axes)
-    if leading and axes[-1] < leading and None not in x.shape[leading:]:
+    leading = len(axes)
+    known = None not in x.shape[leading:]
+    if axes[-1] < leading and known and math.prod(n or 1 for n in x.shape[:leading]) >= _LONG:
         return _by_parts(x, leading)
     return ops.sum(x, axis=axes, keepdims=True)
 
@@ -63,7 +70,7 @@ def count(x, axes: Sequence[int]):
 
 def _by_product(x, axes: Sequence[int]):
     size = x.shape[-1]
-    if size is None or size < _SHORT:
+    if size is None or size <= _SHORT:
         return ops.sum(x, axis=axes, keepdims=True)
     factor = 0.5 if size <= _UNROLLED else 1.0
     rows = ops.tensordot(x, ops.full((size,), factor, x.dtype), axes=[[-1], [0]]) / factor

@@ -13,6 +13,8 @@ from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction, refusal
 from kerasnorm.layers.substitution import in_dtype
 
+_LARGEST_FACTOR = 1e37
+
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
 class CosineNorm(keras.layers.Wrapper):
@@ -157,17 +159,16 @@ class CosineNorm(keras.layers.Wrapper):
         beside = self.damping if self.rescale else float(inner is not None)
         w, inner = self._direction(inner)
 
-        # an initial value lets an empty batch through
-        largest = ops.max(ops.abs(x), axis=contraction.axes, keepdims=True, initial=0.0)
-        scale = ops.stop_gradient(ops.maximum(largest, beside))
-        scale = ops.where(scale > 0, scale, ops.ones_like(scale))
-        x = x / scale
+        scale = ops.maximum(formulas.largest(x, contraction.axes), beside)
+        scale = formulas.positive(scale)
         correction = None
         if self.centered:
-            x, correction, squares = contraction.centered(x)
+            x, correction, squares = contraction.centered(x * (1 / scale))
             low = ops.cast(x, self.compute_dtype)
+        elif self._has_room:
+            low, squares = x, contraction.squared_lengths(x, scale)
         else:
-            low = ops.cast(x, self.compute_dtype)
+            low = ops.cast(x * (1 / scale), self.compute_dtype)
             # the length of what is contracted, rounding included
             squares = contraction.squared_lengths(ops.cast(low, x.dtype))
         scale = contraction.to_output(scale)
@@ -177,17 +178,27 @@ class CosineNorm(keras.layers.Wrapper):
             dots = dots + correction({name: ops.cast(part, x.dtype) for name, part in w.items()})
             dots = ops.where(squares > 0, dots, ops.zeros_like(dots))
         if inner is not None:
-            dots = dots + contraction.units_to_output(ops.cast(inner, x.dtype)) / scale
+            inner = contraction.units_to_output(ops.cast(inner, x.dtype))
+            dots = formulas.affine(dots, bias=inner if self._has_room else inner / scale)
         squares = squares + ops.square(beside / scale)
         if self.centered:
             # where Σx² − (Σx)²/n has lost digits, Cauchy–Schwarz still holds
             squares = ops.maximum(squares, ops.square(dots))
-        y = dots * formulas.inverse_length(squares)
+        factor = formulas.inverse_length(squares)
+        if self._has_room:
+            # what is longer than this belongs to dot products too small for the dtype
+            factor = ops.minimum(factor / scale, _LARGEST_FACTOR)
+        y = formulas.affine(dots, factor)
         if self.rescale:
             gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
-            y = linear.add_bias(self.layer, y * gain, bias)
+            y = linear.add_bias(self.layer, formulas.affine(y, gain), bias)
         y = ops.cast(y, self.compute_dtype)
         return y if self.layer.activation is None else self.layer.activation(y)
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether dot products take x as it is, and not divided by its largest entry."""
+        return not self.centered and self.compute_dtype in ("float32", "float64")
 
     def lengths(self):
         """‖w‖ of each output unit, in the shape of `g`; 1 or so where w is zero."""

@@ -18,6 +18,8 @@ _CONVOLUTIONS = (layers.Conv1D, layers.Conv2D, layers.Conv3D)
 _TRANSPOSED = (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose)
 _DEPTHWISE = (layers.DepthwiseConv1D, layers.DepthwiseConv2D)
 _SEPARABLE = (layers.SeparableConv1D, layers.SeparableConv2D)
+# Taps along one axis: more of them than this, and a convolution is no slower than shifted copies.
+_FEW = 32
 
 
 def linear_map(layer, weights: Mapping[str, Any], x):
@@ -48,6 +50,47 @@ def sliding(layer, w, x):
     x, padding = pad_causal(layer, x)
     convolve = ops.depthwise_conv if isinstance(layer, _DEPTHWISE) else ops.conv
     return convolve(x, w, **_geometry(layer, padding))
+
+
+def has_few_taps(layer, shape) -> bool:
+    """Whether `window_sums` can take the place of a kernel of ones, and is worth it."""
+    sizes = [shape[axis] for axis in _spatial_axes(layer)]
+    # how far a strided "same" window reaches beyond the border depends on the size
+    unknown = None in sizes and layer.padding == "same" and set(layer.strides) != {1}
+    return not is_transposed(layer) and max(layer.kernel_size) <= _FEW and not unknown
+
+
+def window_sums(layer, x):
+    """Sums over the window of a convolution at each of its positions, channel by channel.
+
+    What `sliding` makes of a kernel of ones, by adding up shifted copies axis by axis: XLA fuses
+    that, where a convolution of one channel is a slow one.
+    """
+    x, padding = pad_causal(layer, x)
+    geometry = (_spatial_axes(layer), layer.kernel_size, layer.strides, layer.dilation_rate)
+    for axis, taps, stride, dilation in zip(*geometry, strict=True):
+        reach = (taps - 1) * dilation
+        if padding == "same":
+            beyond = reach
+            if stride > 1:
+                positions = -(-x.shape[axis] // stride)
+                beyond = max((positions - 1) * stride + reach + 1 - x.shape[axis], 0)
+            widths = [(0, 0)] * len(x.shape)
+            widths[axis] = (beyond // 2, beyond - beyond // 2)
+            x = ops.pad(x, widths)
+        copies = []
+        for tap in range(taps):
+            start, left = tap * dilation, reach - tap * dilation
+            cut = [slice(None)] * len(x.shape)
+            cut[axis] = slice(start, -left or None, stride)
+            copies.append(x[tuple(cut)])
+        x = sum(copies[1:], copies[0])
+    return x
+
+
+def _spatial_axes(layer) -> range:
+    first = 2 if layer.data_format == "channels_first" else 1
+    return range(first, first + len(layer.kernel_size))
 
 
 def add_bias(layer, y, bias):

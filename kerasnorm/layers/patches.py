@@ -159,11 +159,14 @@ class Contraction:
             t = self.units_to_output(t)
         return ops.reshape(t, self.layer.bias.shape)
 
-    def squared_lengths(self, x):
-        """‖x‖² of every vector, laid out as the output."""
+    def squared_lengths(self, x, scale=None):
+        """‖x / scale‖² of every vector, laid out as the output; the scale has ones at `axes`."""
+        scale = ops.ones((1,) * self.rank, x.dtype) if scale is None else scale
         if not self.sliding:
-            return self.to_output(ops.sum(ops.square(x), axis=self.axes, keepdims=True))
-        return self._per_filter(self._patch_sums(ops.square(x)))
+            return self.to_output(formulas.sum_of_squares(x, self.axes, scale))
+        if self.groups == 1:
+            return self._slid(formulas.sum_of_squares(x, [self.channel_axis], scale))
+        return self._per_filter(self._patch_sums(ops.square(x * (1 / scale))))
 
     @property
     def filters_per_group(self) -> int:
@@ -220,16 +223,20 @@ class Contraction:
         return ops.mean(ops.reshape(means, shape), axis=axis + 1)
 
     def _patch_sums(self, x):
-        """Sums over each group's patches: the layer's own sliding, with a kernel of ones."""
+        """Sums over each group's patches."""
         groups, axis = self.groups, self.channel_axis
-        if groups == 1:
-            x = ops.sum(x, axis=axis, keepdims=True)
-        elif not linear.is_depthwise(self.layer):
+        if not linear.is_depthwise(self.layer) or groups == 1:
             shape = list(ops.shape(x))
             shape[axis : axis + 1] = [groups, x.shape[axis] // groups]
             x = ops.sum(ops.reshape(x, shape), axis=axis + 1)
+        return self._slid(x)
+
+    def _slid(self, x):
+        """Sums over the windows of x, which has one channel for each group."""
+        if linear.has_few_taps(self.layer, x.shape):
+            return linear.window_sums(self.layer, x)
         depthwise = linear.is_depthwise(self.layer)
-        channels = (groups, 1) if depthwise else (1, groups)
+        channels = (self.groups, 1) if depthwise else (1, self.groups)
         ones = ops.ones((*self.layer.kernel_size, *channels), dtype=x.dtype)
         return linear.sliding(self.layer, ones, x)
 
