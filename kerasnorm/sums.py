@@ -43,18 +43,16 @@ def assuming(platform: str):
 
 def total(x, axes: Sequence[int]):
     """Σ x over `axes` (counted from the front), dimensions kept."""
-    axes = sorted(axes)
-    rank = len(x.shape)
     if not axes:
         return x
-    if not _for_cpu():
-        return ops.sum(x, axis=axes, keepdims=True)
-    if axes[-1] == rank - 1:
-        return _by_product(x, axes)
-    leading = len(axes)
-    known = None not in x.shape[leading:]
-    if axes[-1] < leading and known and math.prod(n or 1 for n in x.shape[:leading]) >= _LONG:
-        return _by_parts(x, leading)
+    axes = sorted(axes)
+    if _for_cpu():
+        last = x.shape[-1]
+        if axes[-1] == len(x.shape) - 1 and last is not None and last > _SHORT:
+            return _by_product(x, axes)
+        run = max(_runs(axes, len(x.shape) - 1), key=lambda run: _known_size(x, run), default=())
+        if _known_size(x, run) >= _LONG:
+            return _by_parts(x, run, axes)
     return ops.sum(x, axis=axes, keepdims=True)
 
 
@@ -70,8 +68,6 @@ def count(x, axes: Sequence[int]):
 
 def _by_product(x, axes: Sequence[int]):
     size = x.shape[-1]
-    if size is None or size <= _SHORT:
-        return ops.sum(x, axis=axes, keepdims=True)
     factor = 0.5 if size <= _UNROLLED else 1.0
     rows = ops.tensordot(x, ops.full((size,), factor, x.dtype), axes=[[-1], [0]]) / factor
     if len(axes) > 1:
@@ -79,16 +75,38 @@ def _by_product(x, axes: Sequence[int]):
     return ops.expand_dims(rows, -1)
 
 
-def _by_parts(x, leading: int):
-    kept = x.shape[leading:]
-    flat = ops.reshape(x, (-1, *kept))
-    size = ops.shape(flat)[0]
-    part = size // _PARTS
-    added = flat[:part]
-    for number in range(1, _PARTS):
-        added = added + flat[number * part : (number + 1) * part]
-    result = ops.sum(added, axis=0) + ops.sum(flat[_PARTS * part :], axis=0)
-    return ops.reshape(result, (1,) * leading + tuple(kept))
+def _runs(axes: Sequence[int], end: int) -> list[range]:
+    """Neighbouring ones among the axes before `end`."""
+    runs: list[range] = []
+    for axis in (a for a in axes if a < end):
+        first = runs.pop().start if runs and runs[-1].stop == axis else axis
+        runs.append(range(first, axis + 1))
+    return runs
+
+
+def _known_size(x, run: Sequence[int]) -> int:
+    return math.prod(x.shape[axis] or 1 for axis in run)
+
+
+def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
+    """The sum, begun by adding up quarters of a run of the axes."""
+    start, others = run[0], len(run) - 1
+    sizes = ops.shape(x)
+    flat = ops.reshape(x, (*sizes[:start], -1, *sizes[run[-1] + 1 :]))
+    part = ops.shape(flat)[start] // _PARTS
+
+    def cut(*limits):
+        return flat[(*[slice(None)] * start, slice(*limits))]
+
+    parts = [cut(number * part, (number + 1) * part) for number in range(_PARTS)]
+    axes = [a if a <= start else a - others for a in axes if a not in run[1:]]
+    result = sum(
+        ops.sum(t, axis=axes, keepdims=True)
+        for t in (sum(parts[1:], parts[0]), cut(_PARTS * part, None))
+    )
+    for _ in range(others):
+        result = ops.expand_dims(result, start)
+    return result
 
 
 def _for_cpu() -> bool:
