@@ -153,12 +153,13 @@ def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     δ = mean c₀ and q = mean c₀², the true centred values are c₀ − δ and the variance is q − δ².
     """
     x = _tamed(x, weights)
-    # whatever is subtracted first drops out again with δ: nothing has to flow back through it
-    mean = ops.stop_gradient(weighted_mean(x, axes, weights, sum_replicas))
+    mean = weighted_mean(x, axes, weights, sum_replicas)
     rough = x - mean
     # squares the other way round: what XLA finds needed for two sums, it writes out
     parts = [rough, ops.square(mean - x)]
     delta, squares = _means(parts, axes, weights, sum_replicas)
+    # but for rounding it is zero, whatever x is
+    delta = ops.stop_gradient(delta)
     # rounding may leave a constant vector a variance of −1e-15
     variance = ops.maximum(squares - ops.square(delta), 0.0)
     return rough - delta, mean + delta, variance

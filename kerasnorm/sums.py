@@ -112,13 +112,8 @@ def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
 def _for_cpu() -> bool:
     if _assumed:
         return _assumed[-1] == "cpu"
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.default_backend() == "cpu"
-    if backend != "tensorflow":
-        return False
+    if keras.backend.backend() != "tensorflow":
+        return False  # the XLA of JAX fuses into a sum on a CPU as well, and PyTorch has none
     import tensorflow as tf
 
     remote = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

@@ -38,6 +38,12 @@ def test_what_is_launched_is_what_does_something():
     assert compile_targets.launched(HLO) == 2
 
 
+def test_what_lies_on_the_chip_does_not_count():
+    on_chip = HLO.replace("%fusion.1 = f32[4]{0}", "%fusion.1 = f32[4]{0:T(128)S(1)}")
+    # what the fusion writes is no longer written to memory
+    assert compile_targets.bytes_off_chip(HLO) - compile_targets.bytes_off_chip(on_chip) == 4 * 4
+
+
 def test_what_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(compile_targets, "_installed", lambda name: name != "libtpu")
     assert compile_targets.missing_for(["cpu", "tpu", "h100"]) == ["libtpu"]
@@ -60,9 +66,9 @@ def table(*arguments):
 def test_a_layer_for_this_machine_from_both_backends():
     rows = table("--targets", "cpu", "--layers", "Affine")
     assert len(rows) == 2 * len(compile_targets.POLICIES) * len(compile_targets.PASSES)
-    assert {(row[1], row[5], row[10]) for row in rows} == {
-        ("tensorflow", "yes", "0"),
-        ("jax", "yes", "0"),
+    assert {(row[1], row[5], *row[11:]) for row in rows} == {
+        ("tensorflow", "yes", "0", "0"),
+        ("jax", "yes", "0", "0"),
     }
 
 
@@ -72,4 +78,4 @@ def test_every_layer_compiles_for_every_target_without_a_call_of_the_host():
     if targets == ["cpu"]:
         pytest.skip("needs `pip install .[targets]`")
     rows = table("--targets", *targets)
-    assert {(row[5], row[10]) for row in rows} == {("yes", "0")}
+    assert {(row[5], *row[11:]) for row in rows} == {("yes", "0", "0")}

@@ -1,6 +1,7 @@
 """What XLA makes of the layers for a CPU, a TPU and a GPU, without owning the latter two; a table.
 
     python tools/compile_targets.py [--backends NAME ...] [--targets NAME ...] [--layers TEXT ...]
+                                    [--material FOLDER]
 
 Each layer is lowered to StableHLO from TensorFlow and from JAX, forward and with its gradients, in
 float32 and in mixed bfloat16, and compiled for this machine's CPU, a TPU v5e and an H100 by
@@ -10,12 +11,16 @@ compile-only clients of JAX (`pip install .[targets]`). The columns:
   the least possible, which is every input read once and every output written once. A gradient
   reads x, the weights and what comes from behind, and writes the output and all gradients. On an
   H100, convolutions and products are calls of libraries that the analysis knows nothing of; on a
-  TPU it counts what is moved within the chip too;
+  TPU it counts what is moved within the chip too, so that there
+- off chip stands beside it: the operands and results that lie in the TPU's main memory, over the
+  least possible;
 - kernels: how many fusions, calls and other operations are launched one after the other;
-- callbacks to the host, of which there must be none.
+- dynamic: sizes that are not fixed in the program, for which it would be compiled again;
+- callbacks to the host.
 
-Shapes are fixed while compiling: a layer compiles once for each. Exit status 1 if anything does not
-compile or calls the host.
+There must be no dynamic sizes and no callbacks. The last rows are the training step, SGD included,
+of fashion_resnet of the test material, and of what `swap_norms` makes of it. Exit status 1 if
+anything does not compile, calls the host or has dynamic sizes.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -54,15 +60,21 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 8 }
 """
 BACKENDS = ("tensorflow", "jax")
-TARGETS = ("cpu", "tpu", "h100")
+PLATFORMS = {"cpu": "cpu", "tpu": "tpu", "h100": "gpu"}
+TARGETS = tuple(PLATFORMS)
 POLICIES = ("float32", "mixed_bfloat16")
 PASSES = ("forward", "gradients")
 HEADER = (
-    "layer", "from", "dtype", "pass", "for", "compiled", "flops", "bytes, MB", "× least", "kernels",
-    "callbacks",
+    "layer", "from", "dtype", "pass", "for", "compiled", "flops", "bytes, MB", "× least",
+    "off chip", "kernels", "dynamic", "callbacks",
 )  # fmt: skip
 _CALLBACK = re.compile(r"callback|SendToHost|RecvFromHost|EagerPyFunc|host_transfer", re.IGNORECASE)
-_DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8, "i32": 4, "i64": 8, "i1": 1, "ui32": 4}
+_DTYPE_BYTES = {
+    "f32": 4, "bf16": 2, "f16": 2, "f64": 8, "i32": 4, "i64": 8, "i1": 1, "ui32": 4,
+    "s32": 4, "s64": 8, "u32": 4, "pred": 1,
+}  # fmt: skip
+_IDLE = "parameter|constant|tuple|get-tuple-element|bitcast|copy-done"
+MODEL = "fashion_resnet"
 
 
 class Case(NamedTuple):
@@ -73,12 +85,23 @@ class Case(NamedTuple):
     shape: tuple[int, ...]
 
 
+class Program(NamedTuple):
+    """What is compiled, and how to make the function and what it is called on."""
+
+    name: str
+    dtype: str
+    passes: str
+    make: Callable[[], tuple[Any, tuple]]
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backends", nargs="*", choices=BACKENDS, default=BACKENDS)
     parser.add_argument("--targets", nargs="*", choices=TARGETS, default=TARGETS)
     parser.add_argument("--layers", nargs="*", default=[""], metavar="TEXT", help="in their names")
+    default = os.environ.get("KERASNORM_MATERIAL", "../shared/material")
+    parser.add_argument("--material", type=Path, default=Path(default), metavar="FOLDER")
     args = parser.parse_args()
     missing = missing_for(args.targets)
     if missing:
@@ -89,7 +112,10 @@ def main() -> int:
     failed = False
     for backend in args.backends:
         # Keras takes its backend when it is imported.
-        code = f"import compile_targets as c; c.report({args.targets!r}, {args.layers!r})"
+        model = str((args.material / "models" / f"{MODEL}.keras").resolve())
+        code = (
+            f"import compile_targets as c; c.report({args.targets!r}, {args.layers!r}, {model!r})"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code],
             cwd=Path(__file__).parent,
@@ -126,28 +152,66 @@ def environment(backend: str) -> dict[str, str]:
     return found
 
 
-def report(targets: tuple[str, ...], texts: list[str]) -> None:
+def report(targets: tuple[str, ...], texts: list[str], model: str) -> None:
     """Print the rows of the backend of this process; leave it with status 1 on a failure."""
     import keras
 
+    from kerasnorm import sums
+
     compilers = {target: compiler(target) for target in targets}
     failed = False
-    for policy in POLICIES:
-        keras.config.set_dtype_policy(policy)
-        for case in cases():
-            if not any(text in case.name for text in texts):
-                continue
-            for passes in PASSES:
-                lower = (
-                    lowered_by_jax if keras.backend.backend() == "jax" else lowered_by_tensorflow
-                )
-                module = lower(case, passes == "gradients")
-                for target, compile_ in compilers.items():
-                    cells, fine = measured(module, compile_)
-                    failed = failed or not fine
-                    about = [case.name, keras.backend.backend(), policy, passes, target]
-                    print(row([*about, *cells]), flush=True)
+    for program in programs(Path(model)):
+        if not any(text in program.name for text in texts):
+            continue
+        for target, compile_ in compilers.items():
+            with sums.assuming(PLATFORMS[target]):
+                module = lowered(*program.make())
+            cells, fine = measured(module, compile_)
+            failed = failed or not fine
+            about = [program.name, keras.backend.backend(), program.dtype, program.passes, target]
+            print(row([*about, *cells]), flush=True)
     sys.exit(int(failed))
+
+
+def programs(path: Path) -> Iterator[Program]:
+    """Each layer in both precisions, forward and back, and training steps of a model."""
+    for policy in POLICIES:
+        for case in cases():
+            for passes in PASSES:
+                make = functools.partial(layer_step, case, policy, passes == "gradients")
+                yield Program(case.name, policy, passes, make)
+    if not path.exists():
+        print(f"{MODEL} is left out: there is no {path}", file=sys.stderr)
+        return
+    for to in ("batch", "weight", "layer", "cosine"):
+        make = functools.partial(model_step, path, to)
+        yield Program(f"{MODEL}, {to} norm", "float32", "training step", make)
+
+
+def layer_step(case: Case, policy: str, gradients: bool) -> tuple[Any, tuple]:
+    """A layer in training, in one precision."""
+    import keras
+    import steps
+
+    keras.config.set_dtype_policy(policy)
+    try:
+        return steps.step(case.make(), case.shape, gradients)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def model_step(path: Path, to: str) -> tuple[Any, tuple]:
+    """A training step of a model as it is ("batch") or swapped; its fit makes no difference."""
+    import numpy as np
+    import steps
+
+    import kerasnorm as kn
+
+    model = kn.load_model(path)
+    if to != "batch":
+        data = np.random.default_rng(0).uniform(size=(32, *model.input_shape[1:]))
+        model = kn.swap_norms(model, to, None if to == "weight" else data.astype("float32")).model
+    return steps.training_step(model, 32)
 
 
 def cases() -> Iterator[Case]:
@@ -192,65 +256,16 @@ def recurrent(cell: Any) -> Any:
     return layers.RNN(cell(128))
 
 
-def lowered_by_tensorflow(case: Case, gradients: bool) -> str:
-    """StableHLO of a layer in training, from TensorFlow."""
-    import tensorflow as tf
-
-    layer = case.make()
-    x = tf.zeros(case.shape, layer.compute_dtype)
-    behind = tf.zeros_like(layer(x, **_training(layer)))
-
-    @tf.function(jit_compile=True, autograph=False)
-    def forward(x):
-        return layer(x, **_training(layer))
-
-    @tf.function(jit_compile=True, autograph=False)
-    def backward(x, behind):
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            y = layer(x, **_training(layer))
-        weights = [v.value for v in layer.trainable_variables]
-        return y, tape.gradient(y, [x, *weights], behind)
-
-    ir = forward.experimental_get_compiler_ir(x)
-    if gradients:
-        ir = backward.experimental_get_compiler_ir(x, behind)
+def lowered(function: Any, arguments: tuple) -> str:
+    """A compiled function of Keras's backend as StableHLO."""
+    if hasattr(function, "lower"):
+        return function.lower(*arguments).as_text()
     # Variables that are assigned to leave copies behind, which StableHLO has no name for.
     return re.sub(
         r"mhlo\.copy (%\w+) : (tensor<\w+>)",
         r"stablehlo.reshape \1 : (\2) -> \2",
-        ir(stage="stablehlo"),
+        function.experimental_get_compiler_ir(*arguments)(stage="stablehlo"),
     )
-
-
-def lowered_by_jax(case: Case, gradients: bool) -> str:
-    """The same from JAX."""
-    import jax
-    import jax.numpy as jnp
-
-    layer = case.make()
-    layer.build(case.shape)
-    x = jnp.zeros(case.shape, layer.compute_dtype)
-    weights = [v.value for v in layer.trainable_variables]
-    others = [v.value for v in layer.non_trainable_variables]
-
-    def forward(weights, others, x):
-        return layer.stateless_call(weights, others, x, **_training(layer))
-
-    def backward(weights, others, x, behind):
-        y, back, others = jax.vjp(
-            lambda weights, x: forward(weights, others, x), weights, x, has_aux=True
-        )
-        return y, back(behind), others
-
-    if gradients:
-        behind = jnp.zeros_like(forward(weights, others, x)[0])
-        return jax.jit(backward).lower(weights, others, x, behind).as_text()
-    return jax.jit(forward).lower(weights, others, x).as_text()
-
-
-def _training(layer) -> dict[str, bool]:
-    return {"training": True} if layer._call_has_training_arg else {}
 
 
 def compiler(target: str) -> Callable[[str], Any]:
@@ -288,20 +303,23 @@ def measured(module: str, compile_: Callable[[str], Any]) -> tuple[list[str], bo
     try:
         executable = compile_(module)
     except Exception as error:
-        return [f"**{str(error).splitlines()[0][:120]}**", *[""] * 5], False
+        return [f"**{str(error).splitlines()[0][:120]}**", *[""] * 7], False
     cost = costs(executable)
     [hlo] = executable.hlo_modules()
     text = hlo.to_string()
     callbacks = len(_CALLBACK.findall(text)) + len(_CALLBACK.findall(module))
+    dynamic = len(re.findall(r"tensor<[\dx]*\?", module)) + len(re.findall(r"\[[\d,]*<=", text))
     accessed, least = cost["bytes accessed"], least_bytes(module)
     return [
         "yes",
         f"{cost.get('flops', 0):.3g}",
         f"{accessed / 1e6:.1f}",
         f"{accessed / least:.2f}",
+        f"{bytes_off_chip(text) / least:.2f}" if "S(1)" in text else "",
         str(launched(text)),
+        str(dynamic),
         str(callbacks),
-    ], callbacks == 0
+    ], callbacks == dynamic == 0
 
 
 def costs(executable: Any) -> dict[str, float]:
@@ -317,13 +335,37 @@ def costs(executable: Any) -> dict[str, float]:
     return found[0] if isinstance(found, list) else found
 
 
-def launched(hlo: str) -> int:
-    """The operations of the entry computation that do something, one after the other."""
+def operations(hlo: str) -> Iterator[tuple[str, str, str, str]]:
+    """Name, type, operation and operands of each line of the entry computation."""
     entry = hlo[hlo.index("\nENTRY ") :]
     entry = entry[: entry.index("\n}")]
-    idle = r"parameter|constant|tuple|get-tuple-element|bitcast|copy-start|copy-done"
-    operations = re.findall(r"^\s+(?:ROOT )?%?\S+ = .*?\s([a-z][a-z0-9-]*)\(", entry, re.MULTILINE)
-    return sum(not re.fullmatch(idle, operation) for operation in operations)
+    pattern = r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*?)\)(?:,|$)"
+    yield from re.findall(pattern, entry, re.MULTILINE)
+
+
+def launched(hlo: str) -> int:
+    """The operations of the entry computation that do something, one after the other."""
+    idle = f"{_IDLE}|copy-start"
+    return sum(not re.fullmatch(idle, operation) for _, _, operation, _ in operations(hlo))
+
+
+def bytes_off_chip(hlo: str) -> int:
+    """What the entry computation reads from and writes to anything but memory space 1."""
+    sizes: dict[str, int] = {}
+    total = 0
+    for name, type_, operation, operands in operations(hlo):
+        arrays = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", type_)
+        sizes[name] = sum(
+            math.prod(int(n) for n in shape.split(",") if n) * _DTYPE_BYTES.get(dtype, 4)
+            for dtype, shape, layout in arrays
+            if "S(" not in layout
+        )
+        if re.fullmatch(_IDLE, operation):
+            continue
+        # a copy that is begun names its source among its results
+        total += 0 if operation == "copy-start" else sizes[name]
+        total += sum(sizes.get(operand, 0) for operand in re.findall(r"%([\w.-]+)", operands))
+    return total
 
 
 def least_bytes(module: str) -> int:

@@ -1,0 +1,79 @@
+"""Sums in the form for a CPU and in the form for an accelerator are the same sums."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from helpers import assert_close
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kerasnorm import sums
+
+# Shapes and axes that reach every form, with sizes around the ones where it changes.
+FORMS = {
+    "a product": ((6, 40), (1,)),
+    "a product of an unrolled row": ((6, 64), (1,)),
+    "a product of a row beyond that": ((6, 65), (1,)),
+    "a product, then a sum": ((3, 5, 7, 48), (1, 2, 3)),
+    "a row too short for one": ((6, 32), (1,)),
+    "parts": ((132, 5), (0,)),
+    "parts and a rest": ((135, 5), (0,)),
+    "too few rows for parts": ((131, 5), (0,)),
+    "parts of leading axes": ((2, 11, 13, 4), (0, 1, 2)),
+    "parts of axes in the middle": ((2, 11, 13, 4), (1, 2)),
+    "parts, with short rows summed too": ((2, 11, 13, 4), (1, 2, 3)),
+    "parts of the longer of two runs": ((3, 4, 140, 2, 5), (0, 2)),
+    "all axes": ((2, 3), (0, 1)),
+    "none": ((2, 3), ()),
+}
+
+
+def sum_of(x, axes, platform):
+    with sums.assuming(platform):
+        return keras.ops.convert_to_numpy(sums.total(keras.ops.convert_to_tensor(x), axes))
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form(form, platform):
+    shape, axes = FORMS[form]
+    x = np.random.default_rng(0).normal(size=shape)
+    result = sum_of(x, axes, platform)
+    # JAX has no float64 unless asked for
+    assert_close(result, x.sum(axes, keepdims=True), result.dtype.name)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_any_shape_and_axes(data):
+    shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 31, 33, 70]), min_size=1, max_size=4))
+    shape = shape if np.prod(shape) < 2e5 else shape[:2]
+    axes = data.draw(st.sets(st.sampled_from(range(len(shape)))))
+    x = np.random.default_rng(0).normal(size=shape)
+    expected = x.sum(tuple(axes), keepdims=True)
+    # cancellation: relative to what was added up
+    result = sum_of(x, tuple(axes), "cpu")
+    limit = 10 * np.finfo(result.dtype).eps * np.abs(x).sum(tuple(axes)).max()
+    assert np.abs(result - expected).max() < limit
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes are known under JAX")
+@pytest.mark.parametrize("size", [1, 3, 4, 6])
+def test_sizes_that_are_not_known_when_it_is_traced(size):
+    import tensorflow as tf
+
+    x = np.random.default_rng(0).normal(size=(size, 12, 12, 3))
+    for axes in [(0, 1, 2), (1, 2), (3,)]:
+        for jit in (False, True):
+            function = tf.function(
+                lambda x, axes=axes: sums.total(x, axes),
+                input_signature=[tf.TensorSpec((None, 12, 12, 3), "float64")],
+                jit_compile=jit,
+            )
+            assert_close(function(x), x.sum(axes, keepdims=True), "float64")
+
+
+def test_count_is_a_number_where_the_sizes_are_known():
+    assert sums.count(np.zeros((4, 5, 6)), (0, 2)) == 24.0
