@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm.sums import count, total
+from kerasnorm.sums import count, for_cpu, total
 
 # A zero vector has no direction. Its norm is taken as this (any positive number would do), which
 # makes v / ‖v‖ = 0 and keeps the gradient finite. `norm` scales first, so that the norm of every
@@ -155,9 +155,9 @@ def centered_moments(x, axes: Sequence[int], weights=None, sum_replicas=None):
     x = _tamed(x, weights)
     mean = weighted_mean(x, axes, weights, sum_replicas)
     rough = x - mean
-    # squares the other way round: what XLA finds needed for two sums, it writes out
-    parts = [rough, ops.square(mean - x)]
-    delta, squares = _means(parts, axes, weights, sum_replicas)
+    # what XLA for CPUs finds needed for two sums, it writes out; accelerators make one pass of it
+    again = mean - x if for_cpu() else rough
+    delta, squares = _means([rough, ops.square(again)], axes, weights, sum_replicas)
     # but for rounding it is zero, whatever x is
     delta = ops.stop_gradient(delta)
     # rounding may leave a constant vector a variance of −1e-15

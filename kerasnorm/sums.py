@@ -30,9 +30,9 @@ _assumed: list[str] = []
 
 @contextlib.contextmanager
 def assuming(platform: str):
-    """Have everything meanwhile take the form for a "cpu", "gpu" or "tpu", wherever it runs.
+    """Have everything meanwhile take the form for a "cpu", or for another platform.
 
-    For compiling on one machine what is to run on another.
+    For compiling on one machine what is to run on another, or in another runtime.
     """
     _assumed.append(platform)
     try:
@@ -46,7 +46,7 @@ def total(x, axes: Sequence[int]):
     if not axes:
         return x
     axes = sorted(axes)
-    if _for_cpu():
+    if for_cpu():
         last = x.shape[-1]
         if axes[-1] == len(x.shape) - 1 and last is not None and last > _SHORT:
             return _by_product(x, axes)
@@ -109,7 +109,8 @@ def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
     return result
 
 
-def _for_cpu() -> bool:
+def for_cpu() -> bool:
+    """Whether it is TensorFlow's XLA for CPUs that everything takes its form for."""
     if _assumed:
         return _assumed[-1] == "cpu"
     if keras.backend.backend() != "tensorflow":

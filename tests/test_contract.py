@@ -229,3 +229,27 @@ def test_keras_file_in_a_new_process(index, reloaded):
     assert not error.exists(), error.read_text()
     actual = np.load(reloaded / f"{index}.out.npy")
     assert_close(actual, np.load(reloaded / f"{index}.expected.npy"))
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="how Keras trains on TensorFlow")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (i % 16 > 0)) for i, n in enumerate(_BY_NAME)],
+)
+def test_fit_compiles_once_for_each_shape(name):
+    case = _BY_NAME[name]
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(case.shape[1:], dtype="int32" if case.integers else None)
+    layer = case.make()
+    model = keras.Model(inputs, layer(inputs))
+    traced = []
+    call = layer.call
+    layer.call = functools.wraps(call)(lambda *a, **k: traced.append(a[0].shape) or call(*a, **k))
+    model.compile("sgd", "mse", jit_compile=True)
+    # Two whole batches of four, and one of three.
+    x = np.resize(cast(inputs_of(case), "float32"), (11, *case.shape[1:]))
+    y = np.zeros((11, *model.output_shape[1:]), "float32")
+    model.fit(x, y, batch_size=4, verbose=0)
+    assert 1 <= len(traced) <= 2
+    model.fit(x, y, batch_size=4, epochs=3, verbose=0)
+    assert len(traced) <= 2

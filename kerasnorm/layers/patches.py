@@ -20,6 +20,7 @@ from kerasnorm import formulas
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers import masks
+from kerasnorm.sums import total
 
 
 def refusal(layer) -> str | None:
@@ -161,12 +162,14 @@ class Contraction:
 
     def squared_lengths(self, x, scale=None):
         """‖x / scale‖² of every vector, laid out as the output; the scale has ones at `axes`."""
-        scale = ops.ones((1,) * self.rank, x.dtype) if scale is None else scale
-        if not self.sliding:
-            return self.to_output(formulas.sum_of_squares(x, self.axes, scale))
-        if self.groups == 1:
-            return self._slid(formulas.sum_of_squares(x, [self.channel_axis], scale))
-        return self._per_filter(self._patch_sums(ops.square(x * (1 / scale))))
+        if self.groups > 1:
+            x = x if scale is None else x * (1 / scale)
+            return self._per_filter(self._patch_sums(ops.square(x)))
+        axes = [self.channel_axis] if self.sliding else self.axes
+        squares = (
+            total(ops.square(x), axes) if scale is None else formulas.sum_of_squares(x, axes, scale)
+        )
+        return self._slid(squares) if self.sliding else self.to_output(squares)
 
     @property
     def filters_per_group(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import sums
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.operators import short_forms
@@ -119,7 +120,8 @@ def trace(
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     specs += [tf.TensorSpec(v.shape, v.dtype) for v in weights]
     try:
-        with short_forms(folded, opset) if short else contextlib.nullcontext() as shortened:
+        forms = short_forms(folded, opset) if short else contextlib.nullcontext()
+        with forms as shortened, sums.assuming("onnx"):
             function = tf.function(answer, input_signature=specs).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
