@@ -200,17 +200,16 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
         x, *values = values
         named = dict(zip(names, values, strict=True))
         normalized, scale, _, _ = standardized(x)
+        h = _affine(dy, named.get("gain"))
         # along these axes gain and bias are the same: what is summed over them serves all sums
         shared = [a for a in axes if all(value.shape[a] == 1 for value in values)]
         flows = {"bias": total(dy, shared), "gain": total(dy * normalized, shared)}
-        sums = _summed(
-            [_affine(flow, named.get("gain")) for flow in flows.values()],
-            [a for a in axes if a not in shared],
-            sum_replicas,
-        )
+        weighted = [h, h * normalized]
+        if shared:
+            weighted = [_affine(flow, named.get("gain")) for flow in flows.values()]
+        sums = _summed(weighted, [a for a in axes if a not in shared], sum_replicas)
         share = 1.0 if weights is None else weights
         share = share / _counted(x, axes, weights, sum_replicas)
-        h = _affine(dy, named.get("gain"))
         dx = scale * (h - share * (sums[0] + normalized * sums[1]))
         return dx, *(_summed_to(named[name], flows[name]) for name in names)
 
