@@ -1,14 +1,15 @@
 """Speed of the layers under XLA, beside Keras's own, the bare layers and PyTorch's.
 
-    python tools/bench_layers.py [--groups NAME ...] [--rounds N] [--threads N] [--plot FILE]
+    python tools/bench_layers.py [--groups NAME ...] [--largest ENTRIES] [--rounds N] [--threads N]
+                                 [--plot FILE]
     KERAS_BACKEND=jax python tools/bench_layers.py …
 
-A table for each group of layers, from small to large inputs: the milliseconds of the first, and of
-the others the ratio to it, with the quartiles of the ratios within a round in brackets; under it
-their geometric mean and the worst. All layers of a row run in one process, in turn, in a random
-order in each round, every one for about 50 ms. A training step is the forward pass and the
-gradients in the input and in all weights; BatchNorm also moves its statistics. The column `again`
-is the first layer once more: what it is off 1.00 is noise.
+A table for each group of layers, from small to large inputs (of up to --largest entries): the
+milliseconds of the first, and of the others the ratio to it, with the quartiles of the ratios
+within a round in brackets; under it their geometric mean and the worst. All layers of a row run in
+one process, in turn, in a random order in each round, every one for about 50 ms. A training step is
+the forward pass and the gradients in the input and in all weights; BatchNorm also moves its
+statistics. The column `again` is the first layer once more: what it is off 1.00 is noise.
 
 The last group is a whole training step, SGD included, of fashion_resnet of the test material and of
 what `swap_norms` makes of it. PyTorch's layer norm runs eagerly, where PyTorch is installed. One
@@ -129,6 +130,7 @@ def main() -> None:
     parser.add_argument("--groups", nargs="*", choices=names, default=names, metavar="NAME")
     default = os.environ.get("KERASNORM_MATERIAL", "../shared/material")
     parser.add_argument("--material", type=Path, default=Path(default), metavar="FOLDER")
+    parser.add_argument("--largest", type=float, default=math.inf, metavar="ENTRIES")
     parser.add_argument("--rounds", type=int, default=15, metavar="N")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="0: as many as cores")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the ratios as a PNG")
@@ -168,7 +170,7 @@ def measured(name: str, passing: str, args: Any) -> Iterable[Line]:
         yield Line("batch of 32", 32, times(runs, args.rounds))
         return
     group = GROUPS[name]
-    for shape in group.shapes:
+    for shape in (s for s in group.shapes if math.prod(s) <= args.largest):
         makers = {**group.makers, "again": next(iter(group.makers.values()))}
         runs = {n: runner(make(shape[-1]), shape, PASSES[passing]) for n, make in makers.items()}
         if name == "LayerNorm" and importlib.util.find_spec("torch"):
