@@ -7,7 +7,7 @@ import math
 import keras
 from keras import ops
 
-from kerasnorm import formulas
+from kerasnorm import formulas, vectors
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction, refusal
@@ -159,8 +159,8 @@ class CosineNorm(keras.layers.Wrapper):
         beside = self.damping if self.rescale else float(inner is not None)
         w, inner = self._direction(inner)
 
-        scale = ops.maximum(formulas.largest(x, contraction.axes), beside)
-        scale = formulas.positive(scale)
+        scale = ops.maximum(vectors.largest(x, contraction.axes), beside)
+        scale = vectors.positive(scale)
         correction = None
         if self.centered:
             x, correction, squares = contraction.centered(x * (1 / scale))
@@ -184,7 +184,7 @@ class CosineNorm(keras.layers.Wrapper):
         if self.centered:
             # where Σx² − (Σx)²/n has lost digits, Cauchy–Schwarz still holds
             squares = ops.maximum(squares, ops.square(dots))
-        factor = formulas.inverse_length(squares)
+        factor = vectors.inverse_length(squares)
         if self._has_room:
             # what is longer than this belongs to dot products too small for the dtype
             factor = ops.minimum(factor / scale, _LARGEST_FACTOR)
@@ -207,8 +207,8 @@ class CosineNorm(keras.layers.Wrapper):
         w = ops.cast(kernel.variable, wide)
         if linear.is_separable(self.layer):
             depthwise = ops.cast(self.layer.depthwise_kernel, wide)
-            return formulas.separable_direction(depthwise, w)[-1]
-        return ops.reshape(formulas.norm(w, kernel.contracted_axes), kernel.unit_shape)
+            return vectors.separable_direction(depthwise, w)[-1]
+        return ops.reshape(vectors.norm(w, kernel.contracted_axes), kernel.unit_shape)
 
     def _direction(self, bias):
         """[w, b] / ‖[w, b]‖ as kernels, by their names, and a bias with one value per unit."""
@@ -218,13 +218,13 @@ class CosineNorm(keras.layers.Wrapper):
         if linear.is_separable(self.layer):
             depthwise = ops.cast(self.layer.depthwise_kernel, w.dtype)
             bias = None if bias is None else ops.cast(bias, w.dtype)
-            depthwise, w, bias, _ = formulas.separable_direction(depthwise, w, bias)
+            depthwise, w, bias, _ = vectors.separable_direction(depthwise, w, bias)
             return {"g": w, "g_depthwise": depthwise}, bias
         if self.centered:
             w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
         if bias is not None:
             bias = ops.reshape(ops.cast(bias, w.dtype), kernel.broadcast_shape)
-        w, bias = formulas.joint_direction(w, bias, kernel.contracted_axes)
+        w, bias = vectors.joint_direction(w, bias, kernel.contracted_axes)
         return {"g": w}, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
 
     def compute_output_shape(self, input_shape):

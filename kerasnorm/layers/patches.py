@@ -16,7 +16,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasnorm import formulas
+from kerasnorm import formulas, vectors
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers import masks
@@ -167,7 +167,7 @@ class Contraction:
             return self._per_filter(self._patch_sums(ops.square(x)))
         axes = [self.channel_axis] if self.sliding else self.axes
         squares = (
-            total(ops.square(x), axes) if scale is None else formulas.sum_of_squares(x, axes, scale)
+            total(ops.square(x), axes) if scale is None else vectors.sum_of_squares(x, axes, scale)
         )
         return self._slid(squares) if self.sliding else self.to_output(squares)
 

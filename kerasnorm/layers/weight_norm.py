@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasnorm import formulas
+from kerasnorm import formulas, vectors
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.graphs import out_of_graphs
@@ -324,7 +324,7 @@ def _weight(kernel: kernels.Kernel, gain):
     def weight(g):
         v, wide = _widened(kernel)
         g = ops.cast(ops.reshape(g, kernel.broadcast_shape), wide)
-        w = formulas.normalized_weight(v, g, kernel.contracted_axes)
+        w = vectors.normalized_weight(v, g, kernel.contracted_axes)
         return ops.cast(w, kernel.variable.dtype)
 
     return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
@@ -342,7 +342,7 @@ def _start_of(kernel: kernels.Kernel):
 
     def initializer(shape, dtype=None):
         v, _ = _widened(kernel)
-        length = formulas.norm(v, kernel.contracted_axes)
+        length = vectors.norm(v, kernel.contracted_axes)
         zero = ops.equal(v, 0)
         if kernel.contracted_axes:
             zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
