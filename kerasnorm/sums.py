@@ -114,7 +114,7 @@ def for_cpu() -> bool:
     if _assumed:
         return _assumed[-1] == "cpu"
     if keras.backend.backend() != "tensorflow":
-        return False  # the XLA of JAX fuses into a sum on a CPU as well, and PyTorch has none
+        return False  # the XLA that JAX brings is another version, for which neither form is faster
     import tensorflow as tf
 
     remote = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

@@ -69,7 +69,9 @@ def _jax_step(layer, x, behind, gradients: bool, told) -> tuple[Callable, tuple]
         return y, back(behind), others
 
     if gradients:
-        return jax.jit(backward), (weights, others, x, behind)
+        # without its scope of mixed precision, a layer may answer in another dtype
+        answer, _ = jax.eval_shape(forward, weights, others, x)
+        return jax.jit(backward), (weights, others, x, behind.astype(answer.dtype))
     return jax.jit(forward), (weights, others, x)
 
 
