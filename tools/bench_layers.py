@@ -302,11 +302,11 @@ def draw(drawn: Mapping[str, Sequence[Line]], path: Path) -> None:
         ax.axhline(1, color="black", linewidth=1, label=first)
         ax.set(title=title, xscale="log", xlabel="entries of the input", ylabel="time, ratio")
         ax.set_ylim(0, max(1.3, ax.get_ylim()[1]))
-        ax.legend(fontsize="small", loc="lower left")
+        ax.legend(fontsize="small", loc="best")
     for ax in axes.flat[len(panels) :]:
         ax.remove()
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
 
 
 if __name__ == "__main__":
