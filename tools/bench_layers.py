@@ -26,7 +26,6 @@ import importlib.util
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,11 +36,10 @@ import keras
 import numpy as np
 from keras import layers
 from steps import step
+from timing import times
 
 import kerasnorm as kn
 
-# How long one of them runs in one round, in seconds.
-_ROUND = 0.05
 PASSES = {"forward": False, "training step": True}
 
 ROWS = ((32, 64), (256, 512), (4096, 1024), (32768, 64))
@@ -222,29 +220,6 @@ def model_steps(path: Path) -> dict[str, Callable[[], Any]]:
     batch = tf.constant(x), tf.constant(y)
     models["again"] = source
     return {n: functools.partial(model.train_on_batch, *batch) for n, model in models.items()}
-
-
-def times(runs: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of one call of each, in each round."""
-    often = {}
-    for name, run in runs.items():
-        run()  # the first call compiles
-        often[name] = max(1, round(_ROUND / seconds(run, 2)))
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        # Nobody always runs behind the same neighbour.
-        for name in np.random.default_rng(number).permutation(list(runs)):
-            took[name].append(seconds(runs[name], often[name]))
-    return took
-
-
-def seconds(run: Callable[[], Any], often: int) -> float:
-    """How long one call takes, on average over so many, after one that does not count."""
-    run()
-    start = time.perf_counter()
-    for _ in range(often):
-        run()
-    return (time.perf_counter() - start) / often
 
 
 def ratio(line: Line, name: str) -> float:

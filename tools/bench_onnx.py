@@ -18,23 +18,21 @@ import argparse
 import os
 import statistics
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 from fidelity_table import print_row
+from timing import times
 
 import kerasnorm
 
 MODELS = ("fashion_resnet.keras", "fashion_mobile.keras", "resnet8_cifar10.h5", "ResNet50")
 TARGETS = ("weight", "layer", "cosine")
 BATCHES = (1, 8)
-# How long one of them runs in one round, in seconds.
-_ROUND = 0.05
 # Enough to fit something; what is fitted does not change the speed.
 _SAMPLES = 32
 
@@ -57,7 +55,9 @@ def main() -> None:
             own = files["source"].stat().st_size
             sizes = [f"{files[t].stat().st_size / own:.3f}" for t in TARGETS]
             for batch in BATCHES:
-                took = times({**files, "again": files["source"]}, batch, args)
+                paths = {**files, "again": files["source"]}
+                runs = {n: session(path, batch, args.threads) for n, path in paths.items()}
+                took = times(runs, args.rounds)
                 cells = [ratio(took["source"], took[n]) for n in names]
                 milliseconds = f"{1e3 * statistics.median(took['source']):.2f}"
                 print_row([name.split(".")[0], str(batch), milliseconds, *cells, *sizes])
@@ -86,19 +86,6 @@ def exported(source: keras.Model, folder: Path) -> dict[str, Path]:
     return files
 
 
-def times(files: Mapping[str, Path], batch: int, args: Any) -> dict[str, list[float]]:
-    """Seconds of one answer of each file, in each round."""
-    runs = {name: session(path, batch, args.threads) for name, path in files.items()}
-    often = {name: max(1, round(_ROUND / seconds(run, 3))) for name, run in runs.items()}
-    took: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(args.rounds):
-        # Nobody always runs behind the same neighbour.
-        order = np.random.default_rng(number).permutation(list(runs))
-        for name in order:
-            took[name].append(seconds(runs[name], often[name]))
-    return took
-
-
 def session(path: Path, batch: int, threads: int) -> Callable[[], Any]:
     """A function that answers one batch."""
     import onnxruntime
@@ -109,15 +96,6 @@ def session(path: Path, batch: int, threads: int) -> Callable[[], Any]:
     [given] = made.get_inputs()
     x = np.random.default_rng(1).uniform(0, 1, (batch, *given.shape[1:])).astype("float32")
     return lambda: made.run(None, {given.name: x})
-
-
-def seconds(run: Callable[[], Any], often: int) -> float:
-    """How long one call takes, on average over so many, after one that does not count."""
-    run()
-    start = time.perf_counter()
-    for _ in range(often):
-        run()
-    return (time.perf_counter() - start) / often
 
 
 def ratio(source: list[float], other: list[float]) -> str:
