@@ -242,7 +242,7 @@ def print_line(line: Line) -> None:
     cells = [f"{1e3 * statistics.median(line.took[first]):.2f}"]
     for name in others:
         pairs = zip(line.took[first], line.took[name], strict=True)
-        low, _, high = statistics.quantiles([b / a for a, b in pairs])
+        low, _, high = statistics.quantiles([b / a for a, b in pairs], method="inclusive")
         cells.append(f"{ratio(line, name):.2f} ({low:.2f}–{high:.2f})")
     print_row([line.what, *cells])
 

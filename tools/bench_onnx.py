@@ -101,7 +101,7 @@ def session(path: Path, batch: int, threads: int) -> Callable[[], Any]:
 def ratio(source: list[float], other: list[float]) -> str:
     """The ratio of the medians, and the quartiles of those within a round."""
     ratios = [b / a for a, b in zip(source, other, strict=True)]
-    low, _, high = statistics.quantiles(ratios)
+    low, _, high = statistics.quantiles(ratios, method="inclusive")
     middle = statistics.median(other) / statistics.median(source)
     return f"{middle:.2f} ({low:.2f}–{high:.2f})"
 
