@@ -39,9 +39,8 @@ def affine(x, gain=None, bias=None):
     def backward(values, dy):
         x, *values = values
         named = dict(zip(names, values, strict=True))
-        flows = {"gain": dy * x, "bias": dy}
-        back = [_summed_to(named[name], flows[name]) for name in names]
-        return dy * named["gain"] if "gain" in named else dy, *back
+        back = [_summed_to(named[name], dy * x if name == "gain" else dy) for name in names]
+        return _affine(dy, named.get("gain")), *back
 
     return with_gradient(forward, backward)(x, *(present[name] for name in names))
 
@@ -101,8 +100,9 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
     """(y, μ, v) with y = gain · (x − μ) / sqrt(v + ε) + bias, mean and variance over `axes`.
 
     With x̂ = (x − μ) / sqrt(v + ε) over n entries, and h what flows back to x̂, what flows back to
-    x is (h − (Σh + x̂·Σ(h·x̂)) / n) / sqrt(v + ε): x̂ is computed again from x, nothing but x is
-    kept. No gradient flows through μ and v as they are returned.
+    x is (h − (Σh + x̂·Σ(h·x̂)) / n) / sqrt(v + ε), of which an entry with weight 0 has the first
+    term only. On TensorFlow, x̂ is computed again from x and nothing but x is kept. No gradient
+    flows through μ and v as they are returned.
 
     Args:
         x: Tensor of float32 or wider.
@@ -139,13 +139,21 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
         weighted = [h, h * normalized]
         if shared:
             weighted = [_affine(flow, named.get("gain")) for flow in flows.values()]
-        sums = _summed(weighted, [a for a in axes if a not in shared], sum_replicas)
-        share = 1.0 if weights is None else weights
-        share = share / _counted(x, axes, weights, sum_replicas)
-        dx = scale * (h - share * (sums[0] + normalized * sums[1]))
+        sums = [total(t, [a for a in axes if a not in shared]) for t in weighted]
+        if weights is None:
+            back = (sums[0] + normalized * sums[1]) / count(x, axes)
+        else:
+            counts = ops.broadcast_to(weights, ops.shape(x))
+            counted = ops.maximum(total(counts, axes), 1.0)
+            back = counts * (sums[0] + normalized * sums[1]) / counted
+        dx = scale * (h - back)
         return dx, *(_summed_to(named[name], flows[name]) for name in names)
 
-    return with_gradient(forward, backward)(x, *(present[name] for name in names))
+    values = [present[name] for name in names]
+    if sum_replicas is not None:
+        # to compute it all again would take the sums over the replicas again as well
+        return forward(x, *values)
+    return with_gradient(forward, backward)(x, *values)
 
 
 def _tamed(x, weights):
@@ -157,25 +165,19 @@ def _tamed(x, weights):
 
 
 def _means(tensors, axes, weights, sum_replicas):
-    counted = _counted(tensors[0], axes, weights, sum_replicas)
+    counted = None
     if weights is not None:
         weights = ops.broadcast_to(weights, ops.shape(tensors[0]))
         tensors = [ops.where(weights > 0, t, ops.zeros_like(t)) for t in tensors]
-    return [t / counted for t in _summed(tensors, axes, sum_replicas)]
-
-
-def _summed(tensors, axes, sum_replicas):
+        counted = weights
+    elif sum_replicas is not None:
+        counted = ops.ones_like(tensors[0])
     sums = [total(t, axes) for t in tensors]
-    return sums if sum_replicas is None else sum_replicas(sums)
-
-
-def _counted(x, axes, weights, sum_replicas):
-    """How many entries of x count in one mean; 1 where none does."""
-    if weights is None and sum_replicas is None:
-        return count(x, axes)
-    weights = ops.ones_like(x) if weights is None else ops.broadcast_to(weights, ops.shape(x))
-    [counted] = _summed([weights], axes, sum_replicas)
-    return ops.where(counted > 0, counted, ops.ones_like(counted))
+    if counted is None:
+        return [t / count(tensors[0], axes) for t in sums]
+    sums.append(total(counted, axes))
+    *sums, counted = sums if sum_replicas is None else sum_replicas(sums)
+    return [t / ops.maximum(counted, 1.0) for t in sums]
 
 
 def rest_where_constant(x, axes: Sequence[int]):

@@ -57,13 +57,15 @@ def total(x, axes: Sequence[int]):
 
 
 def count(x, axes: Sequence[int]):
-    """How many entries of x each sum over `axes` adds up: a float, or a tensor if not known."""
-    sizes = ops.shape(x)
-    result = 1.0
-    for axis in axes:
-        size = sizes[axis]
-        result = result * (float(size) if isinstance(size, int) else ops.cast(size, x.dtype))
-    return result
+    """How many entries of x each sum over `axes` adds up, and 1 if none: to divide the sum by.
+
+    A float, or a tensor where the sizes are not known.
+    """
+    sizes = [ops.shape(x)[axis] for axis in axes]
+    if all(isinstance(size, int) for size in sizes):
+        return float(max(math.prod(sizes), 1))
+    entries = ops.prod(ops.stack([ops.cast(size, x.dtype) for size in sizes]))
+    return ops.maximum(entries, 1.0)
 
 
 def _by_product(x, axes: Sequence[int]):
@@ -110,7 +112,7 @@ def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
 
 
 def for_cpu() -> bool:
-    """Whether it is TensorFlow's XLA for CPUs that everything takes its form for."""
+    """Whether everything takes its form for TensorFlow's XLA for CPUs: it sees nothing else."""
     if _assumed:
         return _assumed[-1] == "cpu"
     if keras.backend.backend() != "tensorflow":
@@ -118,4 +120,4 @@ def for_cpu() -> bool:
     import tensorflow as tf
 
     remote = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
-    return not remote and {d.device_type for d in tf.config.list_physical_devices()} == {"CPU"}
+    return not remote and {d.device_type for d in tf.config.get_visible_devices()} == {"CPU"}

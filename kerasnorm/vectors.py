@@ -27,20 +27,27 @@ def norm(v, axes: Sequence[int]):
     """Euclidean norm ‖v‖ over `axes`, dimensions kept.
 
     v is scaled by its largest entry before squaring, so that entries of 1e-30 do not vanish and
-    entries of 1e30 do not overflow. The norm of a zero vector is reported as a positive constant,
-    so that v / norm(v) is 0 with finite gradient.
+    entries of 1e30 do not overflow; in float32 the largest may be from 1.2e-38, below which all
+    are zero, to 8e37, whose reciprocal is the smallest there is. The norm of a zero vector is
+    reported as a positive constant, so that v / norm(v) is 0 with finite gradient.
     """
+    if not axes:  # each entry is a vector of its own
+        return ops.where(ops.abs(v) > 0, ops.abs(v), ops.ones_like(v))
     inverse, length = _scaled_length(v, axes)
     return length / inverse
 
 
 def normalized_weight(v, g, axes: Sequence[int]):
-    """w = g · v / ‖v‖, the norm over `axes`; g broadcasts against v.
+    """w = g · v / ‖v‖, the norm over `axes`; g has the axes of v, with size 1 along these.
 
-    Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|.
+    Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|,
+    within the range of `norm`.
     With u = v / ‖v‖, what flows back to g is s = Σ ẇ·u, and to v it is g · (ẇ − u·s) / ‖v‖.
     Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equations 2 and 3.
     """
+
+    if not axes:
+        return ops.sign(v) * g
 
     def forward(v, g):
         inverse, length = _scaled_length(v, axes)
@@ -172,7 +179,7 @@ def largest(x, axes: Sequence[int]):
 def positive(scale):
     """A scale to divide by and multiply with again, which no gradient has to flow through.
 
-    1 in place of what has no reciprocal within the dtype.
+    1 in place of zero, and of what is so small that its reciprocal overflows.
     """
     tiny = float(np.finfo(keras.backend.standardize_dtype(scale.dtype)).tiny)
     return ops.stop_gradient(ops.where(scale >= tiny, scale, ops.ones_like(scale)))

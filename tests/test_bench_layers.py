@@ -12,8 +12,8 @@ import pytest
 TOOLS = Path(__file__).parents[1] / "tools"
 
 
-def test_ratios_are_those_of_the_medians():
-    sys.path.insert(0, str(TOOLS))
+def test_ratios_are_those_of_the_medians(monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)
     import bench_layers
 
     took = {"first": [1.0, 2.0, 9.0], "second": [4.0, 3.0, 5.0]}

@@ -236,7 +236,7 @@ def test_keras_file_in_a_new_process(index, reloaded):
     "name",
     [pytest.param(n, marks=[pytest.mark.slow] * (i % 16 > 0)) for i, n in enumerate(_BY_NAME)],
 )
-def test_fit_compiles_once_for_each_shape(name):
+def test_fit_is_traced_at_most_once_for_each_shape(name):
     case = _BY_NAME[name]
     keras.utils.set_random_seed(0)
     inputs = keras.Input(case.shape[1:], dtype="int32" if case.integers else None)

@@ -174,6 +174,14 @@ def test_extreme_inputs_stay_finite_and_within_the_bound(name, options, kind):
         assert np.isfinite(gradient).all()
 
 
+@pytest.mark.skipif(keras.backend.backend() == "jax", reason="JAX has no float64 by default")
+@pytest.mark.parametrize("scale", [1e-50, 1e-38, 1e38, 1e50])
+def test_float64_has_its_own_range(scale):
+    layer = CosineNorm(layers.Dense(4, use_bias=False, dtype="float64"))
+    x = np.random.default_rng(0).normal(size=(3, 40))
+    np.testing.assert_allclose(layer(x * scale), layer(x), atol=1e-12)
+
+
 def test_float16_inputs_of_60000_do_not_overflow():
     keras.config.set_dtype_policy("mixed_float16")
     try:

@@ -505,3 +505,14 @@ def test_refusals_say_why(ask, text):
 
 def test_public_names():
     assert kerasnorm.data_init is data_init
+
+
+def test_a_diagonal_layer_keeps_its_gains_to_the_last_bit():
+    layer = WeightNorm(Affine())
+    layer.build((None, 200))
+    rng = np.random.default_rng(0)
+    signs = np.where(rng.random(200) < 0.5, -1.0, 1.0)
+    gain = rng.normal(size=200).astype("float32")
+    layer.layer.kernel.assign(signs * rng.uniform(1e-3, 1e3, 200))
+    layer.g.assign(gain)
+    np.testing.assert_array_equal(layer.normalized_kernels()["g"], signs * gain)

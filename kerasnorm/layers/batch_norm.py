@@ -187,23 +187,20 @@ class BatchNorm(keras.layers.Layer):
         axes = self._reduction_axes
         weights = None if mask is None else masks.as_weights(mask, x, self._channel_axis)
         sum_replicas = replicas.sum_over_replicas if self.synchronized else None
-        if self.renorm:
-            _, mean, variance = formulas.centered_moments(x, axes, weights, sum_replicas)
-            r, d = self._renorm_correction(ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,)))
-            r, d = self._broadcast(r, x), self._broadcast(d, x)
-            # (x̂·r + d)·gain + bias
-            bias = formulas.affine(d, gain, bias)
-            gain = r if gain is None else r * gain
-        y, mean, variance = formulas.normalize(
-            x, axes, self.epsilon, gain, bias, weights, sum_replicas
-        )
+        if not self.renorm:
+            y, mean, variance = formulas.normalize(
+                x, axes, self.epsilon, gain, bias, weights, sum_replicas
+            )
+            _step(self.moving_mean, ops.reshape(mean, (-1,)), self.momentum)
+            _step(self.moving_variance, ops.reshape(variance, (-1,)), self.momentum)
+            return y
+        centered, mean, variance = formulas.centered_moments(x, axes, weights, sum_replicas)
+        normalized = centered * ops.rsqrt(variance + self.epsilon)
         mean, variance = ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
-        if self.renorm:
-            self._step_renorm_statistics(mean, variance)
-        else:
-            _step(self.moving_mean, mean, self.momentum)
-            _step(self.moving_variance, variance, self.momentum)
-        return y
+        r, d = self._renorm_correction(mean, variance)
+        self._step_renorm_statistics(mean, variance)
+        normalized = formulas.affine(normalized, self._broadcast(r, x), self._broadcast(d, x))
+        return formulas.affine(normalized, gain, bias)
 
     def _renorm_correction(self, mean, variance):
         clipping = self.renorm_clipping or {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from kerasnorm import formulas, vectors
@@ -12,8 +13,6 @@ from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers import linear_map as linear
 from kerasnorm.layers.patches import Contraction, refusal
 from kerasnorm.layers.substitution import in_dtype
-
-_LARGEST_FACTOR = 1e37
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -51,10 +50,12 @@ class CosineNorm(keras.layers.Wrapper):
     outer bias.
 
     Lengths and quotients are computed in float32 or wider; x is scaled by its largest entry
-    before squaring, so that entries of 1e-30 and 1e30 are safe. Within one sample of a
-    convolution the range is limited, since all its patches share that scale: a patch whose length
-    is below 1e-12 of the sample's largest entry counts as zeros. The kernel's constraint, if any,
-    applies to w as the optimizer leaves it, before normalization.
+    before squaring, so that outputs are right for entries of 1e-30 and 1e30. Gradients go like
+    1/‖x‖, and so does on its way what flows back to w: where 1/‖x‖ of what comes from behind is
+    below 1e-38 in float32, it is lost. Within one sample of a convolution the range is limited,
+    since all its patches share that scale: a patch whose length is below 1e-12 of the sample's
+    largest entry counts as zeros. The kernel's constraint, if any, applies to w as the optimizer
+    leaves it, before normalization.
 
     Args:
         layer: The layer to wrap: Dense, EinsumDense that contracts only shared letters,
@@ -165,7 +166,7 @@ class CosineNorm(keras.layers.Wrapper):
         if self.centered:
             x, correction, squares = contraction.centered(x * (1 / scale))
             low = ops.cast(x, self.compute_dtype)
-        elif self._has_room:
+        elif self._contracts_unscaled:
             low, squares = x, contraction.squared_lengths(x, scale)
         else:
             low = ops.cast(x * (1 / scale), self.compute_dtype)
@@ -179,15 +180,15 @@ class CosineNorm(keras.layers.Wrapper):
             dots = ops.where(squares > 0, dots, ops.zeros_like(dots))
         if inner is not None:
             inner = contraction.units_to_output(ops.cast(inner, x.dtype))
-            dots = formulas.affine(dots, bias=inner if self._has_room else inner / scale)
+            dots = formulas.affine(dots, bias=inner if self._contracts_unscaled else inner / scale)
         squares = squares + ops.square(beside / scale)
         if self.centered:
             # where Σx² − (Σx)²/n has lost digits, Cauchy–Schwarz still holds
             squares = ops.maximum(squares, ops.square(dots))
         factor = vectors.inverse_length(squares)
-        if self._has_room:
-            # what is longer than this belongs to dot products too small for the dtype
-            factor = ops.minimum(factor / scale, _LARGEST_FACTOR)
+        if self._contracts_unscaled:
+            # beyond this it belongs to dot products too small for the dtype
+            factor = ops.minimum(factor / scale, float(np.finfo(self.compute_dtype).max) / 10)
         y = formulas.affine(dots, factor)
         if self.rescale:
             gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
@@ -196,7 +197,7 @@ class CosineNorm(keras.layers.Wrapper):
         return y if self.layer.activation is None else self.layer.activation(y)
 
     @property
-    def _has_room(self) -> bool:
+    def _contracts_unscaled(self) -> bool:
         """Whether dot products take x as it is, and not divided by its largest entry."""
         return not self.centered and self.compute_dtype in ("float32", "float64")
 
