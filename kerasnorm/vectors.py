@@ -41,11 +41,10 @@ def normalized_weight(v, g, axes: Sequence[int]):
     """w = g · v / ‖v‖, the norm over `axes`; g has the axes of v, with size 1 along these.
 
     Scale-free in v: normalized_weight(λv, g) = normalized_weight(v, g) for λ > 0, and ‖w‖ = |g|,
-    within the range of `norm`.
-    With u = v / ‖v‖, what flows back to g is s = Σ ẇ·u, and to v it is g · (ẇ − u·s) / ‖v‖.
+    within the range of `norm`. With u = v / ‖v‖, what flows back to g is s = Σ ẇ·u, and to v it is
+    g · (ẇ − u·s) / ‖v‖.
     Salimans & Kingma 2016, https://arxiv.org/abs/1602.07868, equations 2 and 3.
     """
-
     if not axes:
         return ops.sign(v) * g
 

@@ -120,6 +120,7 @@ class TestEveryModeOfDifferentiation:
         # ⟨behind, J tangent⟩ = ⟨Jᵀ behind, tangent⟩
         left = float(tf.reduce_sum(behind * moved))
         right = float(tf.reduce_sum(backward * tangent))
+        # both in float32, sums of up to 40,000 products of either sign
         assert abs(left - right) < 1e-4 * float(tf.norm(backward) * tf.norm(tangent))
 
     @names
@@ -148,6 +149,7 @@ class TestEveryModeOfDifferentiation:
         difference = (gradient(x + step * tangent) - gradient(x - step * tangent)) / (2 * step)
         along = float(tf.reduce_sum(curvature * tangent))
         expected = float(tf.reduce_sum(difference * tangent))
+        # the difference is off by the square of its step, and by rounding over the step: 1e-10
         assert abs(along - expected) < 1e-6 * float(tf.norm(difference) * tf.norm(tangent))
 
 
@@ -168,4 +170,5 @@ def test_forward_mode_of_jax(name):
     behind = np.random.default_rng(3).normal(size=y.shape).astype("float32")
     [backward] = back(keras.ops.convert_to_tensor(behind))
     left, right = float((behind * tangent).sum()), float((backward * dy).sum())
+    # as above
     assert abs(left - right) < 1e-4 * float(np.linalg.norm(backward) * np.linalg.norm(dy))
