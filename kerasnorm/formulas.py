@@ -28,21 +28,13 @@ def affine(x, gain=None, bias=None):
 
     Along an axis where they have size 1, what flows back to them is summed.
     """
-    present = {"gain": gain, "bias": bias}
-    names = [name for name, value in present.items() if value is not None]
-    if not names:
-        return x
-
-    def forward(x, *values):
-        return _affine(x, **dict(zip(names, values, strict=True)))
 
     def backward(values, dy):
-        x, *values = values
-        named = dict(zip(names, values, strict=True))
-        back = [_summed_to(named[name], dy * x if name == "gain" else dy) for name in names]
-        return _affine(dy, named.get("gain")), *back
+        x, gain, bias = values
+        dgain = None if gain is None else _summed_to(gain, dy * x)
+        return _affine(dy, gain), dgain, None if bias is None else _summed_to(bias, dy)
 
-    return with_gradient(forward, backward)(x, *(present[name] for name in names))
+    return with_gradient(_affine, backward)(x, gain, bias)
 
 
 def _affine(x, gain=None, bias=None):
@@ -115,30 +107,26 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
     https://arxiv.org/abs/1502.03167, section 3.
     """
     x = _tamed(x, weights)
-    present = {"gain": gain, "bias": bias}
-    names = [name for name, value in present.items() if value is not None]
 
     def standardized(x):
         centered, mean, variance = centered_moments(x, axes, weights, sum_replicas)
         scale = ops.rsqrt(variance + epsilon)
         return centered * scale, scale, mean, variance
 
-    def forward(x, *values):
+    def forward(x, gain, bias):
         normalized, _, mean, variance = standardized(x)
-        y = _affine(normalized, **dict(zip(names, values, strict=True)))
+        y = _affine(normalized, gain, bias)
         return y, ops.stop_gradient(mean), ops.stop_gradient(variance)
 
     def backward(values, dy, *_):
-        x, *values = values
-        named = dict(zip(names, values, strict=True))
+        x, gain, bias = values
         normalized, scale, _, _ = standardized(x)
-        h = _affine(dy, named.get("gain"))
+        h = _affine(dy, gain)
         # along these axes gain and bias are the same: what is summed over them serves all sums
-        shared = [a for a in axes if all(value.shape[a] == 1 for value in values)]
-        flows = {"bias": total(dy, shared), "gain": total(dy * normalized, shared)}
-        weighted = [h, h * normalized]
-        if shared:
-            weighted = [_affine(flow, named.get("gain")) for flow in flows.values()]
+        present = [value for value in (gain, bias) if value is not None]
+        shared = [a for a in axes if all(value.shape[a] == 1 for value in present)]
+        dbias, dgain = total(dy, shared), total(dy * normalized, shared)
+        weighted = [_affine(dbias, gain), _affine(dgain, gain)] if shared else [h, h * normalized]
         sums = [total(t, [a for a in axes if a not in shared]) for t in weighted]
         if weights is None:
             back = (sums[0] + normalized * sums[1]) / count(x, axes)
@@ -147,13 +135,13 @@ def normalize(x, axes, epsilon, gain=None, bias=None, weights=None, sum_replicas
             counted = ops.maximum(total(counts, axes), 1.0)
             back = counts * (sums[0] + normalized * sums[1]) / counted
         dx = scale * (h - back)
-        return dx, *(_summed_to(named[name], flows[name]) for name in names)
+        dgain = None if gain is None else _summed_to(gain, dgain)
+        return dx, dgain, None if bias is None else _summed_to(bias, dbias)
 
-    values = [present[name] for name in names]
     if sum_replicas is not None:
         # to compute it all again would take the sums over the replicas again as well
-        return forward(x, *values)
-    return with_gradient(forward, backward)(x, *values)
+        return forward(x, gain, bias)
+    return with_gradient(forward, backward)(x, gain, bias)
 
 
 def _tamed(x, weights):
