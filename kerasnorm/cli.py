@@ -20,7 +20,7 @@ from typing import Any
 import kerasnorm
 from kerasnorm.calibrate.batches import read_arrays
 from kerasnorm.errors import DataError, ExportError, KerasNormError, LoadError
-from kerasnorm.files import replace_whole
+from kerasnorm.files import replace_together, replace_whole
 
 DONE, FAILED, WRONG_REQUEST = 0, 1, 2
 
@@ -167,7 +167,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     loaded = _load(arguments)
     report = kerasnorm.inspect_norms(loaded.model)
-    report.repairs = loaded.repairs
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -190,23 +189,24 @@ def _swap(arguments: argparse.Namespace) -> int:
         strict=arguments.strict,
         seed=arguments.seed,
     )
-    swap.report.repairs = loaded.repairs
     if arguments.distill:
         history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
         swap.update_report(data)
         swap.report.notes.append(_said_of(history))
     _show(console, swap.report)
     _show_fidelity(console, swap)
-    with contextlib.ExitStack() as written:  # none takes its place before all are made
+    with replace_together() as replace:
         if arguments.output:
-            swap.model.save(written.enter_context(replace_whole(arguments.output)))
-        if arguments.onnx:
-            temporary = written.enter_context(replace_whole(arguments.onnx))
-            export = kerasnorm.export_onnx(swap.model, temporary, opset=arguments.opset)
-            _show_export(console, export)
+            with replace(arguments.output) as temporary:
+                swap.model.save(temporary)
         if arguments.report:
-            report = json.dumps(swap.report.to_dict(), indent=2)
-            written.enter_context(replace_whole(arguments.report)).write_text(report + "\n")
+            with replace(arguments.report) as temporary:
+                temporary.write_text(json.dumps(swap.report.to_dict(), indent=2) + "\n")
+        if arguments.onnx:  # last, for it may leave a second file, of weights
+            with replace(arguments.onnx) as temporary:
+                export = kerasnorm.export_onnx(swap.model, temporary, opset=arguments.opset)
+    if arguments.onnx:
+        _show_export(console, export)
     _show_written(console, arguments, outputs)
     return DONE
 

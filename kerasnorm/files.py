@@ -1,4 +1,4 @@
-"""`replace_whole`: write a file in full or leave the one that was there."""
+"""`replace_whole`: write a file, or several, in full or leave what was there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import contextlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kerasnorm.errors import KerasNormError
+
+# Temporary files that this process is writing. One of them needs no other beside it.
+_being_written: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -23,7 +26,8 @@ def replace_whole(
     A symbolic link is followed, and an existing file keeps its permissions.
 
     Args:
-        path: The file to write. Its folder must exist.
+        path: The file to write. Its folder must exist. One that such a block has yielded is
+            yielded once more.
         error: The class of the exceptions raised here.
 
     Yields:
@@ -39,24 +43,72 @@ def replace_whole(
     ...     temporary.write_text("42")
     2
     """
-    target = Path(os.path.realpath(path))
-    permissions = _permissions_to_keep(target, error)
-    temporary = _create_beside(target, error)
-    try:
-        try:
+    if Path(path) in _being_written:  # what goes wrong is said of the file it is for
+        yield Path(path)
+        return
+    with replace_together() as replace, replace(path, error) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def replace_together() -> Iterator[Callable[..., contextlib.AbstractContextManager[Path]]]:
+    """`replace_whole` for several files: none takes its place before all are on the disk.
+
+    Yields:
+        A function of a path and the class of exceptions, a context manager as `replace_whole`.
+
+    Raises:
+        KerasNormError: As `replace_whole`.
+
+    Example:
+
+    >>> with replace_together() as replace:
+    ...     for name in ("question.txt", "answer.txt"):
+    ...         with replace(name) as temporary:
+    ...             temporary.write_text("42")
+    2
+    2
+    """
+    written: list[tuple[Path, Path, type[KerasNormError]]] = []
+
+    @contextlib.contextmanager
+    def replace(
+        path: str | os.PathLike[str], error: type[KerasNormError] = KerasNormError
+    ) -> Iterator[Path]:
+        target = Path(os.path.realpath(path))
+        permissions = _permissions_to_keep(target, error)
+        temporary = _create_beside(target, permissions, error)
+        temporaries.callback(temporary.unlink, missing_ok=True)
+        _being_written.add(temporary)
+        temporaries.callback(_being_written.discard, temporary)
+        with _plainly(target, error):
+            if permissions is not None:  # a private file is not public meanwhile
+                temporary.chmod(permissions | stat.S_IRUSR | stat.S_IWUSR)
             yield temporary
             _flush_to_disk(temporary)
             if permissions is not None:
                 temporary.chmod(permissions)
-            os.replace(temporary, target)
-        except OSError as failure:
-            raise error(
-                f"'{target}' could not be written: {failure.strerror or failure}.",
-                hint="Whatever was there before is unchanged.",
-            ) from failure
-    finally:
-        temporary.unlink(missing_ok=True)
-    _flush_folder(target.parent)
+        written.append((temporary, target, error))
+
+    with contextlib.ExitStack() as temporaries:
+        yield replace
+        # Nothing in between that takes time or may fail for want of room.
+        for temporary, target, error in written:
+            with _plainly(target, error):
+                os.replace(temporary, target)
+    for folder in {target.parent for _, target, _ in written}:
+        flush_folder(folder)
+
+
+@contextlib.contextmanager
+def _plainly(target: Path, error: type[KerasNormError]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as failure:
+        raise error(
+            f"'{target}' could not be written: {failure.strerror or failure}.",
+            hint="Whatever was there before is unchanged.",
+        ) from failure
 
 
 def _permissions_to_keep(target: Path, error: type[KerasNormError]) -> int | None:
@@ -78,12 +130,16 @@ def _permissions_to_keep(target: Path, error: type[KerasNormError]) -> int | Non
     return stat.S_IMODE(target.stat().st_mode)
 
 
-def _create_beside(target: Path, error: type[KerasNormError]) -> Path:
-    """A new empty file of a name nobody else has, with the permissions a new file gets here."""
+def _create_beside(target: Path, permissions: int | None, error: type[KerasNormError]) -> Path:
+    """A new empty file of a name nobody else has.
+
+    With the permissions a new file gets here, or private where there are some to keep.
+    """
     temporary = target.with_name(f".{secrets.token_hex(8)}{target.suffix}")
     try:
         # Not tempfile.mkstemp, which ignores the umask and makes every file private.
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = 0o666 if permissions is None else 0o600
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
     except OSError as failure:
         raise error(
             f"The folder '{target.parent}' cannot be written to: {failure.strerror or failure}.",
@@ -97,9 +153,9 @@ def _flush_to_disk(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    # Makes the rename itself durable. Not every system can open a folder, and the file is whole
-    # without it.
+def flush_folder(folder: Path) -> None:
+    """Makes a rename in it durable, where the system can."""
+    # Not every system can open a folder, and the file is whole without it.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

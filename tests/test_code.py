@@ -11,8 +11,8 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import SwapError, WeightNorm
+from kerasnorm.internals import sublayers
 from kerasnorm.rewrite import match
-from kerasnorm.rewrite.internals import sublayers
 
 # kind: {site: layer it became}
 BECOMES = {

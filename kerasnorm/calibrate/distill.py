@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm import internals
 from kerasnorm.calibrate import answers
 from kerasnorm.calibrate.features import common_features
 from kerasnorm.calibrate.frozen import frozen, offsets
@@ -27,7 +28,6 @@ from kerasnorm.calibrate.pair import common_heads
 from kerasnorm.calibrate.strides import strides_taken_before
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.progress import progress
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.calibration import input_batches
 from kerasnorm.rewrite.forest import Forest, graphs_of
 

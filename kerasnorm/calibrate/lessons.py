@@ -10,12 +10,11 @@ import keras
 import numpy as np
 from keras import ops, tree
 
-from kerasnorm import formulas
+from kerasnorm import formulas, internals
 from kerasnorm.calibrate.answers import Head
 from kerasnorm.calibrate.features import Feature
 from kerasnorm.layers import masks
 from kerasnorm.layers.moments import RunningMoments
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import keras
 
+from kerasnorm import internals
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite import internals
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 

@@ -1,19 +1,28 @@
-"""`load_model`: a trained model from a file, without running code from it."""
+"""`load_model`: a trained model from a file of any Keras, without running code from it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import textwrap
 import warnings
-import zipfile
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 
 from kerasnorm.errors import LoadError
+from kerasnorm.loading.budget import limited_weights
+from kerasnorm.loading.build import Builder
+from kerasnorm.loading.native import insist_on_no_code
+from kerasnorm.loading.open_file import open_stored
+from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.stored import Stored
+from kerasnorm.loading.training import compile_as_stored
 
-_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Of each loaded model, for as long as it lives.
+_REPAIRS: weakref.WeakKeyDictionary[keras.Model, list[str]] = weakref.WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -25,22 +34,34 @@ class Loaded:
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
-    """Load a Keras model from a `.keras`, `.h5` or `.hdf5` file.
+    """Load a Keras model from a file that Keras 1, 2 or 3 wrote.
 
-    A training configuration that this Keras cannot restore (an optimizer argument that is gone, a
-    loss it does not know) is left out; the model is then not compiled. `load_report` says so.
+    The kind of file is told from what is in it, not from its name:
+
+    - a `.keras` archive of Keras 3, or of Keras 2.13 to 2.15;
+    - an HDF5 file (`.h5`, `.hdf5`) of a whole model, of any Keras;
+    - a configuration in JSON with an HDF5 file of weights beside it: name either of them, or the
+      folder. Of several files of weights the one of the same name is taken.
+
+    Files of Keras 1 and 2 are rebuilt layer by layer, and what Keras 3 would trip over, or would
+    load to answer otherwise, is repaired: `load_report` says what was. A training configuration
+    that this Keras cannot restore is left out, and the model is then not compiled.
+
+    Nothing in the file is run. Your own layers are found if their classes are registered
+    (`keras.saving.register_keras_serializable`) before the file is loaded.
 
     Args:
-        path: The file.
+        path: The file, or the folder.
         allow_custom_code: Whether functions stored in the file (Lambda layers) may run. Only for
             files whose author you trust.
 
     Returns:
-        A `keras.Model`.
+        A `keras.Model` whose weights have the file's values.
 
     Raises:
-        LoadError: If there is no such file, it is not a whole Keras model, or it needs code that
-            is not allowed or not known here.
+        LoadError: If there is no such file; it is damaged, or refused because it would fill the
+            memory, run code or reach for other files; or it holds what this Keras does not have.
+            It says what the file holds, and what to do.
 
     Example:
 
@@ -54,8 +75,18 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
 def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> list[str]:
     """The repairs that loading a file takes, in plain sentences; empty where it loads as it is.
 
+    Args:
+        path: The file, or the folder, as for `load_model`.
+        allow_custom_code: As for `load_model`.
+
     Raises:
         LoadError: As `load_model` does.
+
+    Example:
+
+    >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save("model.keras")
+    >>> load_report("model.keras")
+    []
     """
     return load(path, allow_custom_code=allow_custom_code).repairs
 
@@ -66,52 +97,78 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
     Raises:
         LoadError: As `load_model` does.
     """
-    file = Path(path)
-    _insist_on_model_file(file)
+    file, log = Path(path), RepairLog()
+    stored: Stored | None = None
     try:
-        return Loaded(_read(file, allow_custom_code, compiled=True), [])
+        with open_stored(file, log, allow_custom_code=allow_custom_code) as stored:
+            model = _model(stored, log, allow_custom_code)
     except Exception as error:
-        failure = error
+        if isinstance(error, LoadError) and stored is None:
+            raise
+        raise _failure(file, stored, error, allow_custom_code) from error
+    repairs = log.lines()
+    _REPAIRS[model] = repairs
+    return Loaded(model, repairs)
+
+
+def repairs_of(model: keras.Model) -> list[str]:
+    """The repairs that loading this very model took; empty for one that was not loaded here."""
+    return list(_REPAIRS.get(model, ()))
+
+
+def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:
+    if allow_custom_code:
+        limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    else:
+        insist_on_no_code(stored.config)
+        limit = limited_weights(stored.nbytes)
+    with limit, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Keras's, about the arguments of other versions
+        if stored.major >= 3:
+            return _native(stored, log)
+        made = Builder(stored.major, log, allow_custom_code).build(stored.config)
+        stored.put_weights(made, log)
+        model = made.layer
+        if not isinstance(model, keras.Model):
+            raise LoadError("It holds a layer, not a model.")
+        _compile(model, stored, log)
+        return model
+
+
+def _native(stored: Stored, log: RepairLog) -> keras.Model:
     try:
-        model = _read(file, allow_custom_code, compiled=False)
+        return stored.native(True)
     except Exception as error:
-        raise LoadError(
-            f"'{file}' does not load as a Keras model: {_reason(error)}",
-            hint=_hint(error, allow_custom_code),
-        ) from error
-    return Loaded(model, [f"the training configuration was left out ({_reason(failure)})"])
+        model = stored.native(False)
+        _left_out(log, error)
+        return model
 
 
-def _read(file: Path, allow_custom_code: bool, compiled: bool) -> keras.Model:
-    with warnings.catch_warnings():
-        # About optimizer arguments and states of other Keras versions, which nothing here needs.
-        warnings.simplefilter("ignore")
-        return keras.models.load_model(file, compile=compiled, safe_mode=not allow_custom_code)
-
-
-def _insist_on_model_file(file: Path) -> None:
-    if not file.exists():
-        raise LoadError(f"There is no file '{file}'.")
-    if file.is_dir():
-        raise LoadError(
-            f"'{file}' is a folder. A model is one `.keras`, `.h5` or `.hdf5` file.",
-            hint="Save a SavedModel's Keras model anew with `model.save('model.keras')`.",
-        )
+def _compile(model: keras.Model, stored: Stored, log: RepairLog) -> None:
+    if not stored.training:
+        return
     try:
-        with open(file, "rb") as stream:
-            start = stream.read(len(_HDF5_SIGNATURE))
-    except OSError as error:
-        raise LoadError(f"'{file}' cannot be read: {error.strerror}.") from error
-    suffix = file.suffix.lower()
-    if suffix == ".keras" and not zipfile.is_zipfile(file):
-        raise LoadError(f"'{file}' is not a whole Keras file: it is no zip archive.")
-    if suffix in (".h5", ".hdf5") and start != _HDF5_SIGNATURE:
-        raise LoadError(f"'{file}' is not an HDF5 file, whatever its name says.")
-    if suffix not in (".keras", ".h5", ".hdf5"):
-        raise LoadError(
-            f"A model is a `.keras`, `.h5` or `.hdf5` file. Received: '{file}'.",
-            hint="Rename it if it is one of them.",
-        )
+        compile_as_stored(model, stored.training)
+    except Exception as error:
+        _left_out(log, error)
+
+
+def _left_out(log: RepairLog, error: Exception) -> None:
+    log.add(f"the training configuration was left out: {_reason(error)}")
+
+
+def _failure(
+    file: Path, stored: Stored | None, error: Exception, allow_custom_code: bool
+) -> LoadError:
+    """What went wrong, and what the file holds."""
+    holds = f" It holds {stored}." if stored else ""
+    if isinstance(error, LoadError):
+        where = f"layer '{error.layer}': " if error.layer else ""
+        return LoadError(f"'{file}' does not load: {where}{error.message}{holds}", hint=error.hint)
+    return LoadError(
+        f"'{file}' does not load as a Keras model: {_reason(error)}.{holds}",
+        hint=_hint(error, allow_custom_code),
+    )
 
 
 def _reason(error: Exception) -> str:
@@ -120,6 +177,8 @@ def _reason(error: Exception) -> str:
     if not lines:
         return type(error).__name__
     what = lines[0].split(" using config=")[0].rstrip(".")
+    if isinstance(error, KeyError):
+        what = f"{what} is missing"
     causes = [line for line in lines if line.startswith("Exception encountered: ")]
     if causes:
         what += ": " + causes[-1].removeprefix("Exception encountered: ")
@@ -127,9 +186,6 @@ def _reason(error: Exception) -> str:
 
 
 def _hint(error: Exception, allow_custom_code: bool) -> str | None:
-    text = str(error).lower()
-    if not allow_custom_code and ("lambda" in text or "safe_mode" in text):
+    if not allow_custom_code and "safe_mode" in str(error):
         return "If you trust its author, allow the code in it (--allow-custom-code)."
-    if "no model config" in text:
-        return "It holds weights only: build the model in code, load them, save it whole."
     return None

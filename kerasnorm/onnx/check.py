@@ -11,13 +11,13 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import ExportError
+from kerasnorm.internals import sublayers
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.locate import first_layers_that_differ
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.rounding import rounding_sensitivity
 from kerasnorm.onnx.signature import Signature, arrays_for
 from kerasnorm.onnx.trace import Traced
-from kerasnorm.rewrite.internals import sublayers
 
 # Largest difference allowed, relative to the largest entry of the output, by the coarsest dtype
 # that the model computes in. In float32 trained networks differ by 1e-7 to 3e-6. The two runtimes

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import ExportError
+from kerasnorm.internals import sublayers
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.opaque import handlers, write
@@ -15,7 +16,6 @@ from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
 from kerasnorm.onnx.weights import WeightsFile, insert, taken_out
-from kerasnorm.rewrite.internals import sublayers
 from kerasnorm.rewrite.report import report_of
 from kerasnorm.version import __version__
 

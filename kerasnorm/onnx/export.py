@@ -12,6 +12,7 @@ import keras
 
 from kerasnorm.errors import ExportError
 from kerasnorm.files import replace_whole
+from kerasnorm.internals import sublayers
 from kerasnorm.onnx.check import check
 from kerasnorm.onnx.convert import to_onnx
 from kerasnorm.onnx.layer_names import layer_of
@@ -21,7 +22,6 @@ from kerasnorm.onnx.signature import signature_of
 from kerasnorm.onnx.silence import silence
 from kerasnorm.onnx.trace import Traced, nbytes, trace
 from kerasnorm.onnx.weights import WeightsFile
-from kerasnorm.rewrite.internals import sublayers
 
 _OLDEST_OPSET = 13
 # In bytes. One protocol buffer message holds no more.
@@ -107,9 +107,12 @@ def export_onnx(
     """
     _check_request(model, path, opset, overwrite)
     size = sum(map(nbytes, model.variables))
-    beside = WeightsFile(Path(os.path.realpath(path)).parent)
-    file = beside if size > _LARGEST_FILE else None
-    with replace_whole(path, error=ExportError) as temporary, beside, silence():
+    with (
+        replace_whole(path, error=ExportError) as temporary,
+        WeightsFile(temporary) as beside,
+        silence(),
+    ):
+        file = beside if size > _LARGEST_FILE else None
         signature = signature_of(model, inputs)
         first: ExportError | None = None
         # Once more without what is special, where it fails: outside, short.
@@ -130,8 +133,9 @@ def export_onnx(
                     raise
                 first = failure
         if file is not None:
-            file.keep(proto)
+            file.name(proto)
             temporary.write_bytes(proto.SerializeToString())
+            file.keep()  # when nothing is left to be written: a full disk leaves none behind
     counts = collections.Counter(node.op_type for node in all_nodes(proto.graph))
     return OnnxExport(Path(path), opset, difference, dict(counts))
 

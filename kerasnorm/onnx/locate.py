@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from kerasnorm.internals import sublayers
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.trace import Traced
-from kerasnorm.rewrite.internals import sublayers
 
 # Moved and renamed freely by tf2onnx: their names say nothing about where a fault is.
 _LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}

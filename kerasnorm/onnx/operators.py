@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
+from kerasnorm.internals import sublayers
 from kerasnorm.onnx import cosines, layer_norms
-from kerasnorm.rewrite.internals import sublayers
 
 _FIRST_OPSET = 17
 

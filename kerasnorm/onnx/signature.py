@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from kerasnorm.errors import ExportError
-from kerasnorm.rewrite.internals import input_layer
+from kerasnorm.internals import input_layer
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.files import flush_folder
 from kerasnorm.onnx.nodes import all_nodes
 
 # What ONNX recommends, so that a runtime can map the file into memory.
@@ -26,12 +29,14 @@ class WeightsFile:
     temporary one, which goes when the block ends.
 
     Args:
-        folder: Where the model will be.
+        model: A file where the model will be, with its permissions: who may not read the model
+            may not read its weights.
     """
 
-    def __init__(self, folder: Path):
-        self._temporary = folder / f".{secrets.token_hex(8)}.data"
-        self._digest = ""
+    def __init__(self, model: Path):
+        self._model = model
+        self._temporary = model.with_name(f".{secrets.token_hex(8)}.data")
+        self._path = self._temporary
 
     def __enter__(self) -> WeightsFile:
         return self
@@ -48,8 +53,10 @@ class WeightsFile:
         digests = {name: hashlib.sha256(array.data).digest() for name, array in weights.items()}
         # In an order of their own: tf2onnx's is another one each time.
         names = sorted(weights, key=digests.__getitem__)
-        self._digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
+        digest = hashlib.sha256(b"".join(digests[name] for name in names)).hexdigest()
+        self._path = self._temporary.with_name(f"weights-{digest[:16]}.data")
         with open(self._temporary, "wb") as file:
+            shutil.copymode(self._model, self._temporary)
             for name in names:
                 file.write(bytes(-file.tell() % _ALIGNMENT))
                 _refer(proto, name, weights[name], self._temporary.name, file.tell())
@@ -57,15 +64,20 @@ class WeightsFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def keep(self, proto: Any) -> None:
-        """Gives the file its name, and the model the file's."""
-        path = self._temporary.with_name(f"weights-{self._digest[:16]}.data")
+    def name(self, proto: Any) -> None:
+        """Gives the model the name that the file will have."""
         for tensor in proto.graph.initializer:
             for entry in tensor.external_data:
                 if entry.key == "location":
-                    entry.value = path.name
-        # One of the name that is there holds the same, or was damaged.
-        os.replace(self._temporary, path)
+                    entry.value = self._path.name
+
+    def keep(self) -> None:
+        """Gives the file its name."""
+        # One of the name that is there holds the same, or was damaged. The same stays, be it a
+        # link or another's, and the programs that have it mapped share it.
+        if not (self._path.is_file() and filecmp.cmp(self._temporary, self._path, shallow=False)):
+            os.replace(self._temporary, self._path)
+            flush_folder(self._path.parent)
 
 
 def insert(proto: Any, weights: Mapping[str, np.ndarray]) -> None:

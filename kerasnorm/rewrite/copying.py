@@ -11,8 +11,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import internals
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.replica import can_be_replicated, copy_model, replica, tells_no_config
 
 

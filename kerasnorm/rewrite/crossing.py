@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import internals
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.graph import Call
 
 _layers = keras.layers

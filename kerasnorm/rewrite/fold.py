@@ -7,9 +7,10 @@ from typing import Any
 
 import keras
 
+from kerasnorm import internals
 from kerasnorm.errors import SwapError
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
-from kerasnorm.rewrite import internals, verify
+from kerasnorm.rewrite import verify
 from kerasnorm.rewrite.forest import graphs_of
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.rebuild import Replace, rebuild

@@ -10,9 +10,9 @@ from typing import Any
 import keras
 from keras import tree
 
+from kerasnorm import internals
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.graph import Call, Graph
 from kerasnorm.rewrite.trace import TraceError, trace
 

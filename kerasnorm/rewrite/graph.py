@@ -14,8 +14,8 @@ from typing import Any
 import keras
 from keras import tree
 
+from kerasnorm import internals
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import internals
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import internals
 from kerasnorm.layers import BatchNorm
 from kerasnorm.layers import kernel as kernels
-from kerasnorm.rewrite import crossing, internals
+from kerasnorm.rewrite import crossing
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
 

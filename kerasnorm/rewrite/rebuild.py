@@ -16,9 +16,9 @@ from typing import Any
 import keras
 from keras import tree
 
+from kerasnorm import internals
 from kerasnorm.errors import SwapError
 from kerasnorm.rewrite import graph as graphs
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.blank import blank_kernels
 from kerasnorm.rewrite.copying import build_alike, carry_attributes, copy_layer, copy_state
 from kerasnorm.rewrite.forest import Forest

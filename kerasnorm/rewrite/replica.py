@@ -15,7 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.rewrite import internals
+from kerasnorm import internals
 
 
 def tells_no_config(layer: keras.Layer) -> bool:

@@ -12,6 +12,7 @@ from keras import tree
 from kerasnorm.calibrate.held_out import HeldOut
 from kerasnorm.calibrate.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
+from kerasnorm.loading.load import repairs_of
 from kerasnorm.rewrite import match, verify
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
 from kerasnorm.rewrite.decide import Decision, SiteChoice, decide
@@ -195,6 +196,7 @@ def swap_norms(
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
     report.notes = decision.lost() + rebuilt.notes + uncompared
+    report.repairs = repairs_of(model)
     keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, trees, twins)
 
@@ -218,7 +220,7 @@ def inspect_norms(model: keras.Model) -> Report:
     >>> [site.becomes for site in inspect_norms(model).sites]
     ['WeightNorm(Conv2D)', 'LayerNorm', 'CosineNorm(Conv2D)']
     """
-    notes = []
+    notes, repairs = [], repairs_of(model)
     if is_unbuilt(model):
         model, shape = stand_in(model)
         notes.append(
@@ -226,7 +228,7 @@ def inspect_norms(model: keras.Model) -> Report:
         )
     trees = graphs_of(model, match.holds_batch_norm)
     records = [record for target in RULES for record in decide(trees, target, None).records]
-    return Report(model.name, ", ".join(RULES), records, notes=notes)
+    return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
 
 
 def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 from keras import tree
 
-from kerasnorm.rewrite import internals
+from kerasnorm import internals
 from kerasnorm.rewrite.graph import Call, Graph
 
 

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm import internals
 from kerasnorm.calibrate.answers import heads_of
 from kerasnorm.calibrate.regression import RSquared
 from kerasnorm.errors import SwapError
-from kerasnorm.rewrite import internals
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Graph
 from kerasnorm.rewrite.report import Agreement

@@ -21,10 +21,11 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm import internals
 from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
 from kerasnorm.layers import kernel as kernels
 from kerasnorm.layers.patches import Contraction
-from kerasnorm.rewrite import internals, match
+from kerasnorm.rewrite import match
 from kerasnorm.rewrite.copying import copy_layer, copy_state
 from kerasnorm.rewrite.graph import Call
 from kerasnorm.rewrite.rebuild import Replace

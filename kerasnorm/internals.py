@@ -163,6 +163,19 @@ def node_of(tensor):
     return history.operation._inbound_nodes[history.node_index]
 
 
+def operations_between(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
+    """The operations that made some tensors from others, the last first."""
+    known, waiting, found = {id(tensor) for tensor in inputs}, list(outputs), []
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            node = node_of(tensor)
+            found.append(node.operation)
+            waiting.extend(node.input_tensors)
+    return list(dict.fromkeys(found))
+
+
 # What Keras hangs on a layer or model when it is compiled, trained, saved.
 _OF_TRAINING = {
     "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting",

@@ -1,0 +1,189 @@
+"""The model that a configuration of Keras 1 or 2 describes, built from Keras 3 layers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from kerasnorm.errors import LoadError
+from kerasnorm.loading import operations
+from kerasnorm.loading.graph import MODELS, Graph
+from kerasnorm.loading.inputs import input_of
+from kerasnorm.loading.made import Made
+from kerasnorm.loading.old_layer import CODE_CLASSES, OldLayer
+from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.repairs import REPAIRS
+
+_FUNCTIONAL = tuple(name for name in MODELS if name != "Sequential")
+_DEEPEST = 50
+
+
+class Builder:
+    """Builds layer after layer.
+
+    Args:
+        keras_version: The major version of the Keras that wrote the configuration.
+        log: Is told of every repair.
+        allow_custom_code: Whether functions in the configuration may become layers.
+    """
+
+    def __init__(self, keras_version: int, log: RepairLog, allow_custom_code: bool):
+        self._major = keras_version
+        self._log = log
+        self._allow_custom_code = allow_custom_code
+        self._depth = 0
+
+    def build(self, stored: dict[str, Any]) -> Made:
+        """A model, or a layer, with all that is in it.
+
+        Args:
+            stored: Class and configuration, as `{"class_name": …, "config": …}`.
+
+        Raises:
+            LoadError: If something in it has no counterpart in this Keras, or is code.
+        """
+        class_name, config = stored["class_name"], stored["config"]
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            raise LoadError("The configuration is damaged: too many models in models.")
+        try:
+            if class_name in _FUNCTIONAL:
+                return self._functional(class_name, config)
+            if class_name == "Sequential":
+                return self._sequential(config)
+            return self._layer(stored)
+        finally:
+            self._depth -= 1
+
+    def _layer(self, stored: dict[str, Any]) -> Made:
+        layer = self._old_layer(stored)
+        name, class_name = layer.name, layer.class_name
+        for key in ("batch_input_shape", "batch_shape", "input_shape"):
+            layer.config.pop(key, None)  # the model's input, see `_input_of`
+        if layer.class_name in CODE_CLASSES:
+            return Made(name, class_name, self._code(layer))
+        registered = _registered(stored)
+        if registered is not None:
+            return Made(name, class_name, registered.from_config(layer.config))
+        children = self._inner_layers(layer)
+        for repair in REPAIRS:
+            repair(layer)
+        cls = layer.of_this_keras()
+        if cls is None:
+            raise layer.refused(
+                "is no layer that this Keras knows.",
+                hint="If it is your own, decorate its class with "
+                "`keras.saving.register_keras_serializable()` and import it first.",
+            )
+        made = cls(**{"name": self._name(name), **_without_name(layer.config)})
+        return Made(name, class_name, made, children)
+
+    def _old_layer(self, stored: dict[str, Any]) -> OldLayer:
+        config = dict(stored["config"])
+        name = config.get("name") or stored.get("name")
+        say = functools.partial(self._log.add, layer=str(name))
+        return OldLayer(str(stored["class_name"]), {**config, "name": name}, self._major, say)
+
+    def _inner_layers(self, layer: OldLayer) -> list[Made]:
+        """Build the layers and cells among the arguments in place.
+
+        What is around a single layer shows the weights of the layers in that.
+        """
+        children = []
+        for key, value in layer.config.items():
+            if key in ("layer", "backward_layer", "cell") and isinstance(value, dict):
+                child = self.build(value)
+                layer.config[key] = child.layer
+                children.append(child)
+            elif key == "cells":
+                layer.config[key] = [self.build(cell).layer for cell in value]
+        return children if layer.class_name == "TimeDistributed" else []
+
+    def _code(self, layer: OldLayer) -> keras.Layer:
+        if not self._allow_custom_code:
+            raise layer.refused(
+                "would run code that is kept in the file.",
+                hint="If you trust its author, allow it (--allow-custom-code).",
+            )
+        config = {key: value for key, value in layer.config.items() if value is not None}
+        function = config.get("function")
+        if isinstance(function, list):  # bytecode, defaults and closure
+            code = dict(zip(("code", "defaults", "closure"), function, strict=True))
+            config["function"] = {"class_name": "__lambda__", "config": code}
+        for key in ("function_type", "module", "output_shape_type", "output_shape_module"):
+            config.pop(key, None)
+        return getattr(keras.layers, layer.class_name).from_config(config, safe_mode=False)
+
+    def _sequential(self, config: Any) -> Made:
+        if isinstance(config, list):
+            self._log.add("the Sequential model's configuration was a list of layers")
+            config = {"layers": config}
+        name = config.get("name") or "sequential"
+        stored = list(config["layers"])
+        steps: list[Any] = []
+        children = []
+        if stored and stored[0]["class_name"] == "InputLayer":
+            first = input_of(stored.pop(0))
+        else:
+            first = input_of(config)
+            if first is not None and stored[0]["class_name"] not in MODELS:
+                self._log.add("an input was put before the first layer", _name_of(stored[0]))
+        for item in stored:
+            children.append(self.build(item))
+            steps.append(children[-1].layer)
+        if first is not None:
+            steps.insert(0, keras.Input(**first))
+        model = keras.Sequential(steps, name=self._name(name))
+        if config.get("trainable") is False:
+            model.trainable = False
+        return Made(name, "Sequential", model, children)
+
+    def _functional(self, class_name: str, config: dict[str, Any]) -> Made:
+        graph = Graph(self.build, self._operation, self._name)
+        for stored in config["layers"]:
+            graph.add(stored)
+        graph.call_all()
+        name = config.get("name") or "model"
+        model = keras.Model(
+            inputs=graph.tensors(config["input_layers"]),
+            outputs=graph.tensors(config["output_layers"]),
+            name=self._name(name),
+        )
+        if config.get("trainable") is False:
+            model.trainable = False
+        return Made(name, class_name, model, graph.children)
+
+    def _operation(self, stored: dict[str, Any]) -> Callable[..., Any] | None:
+        if stored["class_name"] not in operations.CLASSES:
+            return None
+        return operations.operation(self._old_layer(stored))
+
+    def _name(self, name: str) -> str:
+        """A name that Keras 3 allows; in the paths of weights "/" separates layers."""
+        if "/" not in name:
+            return name
+        self._log.add("“/” in a layer's name became “_”", name)
+        return name.replace("/", "_")
+
+
+def _registered(stored: dict[str, Any]) -> Any:
+    """A class that the running program has registered under the stored name, or None."""
+    known = keras.saving.get_custom_objects()
+    for key in ("registered_name", "class_name"):
+        name = stored.get(key)
+        if isinstance(name, str):
+            found = known.get(name) or keras.saving.get_registered_object(name)
+            if isinstance(found, type) and issubclass(found, keras.Layer):
+                return found
+    return None
+
+
+def _name_of(stored: dict[str, Any]) -> str:
+    return str(stored["config"].get("name") if isinstance(stored["config"], dict) else "?")
+
+
+def _without_name(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "name"}

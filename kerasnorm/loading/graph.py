@@ -1,0 +1,139 @@
+"""The graph of a functional model of Keras 1 or 2: its layers, called as they were."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm import internals
+from kerasnorm.errors import LoadError
+from kerasnorm.loading import nodes
+from kerasnorm.loading.inputs import input_of
+from kerasnorm.loading.made import Made
+from kerasnorm.loading.nodes import Node, Reference
+
+MODELS = ("Container", "Functional", "Model", "Network", "Sequential")
+# A recurrent layer got its initial state as further inputs.
+_RECURRENT = frozenset(
+    {"Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN"}
+)
+
+
+class Graph:
+    """The layers of a functional model and their calls so far.
+
+    Args:
+        build: Makes a layer or model from its stored class and configuration.
+        operation: Makes a function of tensors from one that stands for a function of TensorFlow;
+            None for other layers.
+        allowed: Changes a name of the file into one that Keras 3 allows.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[dict[str, Any]], Made],
+        operation: Callable[[dict[str, Any]], Callable[..., Any] | None],
+        allowed: Callable[[str], str],
+    ):
+        self.children: list[Made] = []
+        self._build, self._operation, self._allowed = build, operation, allowed
+        self._calls: dict[str, Callable[..., Any]] = {}
+        self._used: Counter[str] = Counter()
+        self._waiting: dict[str, list[Node]] = {}
+        self._outputs: dict[str, list[list[Any]]] = {}
+
+    def add(self, stored: dict[str, Any]) -> None:
+        """Make a layer and remember its calls."""
+        name = str(stored.get("name") or stored["config"].get("name"))
+        class_name = stored["class_name"]
+        if name in self._outputs:
+            raise LoadError("The configuration is damaged: two layers have its name.", layer=name)
+        self._outputs[name] = []
+        if class_name == "InputLayer":
+            first = input_of(stored)
+            if first is None:
+                raise LoadError("The configuration is damaged: no shape.", layer=name)
+            tensor = keras.Input(**{**first, "name": self._allowed(name)})
+            self._outputs[name].append([tensor])
+            return
+        function = self._operation(stored)
+        if function is not None:
+            made = Made(name, class_name, None)
+            self._calls[name] = functools.partial(self._called_under_a_name, name, function)
+        else:
+            made = self._build(stored)
+            self._calls[name] = functools.partial(_called, made)
+        self.children.append(made)
+        self._waiting[name] = [nodes.node(data) for data in stored["inbound_nodes"]]
+
+    def call_all(self) -> None:
+        """Call every layer as often as it was called, each once its inputs are there."""
+        self._count_from_one()
+        while any(self._waiting.values()):
+            before = sum(map(len, self._waiting.values()))
+            for name, waiting in self._waiting.items():
+                while waiting and all(map(self._is_there, waiting[0].references())):
+                    self._call(name, waiting.pop(0))
+            if sum(map(len, self._waiting.values())) == before:
+                stuck = next(name for name, waiting in self._waiting.items() if waiting)
+                raise LoadError(
+                    "The configuration is damaged: its inputs come from nowhere, or from itself.",
+                    layer=stuck,
+                )
+
+    def tensors(self, data: Any) -> Any:
+        """The tensors that `input_layers` or `output_layers` mean."""
+        return nodes.mapped(nodes.outputs(data), self._tensor)
+
+    def _count_from_one(self) -> None:
+        # A model's own outputs are its call number 0, so that calls by others begin with 1; all
+        # but those files in which a model is never called by that number.
+        used = [r for calls in self._waiting.values() for call in calls for r in call.references()]
+        for made in self.children:
+            numbers = [r.node for r in used if r.layer == made.name]
+            if made.class_name in MODELS and 0 not in numbers:
+                self._outputs[made.name].append([])
+
+    def _is_there(self, reference: Reference) -> bool:
+        if reference.layer not in self._outputs:
+            raise LoadError(f"The configuration is damaged: there is no layer '{reference.layer}'.")
+        return reference.node < len(self._outputs[reference.layer])
+
+    def _tensor(self, reference: Reference) -> Any:
+        if not self._is_there(reference):
+            raise LoadError(
+                "The configuration is damaged: it is not called so often.", layer=reference.layer
+            )
+        return self._outputs[reference.layer][reference.node][reference.tensor]
+
+    def _call(self, name: str, node: Node) -> None:
+        inputs = nodes.mapped(node.inputs, self._tensor)
+        arguments = nodes.mapped(node.arguments, self._tensor)
+        self._outputs[name].append(tree.flatten(self._calls[name](inputs, **arguments)))
+
+    def _called_under_a_name(
+        self, name: str, function: Callable[..., Any], inputs: Any, /, **arguments: Any
+    ) -> Any:
+        """Call operations, whose own names could be those of layers of the file."""
+        result = function(inputs, **arguments)
+        given = tree.flatten((inputs, arguments))
+        for operation in internals.operations_between(tree.flatten(result), given):
+            number = self._used[name]
+            self._used[name] += 1
+            operation.name = self._allowed(f"{name}_{number}" if number else name)
+        return result
+
+
+def _called(made: Made, inputs: Any, /, **arguments: Any) -> Any:
+    given = {key: value for key, value in arguments.items() if value is not None}
+    if "training" in given:
+        given["training"] = bool(given["training"])
+    if made.class_name in _RECURRENT and isinstance(inputs, list):
+        inputs, given["initial_state"] = inputs[0], inputs[1:]
+    assert made.layer is not None  # operations are called otherwise
+    return made.layer(inputs, **given)

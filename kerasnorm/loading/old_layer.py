@@ -1,0 +1,46 @@
+"""One layer as an older Keras wrote it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from kerasnorm.errors import LoadError
+
+# Classes that run code kept in the file, or load another file that has some.
+CODE_CLASSES = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"})
+
+
+@dataclass
+class OldLayer:
+    """A layer's class and arguments, changed in place by the repairs.
+
+    Attributes:
+        class_name: Name of the class.
+        config: The arguments it was made with.
+        major: The major version of the Keras that wrote it: 1 or 2.
+        say: Tells the log of a repair to this layer.
+    """
+
+    class_name: str
+    config: dict[str, Any]
+    major: int
+    say: Callable[[str], None]
+
+    @property
+    def name(self) -> str:
+        """The layer's own name, empty where the file has none."""
+        return str(self.config.get("name") or "")
+
+    def refused(self, why: str, hint: str | None = None) -> LoadError:
+        """An error about this layer."""
+        return LoadError(f"{self.class_name} {why}", layer=self.name or None, hint=hint)
+
+    def of_this_keras(self) -> type[keras.Layer] | None:
+        """The class of `keras.layers` of that name, if this Keras has one."""
+        found = getattr(keras.layers, self.class_name, None)
+        is_layer = isinstance(found, type) and issubclass(found, keras.Layer)
+        return found if is_layer else None

@@ -1,0 +1,158 @@
+"""Which kind of file it is, by what is in it, and what it stores."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+
+from kerasnorm.errors import LoadError
+from kerasnorm.loading.archive import Archive
+from kerasnorm.loading.converted import Origin
+from kerasnorm.loading.hdf5 import Hdf5, is_hdf5
+from kerasnorm.loading.made import Made
+from kerasnorm.loading.native import read_native, read_pair
+from kerasnorm.loading.pair import Pair, find_pair, read_config
+from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.stored import Stored, as_stored_config
+from kerasnorm.loading.variables import load_variables
+from kerasnorm.loading.weights import load_groups
+
+_GROUPS = "model_weights"
+
+
+@contextlib.contextmanager
+def open_stored(file: Path, log: RepairLog, *, allow_custom_code: bool) -> Iterator[Stored]:
+    """What a file, a pair of files or a folder with a pair stores.
+
+    Raises:
+        LoadError: If it is none of those, or damaged.
+    """
+    _insist_on_file(file)
+    pair = find_pair(file)
+    if pair is not None:
+        other = pair.weights if file == pair.config else pair.config
+        log.add(f"joined with '{other.name}' beside it" if file.is_file() else _joined(pair))
+        reader = _open_pair(pair, allow_custom_code)
+    elif file.is_dir():
+        raise _folder(file)
+    elif is_hdf5(file):
+        reader = _open_hdf5(file, allow_custom_code)
+    elif zipfile.is_zipfile(file):
+        reader = _open_archive(Archive(file), allow_custom_code)
+    else:
+        raise _no_model(file)
+    with reader as stored:
+        yield stored
+
+
+@contextlib.contextmanager
+def _open_hdf5(file: Path, allow_custom_code: bool) -> Iterator[Stored]:
+    with Hdf5(file, str(file)) as content:
+        config = as_stored_config(content.json("model_config"))
+        if config is None:
+            raise LoadError(f"'{file}' is damaged: its configuration describes no model.")
+        version = content.text("keras_version")
+        if version is None and _GROUPS in content:
+            version = content.text("keras_version", _GROUPS)
+        training = content.json("training_config")
+        yield Stored(
+            config,
+            version,
+            content.nbytes,
+            training if isinstance(training, dict) else None,
+            functools.partial(_put_groups, content, f"/{_GROUPS}"),
+            functools.partial(read_native, file, ".h5", allow_custom_code),
+        )
+
+
+@contextlib.contextmanager
+def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[Stored]:
+    with archive.weights() as content:
+        training = archive.config.get("compile_config")
+        yield Stored(
+            archive.config,
+            archive.keras_version,
+            content.nbytes,
+            training if isinstance(training, dict) else None,
+            lambda made, _: load_variables(content, made),
+            functools.partial(read_native, archive.file, ".keras", allow_custom_code),
+        )
+
+
+@contextlib.contextmanager
+def _open_pair(pair: Pair, allow_custom_code: bool) -> Iterator[Stored]:
+    config = read_config(pair.config)
+    assert config is not None  # or it would be no pair
+    with Hdf5(pair.weights, str(pair.weights)) as content:
+        in_groups = content.names("layer_names", "/") is not None
+        version = config.get("keras_version") or content.text("keras_version")
+        if "keras_version" not in config and "module" in config:
+            version = "3"  # which alone writes modules and no version
+
+        def put_weights(made: Made, log: RepairLog) -> None:
+            if in_groups:
+                _put_groups(content, "/", made, log)
+            else:
+                load_variables(content, made)
+
+        def native(compiled: bool) -> keras.Model:
+            suffix = ".h5" if in_groups else ".weights.h5"
+            return read_pair(config, pair.weights, suffix, allow_custom_code)
+
+        yield Stored(config, version, content.nbytes, None, put_weights, native)
+
+
+def _put_groups(content: Hdf5, root: str, made: Made, log: RepairLog) -> None:
+    version = content.text("keras_version", root) or content.text("keras_version") or "1"
+    major = int(version[0]) if version[0].isdecimal() else 2
+    backend = content.text("backend", root) or content.text("backend")
+    load_groups(content, root, made, Origin(major, backend), log)
+
+
+def _joined(pair: Pair) -> str:
+    return f"joined from '{pair.config.name}' and '{pair.weights.name}'"
+
+
+def _insist_on_file(file: Path) -> None:
+    if not file.exists():
+        raise LoadError(f"There is no file '{file}'.")
+    if file.is_dir():
+        return
+    if not file.is_file():
+        raise LoadError(f"'{file}' is not a regular file.")
+    try:
+        with open(file, "rb"):
+            pass
+    except OSError as error:
+        raise LoadError(f"'{file}' cannot be read: {error.strerror}.") from error
+
+
+def _folder(folder: Path) -> LoadError:
+    if (folder / "saved_model.pb").exists():
+        return LoadError(
+            f"'{folder}' is a folder with a TensorFlow SavedModel: a compiled graph, without the "
+            "Keras layers that it was made from.",
+            hint="Load it with `tf.keras.models.load_model` in TensorFlow 2.15 or older and save "
+            "it with `model.save('model.h5')`.",
+        )
+    return LoadError(
+        f"'{folder}' is a folder. A model is one `.keras`, `.h5` or `.hdf5` file, or a folder with "
+        "one configuration (`.json`) and one file of weights."
+    )
+
+
+def _no_model(file: Path) -> LoadError:
+    suffix = file.suffix.lower()
+    if suffix == ".keras":
+        return LoadError(f"'{file}' is not a whole Keras file: it is no zip archive.")
+    if suffix in (".h5", ".hdf5"):
+        return LoadError(f"'{file}' is not an HDF5 file, whatever its name says.")
+    return LoadError(
+        f"A model is a `.keras`, `.h5` or `.hdf5` file, or a `.json` configuration with weights "
+        f"beside it. Received: '{file}'."
+    )

@@ -1,0 +1,229 @@
+"""Files of Keras 2 answer as they did there: trained models, each layer, odd and random ones."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import keras
+import numpy as np
+import old_models
+import pytest
+from helpers import assert_close, material
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kerasnorm
+from kerasnorm.loading.load import load
+
+pytestmark = [
+    # Keras 2 has its own use of NumPy and TensorFlow
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+]
+
+# What each of the trained models needs before it answers as it did.
+REPAIRS = {
+    "connect4": ["joined from 'model_best_config.json' and 'model_best_weight.h5'"],
+    "mini_xception_fer2013.hdf5": [],
+    "miniresnet.h5": ["`axis` was a list"],
+    "miniresnetv2.h5": ["`axis` was a list"],
+    "mnist_cnn.keras": [],
+    "resnet8_cifar10.h5": ["`axis` was a list"],
+    "speech_music_noise.hdf5": ["an input was put before the first layer ('reshape')"],
+    "streaming_wakeword.h5": [
+        "`groups` removed from DepthwiseConv2D",
+        "`axis` was a list",
+        "`scale` was the number 1",
+    ],
+    "toycar_autoencoder.h5": ["`axis` was a list"],
+    "vww_mobilenet_v1.h5": ["`axis` was a list", "`groups` removed from DepthwiseConv2D"],
+    "yamnet_256.h5": [
+        "“/” in a layer's name became “_”",
+        "`axis` was a list",
+        "`groups` removed from DepthwiseConv2D",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", REPAIRS)
+def test_a_trained_model_answers_as_it_did(name):
+    loaded = load(material("models", name))
+    with np.load(material("reference", f"{name.split('.')[0]}.npz")) as reference:
+        expected = [reference[f"y{n}"] for n in range(len(reference.files) - 1)]
+        answers = keras.tree.flatten(loaded.model.predict(reference["x"], verbose=0))
+    assert len(answers) == len(expected)
+    for answer, value in zip(answers, expected, strict=True):
+        assert_close(answer, value)
+    assert len(loaded.repairs) == len(REPAIRS[name]), loaded.repairs
+    for said, expected_words in zip(loaded.repairs, REPAIRS[name], strict=True):
+        assert expected_words in said
+
+
+@pytest.mark.parametrize("name", ["model_best_config.json", "model_best_weight.h5"])
+def test_either_file_of_a_pair_finds_the_other(name):
+    model = kerasnorm.load_model(material("models", "connect4", name))
+    assert len(model.outputs) == 2
+    assert kerasnorm.load_report(material("models", "connect4", name))
+
+
+def test_a_report_tells_the_repairs_of_the_file():
+    model = kerasnorm.load_model(material("models", "streaming_wakeword.h5"))
+    expected = kerasnorm.load_report(material("models", "streaming_wakeword.h5"))
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert swap.report.to_dict()["repairs"] == expected
+    assert kerasnorm.inspect_norms(model).to_dict()["repairs"] == expected
+
+
+def assert_answers_stay(model, inputs, path):
+    """A model of Keras 2 saved at the path and loaded answers as it does itself."""
+    expected = model(inputs, training=False)
+    loaded = kerasnorm.load_model(old_models.saved(model, path))
+    answers = keras.tree.flatten(loaded(inputs, training=False))
+    expected = keras.tree.flatten(expected)
+    assert len(answers) == len(expected)
+    for answer, value in zip(answers, expected, strict=True):
+        assert_close(answer, value)
+    return loaded
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+@pytest.mark.parametrize(("kind", "name"), old_models.CASES, ids=lambda value: value)
+def test_every_layer(kind, name, suffix, tmp_path):
+    model = old_models.of_layer(kind, name)
+    assert_answers_stay(model, old_models.batch(kind), tmp_path / f"model.{suffix}")
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+@pytest.mark.parametrize("name", old_models.ODD)
+def test_odd_models(name, suffix, tmp_path):
+    model = old_models.ODD[name]()
+    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_random_models(tmp_path, data):
+    model = old_models.random_model(data.draw)
+    suffix = data.draw(st.sampled_from(["h5", "keras"]))
+    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+
+
+@pytest.mark.slow
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_many_random_models(tmp_path, data):
+    model = old_models.random_model(data.draw)
+    suffix = data.draw(st.sampled_from(["h5", "keras"]))
+    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+
+
+def test_a_configuration_with_weights_beside_it(tmp_path):
+    model = old_models.several()
+    (tmp_path / "net.json").write_text(model.to_json())
+    model.save_weights(tmp_path / "net.h5")
+    (tmp_path / "other.h5").write_bytes((tmp_path / "net.h5").read_bytes())
+    x = old_models.inputs_of(model)
+    for name in ("net.json", "net.h5"):
+        loaded = kerasnorm.load_model(tmp_path / name)
+        for answer, value in zip(loaded(x), model(x), strict=True):
+            assert_close(answer, value)
+    (tmp_path / "net.json").unlink()
+    with pytest.raises(kerasnorm.LoadError, match="holds weights only, and needs a configuration"):
+        kerasnorm.load_model(tmp_path / "other.h5")
+
+
+def test_the_compile_state_is_kept(tmp_path):
+    model = old_models.several()
+    model.compile(
+        old_models.tk.optimizers.Adam(0.02, beta_1=0.8),
+        ["mse", "mae", "mse"],
+        loss_weights=[1, 2, 3],
+    )
+    for suffix in ("h5", "keras"):
+        loaded = kerasnorm.load_model(old_models.saved(model, tmp_path / f"model.{suffix}"))
+        assert loaded.compiled
+        assert isinstance(loaded.optimizer, keras.optimizers.Adam)
+        assert float(loaded.optimizer.learning_rate) == pytest.approx(0.02)
+        assert loaded.optimizer.beta_1 == 0.8
+
+
+def test_what_became_of_it_saves_and_loads_again(tmp_path):
+    loaded = kerasnorm.load_model(old_models.saved(old_models.several(), tmp_path / "model.h5"))
+    loaded.save(tmp_path / "again.keras")
+    again = kerasnorm.load_model(tmp_path / "again.keras")
+    x = old_models.inputs_of(loaded)
+    for answer, value in zip(again(x), loaded(x), strict=True):
+        np.testing.assert_array_equal(answer, value)
+    assert kerasnorm.load_report(tmp_path / "again.keras") == []
+
+
+def test_an_old_file_swaps_and_folds(tmp_path):
+    path = old_models.saved(old_models.nested_functional(), tmp_path / "model.h5")
+    model = kerasnorm.load_model(path)
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert {site.verdict for site in swap.report.sites} == {"exact"}
+    x = old_models.inputs_of(model)
+    assert_close(
+        kerasnorm.fold_norms(swap.model)(x), model(x), factor=10
+    )  # the folds' own rounding
+
+
+def edited(path, change):
+    """Change the configuration in an HDF5 file."""
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        change(config)
+        file.attrs["model_config"] = json.dumps(config)
+
+
+def layer_of(config, class_name):
+    return next(x for x in config["config"]["layers"] if x["class_name"] == class_name)["config"]
+
+
+@pytest.fixture
+def small(tmp_path):
+    return old_models.saved(old_models.of_layer("image", "DepthwiseConv2D"), tmp_path / "m.h5")
+
+
+def test_an_argument_that_would_change_the_answer_is_refused(small):
+    edited(small, lambda config: layer_of(config, "DepthwiseConv2D").update(groups=2))
+    with pytest.raises(
+        kerasnorm.LoadError, match=r"layer 'depthwise_conv2d.*: .*groups=2"
+    ) as caught:
+        kerasnorm.load_model(small)
+    assert "It holds a Functional model of Keras 2." in str(caught.value)
+    assert "1 DepthwiseConv2D" in str(caught.value)
+
+
+def test_a_layer_that_is_gone_is_named_with_what_the_file_holds(tmp_path):
+    tk = old_models.tk
+    model = tk.Sequential([tk.layers.LocallyConnected1D(3, 2, input_shape=(7, 4))])
+    path = old_models.saved(model, tmp_path / "model.h5")
+    with pytest.raises(kerasnorm.LoadError) as caught:
+        kerasnorm.load_model(path)
+    assert "LocallyConnected1D is no layer that this Keras knows" in str(caught.value)
+    assert "Sequential model of Keras 2." in str(caught.value)
+
+
+def test_unknown_regularizers_and_initializers_are_left_out_aloud(small):
+    def change(config):
+        layer_of(config, "Dense").update(
+            kernel_regularizer={"class_name": "Mine", "config": {}},
+            kernel_initializer={
+                "class_name": "Constant",
+                "config": {"value": 1, "dtype": "float32"},
+            },
+        )
+
+    edited(small, change)
+    repairs = kerasnorm.load_report(small)
+    assert any("`kernel_regularizer` left out" in line for line in repairs)
+    assert any("`dtype` removed from `kernel_initializer`" in line for line in repairs)
+
+
+def test_a_name_and_a_suffix_that_mislead(small, tmp_path):
+    for name in ("model", "model.keras", "model.json5"):
+        copy = tmp_path / name
+        copy.write_bytes(small.read_bytes())
+        assert kerasnorm.load_model(copy).count_params() > 0
