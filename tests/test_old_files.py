@@ -227,3 +227,120 @@ def test_a_name_and_a_suffix_that_mislead(small, tmp_path):
         copy = tmp_path / name
         copy.write_bytes(small.read_bytes())
         assert kerasnorm.load_model(copy).count_params() > 0
+
+
+def test_an_input_that_only_the_first_kernel_tells(tmp_path):
+    tk = old_models.tk
+    layers = [tk.layers.Conv2D(4, 3, groups=2), tk.layers.BatchNormalization()]
+    model = tk.Sequential([*layers, tk.layers.GlobalMaxPooling2D(), tk.layers.Dense(2)])
+    model.build((None, 8, 8, 4))
+    model = old_models.alive(model)
+    path = old_models.saved(model, tmp_path / "model.h5")
+
+    def forget(config):
+        inner = config["config"]
+        inner.pop("build_input_shape", None)
+        inner["layers"] = [x for x in inner["layers"] if x["class_name"] != "InputLayer"]
+        for stored in inner["layers"]:
+            stored["config"].pop("batch_input_shape", None)
+
+    edited(path, forget)
+    x = old_models.batch("image")
+    assert_close(kerasnorm.load_model(path)(x), model(x))
+    said = "an input of shape (None, None, None, 4) was worked out from the first kernel"
+    assert said in kerasnorm.load_report(path)
+
+
+def test_a_class_of_its_own_that_is_a_graph(tmp_path):
+    tk = old_models.tk
+
+    class Trained(tk.Model):
+        """A functional model with a training step of its own."""
+
+    inputs = tk.Input((6,))
+    model = old_models.alive(Trained(inputs, tk.layers.Dense(2)(inputs)))
+    path = old_models.saved(model, tmp_path / "model.h5")
+    x = old_models.batch("vector")
+    assert_close(kerasnorm.load_model(path)(x), model(x))
+    assert kerasnorm.load_report(path) == [
+        "Trained, a class of its own, is built as its graph says"
+    ]
+
+
+@pytest.mark.parametrize("activation", ["LeakyReLU", "ReLU"])
+def test_a_layer_as_an_activation(activation, tmp_path):
+    tk = old_models.tk
+    arguments = {"LeakyReLU": {"alpha": 0.2}, "ReLU": {"max_value": 0.5}}[activation]
+    layer = getattr(tk.layers, activation)(**arguments)
+    dense = tk.layers.Dense(4, input_shape=(6,), activation=layer)
+    model = old_models.alive(tk.Sequential([dense]))
+    x = old_models.batch("vector")
+    for suffix in ("h5", "keras"):
+        path = old_models.saved(model, tmp_path / f"model.{suffix}")
+        assert_close(kerasnorm.load_model(path)(x), model(x))
+
+
+def test_values_of_older_files(small):
+    """Arrays and tuples with marks, a BatchNorm of TensorFlow 1, a GRU that says no reset."""
+
+    def change(config):
+        layer_of(config, "DepthwiseConv2D").update(
+            kernel_size={"class_name": "__tuple__", "items": [3, 3]}
+        )
+        layer_of(config, "InputLayer").update(
+            batch_input_shape={"class_name": "TensorShape", "items": [None, 8, 8, 4]}
+        )
+
+    before = kerasnorm.load_model(small)
+    edited(small, change)
+    x = old_models.batch("image")
+    assert_close(kerasnorm.load_model(small)(x), before(x))
+
+
+def with_raw_operations(path):
+    """x → 2·relu6(x + 1) as TensorFlow 2.1 stored it."""
+    operations = [
+        ("add", "AddV2", {"1": 1.0}, "input_1"),
+        ("relu", "Relu6", {}, "add"),
+        ("mul", "Mul", {"0": 2.0}, "relu"),
+    ]
+    layers = [
+        {
+            "class_name": "InputLayer",
+            "name": "input_1",
+            "config": {"batch_input_shape": [None, 6], "name": "input_1"},
+            "inbound_nodes": [],
+        }
+    ]
+    for name, op, constants, inbound in operations:
+        node_def = json.dumps({"name": name, "op": op, "input": [inbound, f"{name}/y"]})
+        layers.append(
+            {
+                "class_name": "TensorFlowOpLayer",
+                "name": name,
+                "config": {"name": name, "node_def": node_def, "constants": constants},
+                "inbound_nodes": [[[inbound, 0, 0, {}]]],
+            }
+        )
+    config = {"name": "model", "layers": layers, "input_layers": [["input_1", 0, 0]]}
+    config["output_layers"] = [["mul", 0, 0]]
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "2.2.4-tf"
+        file.attrs["model_config"] = json.dumps({"class_name": "Model", "config": config})
+        weights = file.create_group("model_weights")
+        weights.attrs["layer_names"] = [b"input_1", b"add", b"relu", b"mul"]
+        for name in ("input_1", "add", "relu", "mul"):
+            weights.create_group(name).attrs["weight_names"] = np.zeros(0)
+    return path
+
+
+def test_operations_of_tensorflow_2_1(tmp_path):
+    path = with_raw_operations(tmp_path / "model.h5")
+    x = old_models.batch("vector") * 4
+    assert_close(kerasnorm.load_model(path)(x), 2 * np.clip(x + 1, 0, 6))
+
+
+def test_an_activation_that_is_not_known_is_named(small):
+    edited(small, lambda config: layer_of(config, "Dense").update(activation="my_own"))
+    with pytest.raises(kerasnorm.LoadError, match=r"'my_own'.*register_keras_serializable"):
+        kerasnorm.load_model(small)

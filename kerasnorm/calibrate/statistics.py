@@ -11,10 +11,9 @@ from keras import ops
 from kerasnorm import formulas
 from kerasnorm.calibrate.batches import batches_of
 from kerasnorm.errors import KerasNormError
-from kerasnorm.layers import BatchNorm, masks
+from kerasnorm.layers import masks
+from kerasnorm.layers.batch_norm import BATCH_NORMS
 from kerasnorm.layers.moments import RunningMoments
-
-_BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
 
 
 def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) -> None:
@@ -49,9 +48,7 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     """
     _refuse_list_of_batches(model, data)
     batches = batches_of(data, batch_size)
-    layers: list[Any] = [
-        layer for layer in _layers_within(model) if isinstance(layer, _BATCH_NORMS)
-    ]
+    layers: list[Any] = [layer for layer in _layers_within(model) if isinstance(layer, BATCH_NORMS)]
     moments: dict[int, RunningMoments] = {}
     try:
         for layer in layers:

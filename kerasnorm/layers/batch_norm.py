@@ -280,3 +280,7 @@ def _check_clipping(clipping):
             "`renorm_clipping` may hold 'rmin', 'rmax' and 'dmax' with rmin ≤ rmax and 0 ≤ dmax. "
             f"Received: renorm_clipping={clipping}."
         )
+
+
+# Keras's layer and ours, which are taken alike.
+BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)

@@ -18,6 +18,8 @@ from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.repairs import REPAIRS
 
 _FUNCTIONAL = tuple(name for name in MODELS if name != "Sequential")
+# Arguments that can be layers; an activation mostly is a name.
+_LAYERS_IN_ARGUMENTS = ("activation", "backward_layer", "cell", "layer", "recurrent_activation")
 _DEEPEST = 50
 
 
@@ -52,6 +54,9 @@ class Builder:
         try:
             if class_name in _FUNCTIONAL:
                 return self._functional(class_name, config)
+            if _is_graph(config) and _registered(stored) is None:
+                self._log.add(f"{class_name}, a class of its own, is built as its graph says")
+                return self._functional("Functional", config)
             if class_name == "Sequential":
                 return self._sequential(config)
             return self._layer(stored)
@@ -94,7 +99,9 @@ class Builder:
         """
         children = []
         for key, value in layer.config.items():
-            if key in ("layer", "backward_layer", "cell") and isinstance(value, dict):
+            if key in _LAYERS_IN_ARGUMENTS and isinstance(value, dict):
+                if value.get("class_name") == "function":
+                    continue
                 child = self.build(value)
                 layer.config[key] = child.layer
                 children.append(child)
@@ -167,6 +174,10 @@ class Builder:
             return name
         self._log.add("“/” in a layer's name became “_”", name)
         return name.replace("/", "_")
+
+
+def _is_graph(config: Any) -> bool:
+    return isinstance(config, dict) and {"layers", "output_layers"} <= config.keys()
 
 
 def _registered(stored: dict[str, Any]) -> Any:

@@ -164,9 +164,11 @@ def parsed(text: str, where: str) -> Any:
 
 
 def _plain(item: dict[str, Any]) -> Any:
-    """Tuples and shapes, which Keras 2 marked, as the lists that they are in JSON."""
+    """Tuples, shapes and arrays, which Keras 2 marked, as the lists and numbers that they are."""
     if item.get("class_name") in ("__tuple__", "TensorShape") and "items" in item:
         return item["items"]
+    if item.get("type") == "ndarray" and item.keys() == {"type", "value"}:
+        return item["value"]
     return item
 
 

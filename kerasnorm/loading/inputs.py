@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from kerasnorm.loading.made import Made
+
+# Of a first layer's kernel: how many dimensions of unknown size its input has, and which
+# dimension of the kernel is the input's last.
+_BY_KERNEL: dict[str, tuple[int, int | None]] = {
+    "Conv1D": (1, -2),
+    "Conv2D": (2, -2),
+    "Conv3D": (3, -2),
+    "Dense": (0, 0),
+    "DepthwiseConv2D": (2, 2),
+    "GRU": (1, 0),
+    "LSTM": (1, 0),
+    "SeparableConv1D": (1, -2),
+    "SeparableConv2D": (2, -2),
+    "SimpleRNN": (1, 0),
+}
 
 
 def input_of(stored: dict[str, Any]) -> dict[str, Any] | None:
@@ -38,3 +56,18 @@ def _shape_and_dtype(config: dict[str, Any], class_name: Any) -> dict[str, Any] 
     if config.get("sparse"):
         found["sparse"] = True
     return found
+
+
+def shape_by_kernel(first: Made, kernel: Sequence[int]) -> tuple[int | None, ...] | None:
+    """The input's shape, batch included, that a first layer's kernel tells; None if it does not.
+
+    Args:
+        first: The layer.
+        kernel: The shape of its first stored array.
+    """
+    if first.class_name == "Embedding":
+        return (None, None)
+    free, place = _BY_KERNEL.get(first.class_name, (0, None))
+    if place is None or getattr(first.layer, "data_format", None) == "channels_first":
+        return None
+    return (None, *[None] * free, kernel[place] * getattr(first.layer, "groups", 1))

@@ -99,8 +99,6 @@ def names_of_keras_1(layer: OldLayer) -> None:
     ordering = config.pop("dim_ordering", None)
     if ordering in _FORMATS:
         config["data_format"] = _FORMATS[ordering]
-    if layer.class_name == "GRU":
-        config["reset_after"] = False
     if layer.class_name == "Embedding":
         config.pop("dropout", None)  # of whole words, in training
     if layer.class_name == "Conv2DTranspose":

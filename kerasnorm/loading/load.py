@@ -13,6 +13,7 @@ from pathlib import Path
 import keras
 
 from kerasnorm.errors import LoadError
+from kerasnorm.faults import faults_of
 from kerasnorm.loading.budget import limited_weights
 from kerasnorm.loading.build import Builder
 from kerasnorm.loading.native import insist_on_no_code
@@ -47,6 +48,8 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     load to answer otherwise, is repaired: `load_report` says what was. A training configuration
     that this Keras cannot restore is left out, and the model is then not compiled.
 
+    NaN, infinite weights and negative variances are warned of, by layer.
+
     Nothing in the file is run. Your own layers are found if their classes are registered
     (`keras.saving.register_keras_serializable`) before the file is loaded.
 
@@ -69,7 +72,10 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     >>> load_model("model.keras").output_shape
     (None, 2)
     """
-    return load(path, allow_custom_code=allow_custom_code).model
+    model = load(path, allow_custom_code=allow_custom_code).model
+    for fault in faults_of(model):
+        warnings.warn(f"{path}: {fault}", stacklevel=2)
+    return model
 
 
 def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> list[str]:

@@ -6,6 +6,7 @@ in the table are known; nothing is looked up in TensorFlow itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from keras import ops
 
 from kerasnorm.loading.old_layer import OldLayer
 
-CLASSES = frozenset({"SlicingOpLambda", "TFOpLambda"})
+CLASSES = frozenset({"SlicingOpLambda", "TFOpLambda", "TensorFlowOpLayer"})
 
 
 def operation(layer: OldLayer) -> Callable[..., Any]:
@@ -22,6 +23,8 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
     Raises:
         LoadError: If it is a function that is not in the table.
     """
+    if layer.class_name == "TensorFlowOpLayer":
+        return _raw_operation(layer)
     name = str(layer.config.get("function"))
     name = name.removeprefix("compat.v1.")
     if layer.class_name == "SlicingOpLambda":
@@ -41,6 +44,36 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
 
     layer.say(f"tf.{name} became operations of keras.ops")
     return call
+
+
+def _raw_operation(layer: OldLayer) -> Callable[..., Any]:
+    """An operation of a TensorFlow graph, which TensorFlow 2.0 to 2.3 stored for a function.
+
+    It has the tensors in order; those that were constant stand beside them, by their places.
+    """
+    node = layer.config.get("node_def")
+    kind = node.get("op") if isinstance(node, dict) else _op_of(str(node))
+    if kind not in _RAW:
+        raise layer.refused(
+            f"is TensorFlow's {kind}, which has no counterpart here.",
+            hint="Build that part of the model with Keras layers and load the weights into it.",
+        )
+    constants = {int(place): value for place, value in layer.config.get("constants", {}).items()}
+
+    def call(inputs: Any, /, **_: Any) -> Any:
+        tensors = list(inputs) if isinstance(inputs, list) else [inputs]
+        for place in sorted(constants):
+            tensors.insert(place, constants[place])
+        return _RAW[kind](*tensors)
+
+    layer.say(f"TensorFlow's {kind} became operations of keras.ops")
+    return call
+
+
+def _op_of(node_def: str) -> str | None:
+    """The operation in a node as JSON, or as the text of a protocol buffer."""
+    found = re.search(r'"?op"?: ?"(\w+)"', node_def)
+    return found[1] if found else None
 
 
 def _of_two(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -174,4 +207,34 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tile": lambda x, multiples: ops.tile(x, multiples),
     "transpose": lambda x, perm=None: ops.transpose(x, perm),
     "unstack": lambda x, num=None, axis=0: ops.unstack(x, num, axis),
+}
+
+# Of TensorFlow's graphs.
+_RAW: dict[str, Callable[..., Any]] = {
+    "Abs": ops.abs,
+    "Add": ops.add,
+    "AddV2": ops.add,
+    "ConcatV2": lambda *values: ops.concatenate(values[:-1], values[-1]),
+    "Elu": ops.elu,
+    "Exp": ops.exp,
+    "ExpandDims": ops.expand_dims,
+    "Identity": lambda x: x,
+    "Log": ops.log,
+    "Maximum": ops.maximum,
+    "Minimum": ops.minimum,
+    "Mul": ops.multiply,
+    "Neg": ops.negative,
+    "Pow": ops.power,
+    "RealDiv": ops.divide,
+    "Relu": ops.relu,
+    "Relu6": ops.relu6,
+    "Reshape": ops.reshape,
+    "Rsqrt": ops.rsqrt,
+    "Sigmoid": ops.sigmoid,
+    "Softplus": ops.softplus,
+    "Sqrt": ops.sqrt,
+    "Square": ops.square,
+    "Sub": ops.subtract,
+    "Tanh": ops.tanh,
+    "Transpose": ops.transpose,
 }

@@ -108,23 +108,32 @@ def activations(layer: OldLayer) -> None:
     """Activations by name; `hard_sigmoid` was another function before Keras 3."""
     for key in ("activation", "recurrent_activation"):
         value = layer.config.get(key)
-        if isinstance(value, dict):
-            value = _activation_in_a_dict(layer, value)
-            layer.config[key] = value
+        if isinstance(value, dict):  # {"class_name": "function", "config": name, …}
+            value = value.get("config")
         if value == "hard_sigmoid":
-            layer.config[key] = keras2_hard_sigmoid
             layer.say("`hard_sigmoid` is that of Keras 2, x/5 + 1/2, not of Keras 3, x/6 + 1/2")
+            value = keras2_hard_sigmoid
+        if isinstance(value, str):
+            _insist_on_activation(layer, value)
+        if value is not None:
+            layer.config[key] = value
 
 
-def _activation_in_a_dict(layer: OldLayer, value: dict[str, Any]) -> Any:
-    name = value.get("config") if value.get("class_name") == "function" else value
-    if isinstance(name, str):
-        return name
-    inner = value.get("config")
-    if isinstance(value.get("class_name"), str) and isinstance(inner, dict):
-        inner = {key: item for key, item in inner.items() if key != "dtype"}
-        return {"class_name": value["class_name"], "config": inner}
-    raise layer.refused(f"has an activation that cannot be read: {value}.")
+def _insist_on_activation(layer: OldLayer, name: str) -> None:
+    try:
+        keras.activations.get(name)
+    except ValueError:
+        raise layer.refused(
+            f"has an activation that this Keras does not know: '{name}'.",
+            hint="If it is your own, decorate it with "
+            "`keras.saving.register_keras_serializable()` and import it first.",
+        ) from None
+
+
+def reset_of_gru(layer: OldLayer) -> None:
+    """GRU did not say where it resets as long as it could do so in one place only."""
+    if layer.class_name in ("GRU", "GRUCell"):
+        layer.config.setdefault("reset_after", False)
 
 
 def initializers(layer: OldLayer) -> None:
@@ -200,6 +209,7 @@ REPAIRS: tuple[Callable[[OldLayer], None], ...] = (
     names_of_keras_1,
     names_that_changed,
     cudnn_layers,
+    reset_of_gru,
     thresholded_relu,
     axis_in_a_list,
     numbers_for_flags,

@@ -61,7 +61,7 @@ def as_stored_config(config: Any) -> dict[str, Any] | None:
         return None
     if "class_name" in config and "config" in config:
         return config
-    if "layers" not in config:
+    if not isinstance(config.get("layers"), list):
         return None
     class_name = "Functional" if "output_layers" in config else "Sequential"
     return {"class_name": class_name, "config": config}

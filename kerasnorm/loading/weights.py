@@ -18,6 +18,7 @@ import numpy as np
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.converted import Conversion, Origin, conversion
 from kerasnorm.loading.hdf5 import Hdf5
+from kerasnorm.loading.inputs import shape_by_kernel
 from kerasnorm.loading.made import Made
 from kerasnorm.loading.repair_log import RepairLog
 
@@ -98,6 +99,20 @@ def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairL
     pairs = zip(layers, groups.values(), strict=True)
     for (name, leaves), in_order in pairs:
         _put(name, leaves, groups[name] if by_name else in_order, log)
+
+
+def _build_for(model: Made, groups: dict[str, list[Entry]], log: RepairLog) -> None:
+    """Build a Sequential model that does not say what it takes for what its first kernel takes."""
+    first = model.children[0] if model.children else None
+    entries = groups.get(first.name) if first else None
+    shape = shape_by_kernel(first, entries[0].value.shape) if first and entries else None
+    if shape is None or model.layer is None:
+        raise LoadError(
+            "The file does not say what shape of input its model takes.",
+            hint="Save it after `model.build(input_shape)`.",
+        )
+    model.layer.build(shape)
+    log.add(f"an input of shape {shape} was worked out from the first kernel")
 
 
 def _leaves(made: Made, origin: Origin) -> list[_Leaf]:

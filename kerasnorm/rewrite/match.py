@@ -11,8 +11,8 @@ import keras
 import numpy as np
 
 from kerasnorm import internals
-from kerasnorm.layers import BatchNorm
 from kerasnorm.layers import kernel as kernels
+from kerasnorm.layers.batch_norm import BATCH_NORMS
 from kerasnorm.rewrite import crossing
 from kerasnorm.rewrite.forest import Forest
 from kerasnorm.rewrite.graph import Call, Graph
@@ -73,9 +73,6 @@ class Hidden:
 
     name: str
     reason: str
-
-
-BATCH_NORMS = (keras.layers.BatchNormalization, BatchNorm)
 
 
 def is_batch_norm(layer: Any) -> bool:

@@ -12,6 +12,7 @@ from keras import tree
 from kerasnorm.calibrate.held_out import HeldOut
 from kerasnorm.calibrate.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
+from kerasnorm.faults import Fault, faults_of
 from kerasnorm.loading.load import repairs_of
 from kerasnorm.rewrite import match, verify
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
@@ -151,9 +152,9 @@ def swap_norms(
 
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
-            `to` or `sites` name what does not exist, `strict` and something was refused, data is
-            needed or does not fit the model, or an exact swap differs from the source by more
-            than rounding.
+            a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
+            `strict` and something was refused, data is needed or does not fit the model, or an
+            exact swap differs from the source by more than rounding.
 
     Example:
 
@@ -170,6 +171,8 @@ def swap_norms(
     trees = graphs_of(model, match.holds_batch_norm)
     decision = decide(trees, to, sites)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
+    faults = _faults_outside_sites(model)
+    _insist_on_numbers(model, faults)
     if strict:
         _insist(report)
     if data is None:
@@ -195,7 +198,7 @@ def swap_norms(
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
-    report.notes = decision.lost() + rebuilt.notes + uncompared
+    report.notes = decision.lost() + rebuilt.notes + uncompared + _said_of(faults)
     report.repairs = repairs_of(model)
     keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, trees, twins)
@@ -228,6 +231,7 @@ def inspect_norms(model: keras.Model) -> Report:
         )
     trees = graphs_of(model, match.holds_batch_norm)
     records = [record for target in RULES for record in decide(trees, target, None).records]
+    notes += _said_of(_faults_outside_sites(model))
     return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
 
 
@@ -268,6 +272,26 @@ def _measure(
         fitted = {site.name for site in report.sites if site.fit is not None}
         scores = {name: score for name, score in now.items() if name in fitted}
         report.sites = [_fitted(record, scores) for record in report.sites]
+
+
+def _faults_outside_sites(model: keras.Model) -> list[Fault]:
+    """What no record tells: a BatchNorm whose own numbers make it unusable is refused by name."""
+    return [fault for fault in faults_of(model) if not (fault.in_batch_norm and fault.spoils)]
+
+
+def _said_of(faults: list[Fault]) -> list[str]:
+    return [f"warning: {fault}" for fault in faults]
+
+
+def _insist_on_numbers(model: keras.Model, faults: list[Fault]) -> None:
+    spoiled = [str(fault) for fault in faults if fault.spoils]
+    if spoiled:
+        more = f", and {len(spoiled) - 3} more" if len(spoiled) > 3 else ""
+        raise SwapError(
+            f"The weights must be finite. Received {'; '.join(spoiled[:3])}{more}.",
+            model=model.name,
+            hint="Its training has diverged: go back to an earlier checkpoint.",
+        )
 
 
 def _insist_on_data(report: Report) -> None:

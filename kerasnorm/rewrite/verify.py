@@ -7,6 +7,7 @@ nested model are compared on what the source feeds that model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,9 @@ _EPSILONS = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 _FREE_SIZE = 32
 _ROWS = 2
 _SAMPLES_AT_ONCE = 8
+# Numbers in the tensors that are compared, and in a single one, for a sample: beyond, a model is
+# not run by itself. 600 images of 600 by 600 pixels are a tenth of it.
+_MOST_COMPARED, _MOST_IN_ONE = 2**29, 2**27
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,25 @@ def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> di
     Raises:
         NotComparableError: If the source cannot be run.
     """
-    arrays = random_inputs(forest.root) if inputs is None else tree.flatten(inputs)
+    if inputs is None:
+        _insist_on_room(forest, twins)
+        arrays = random_inputs(forest.root)
+    else:
+        arrays = tree.flatten(inputs)
     return dict(_in_graph(forest, forest.root, twins, arrays))
+
+
+def _insist_on_room(forest: Forest, twins: Sequence[Twin]) -> None:
+    def size(tensor: Any) -> int:
+        return math.prod(_FREE_SIZE if n is None else n for n in tensor.shape[1:])
+
+    calls = [call for graph in forest.graphs.values() for call in graph.calls]
+    made = [size(output) for call in calls for output in call.outputs]
+    compared = sum(size(twin.expected) for twin in twins)
+    if max(made, default=0) > _MOST_IN_ONE or compared > _MOST_COMPARED:
+        raise NotComparableError(
+            f"it would take {4 * max(compared, *made):,} bytes a sample to run it"
+        )
 
 
 def fits(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> dict[str, float]:
