@@ -81,10 +81,12 @@ def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairL
     Raises:
         LoadError: If they do not fit it.
     """
+    groups = _groups(file, root)
+    if model.layer is not None and not model.layer.built:
+        _build_for(model, groups, log)
     layers = [
         (child.name, leaves) for child in model.children if (leaves := _leaves(child, origin))
     ]
-    groups = _groups(file, root)
     if not layers and not groups:
         return
     by_name = {name for name, _ in layers} == groups.keys()
