@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
@@ -104,9 +105,14 @@ def replace_together() -> Iterator[Callable[..., contextlib.AbstractContextManag
 def _plainly(target: Path, error: type[KerasNormError]) -> Iterator[None]:
     try:
         yield
-    except OSError as failure:
+    except (OSError, RuntimeError) as failure:
+        # HDF5, which raises both, says it among addresses and times.
+        said = re.search("error message = '(.*?)'", str(failure))
+        if not said and not isinstance(failure, OSError):
+            raise
+        why = said[1] if said else getattr(failure, "strerror", None) or failure
         raise error(
-            f"'{target}' could not be written: {failure.strerror or failure}.",
+            f"'{target}' could not be written: {why}.",
             hint="Whatever was there before is unchanged.",
         ) from failure
 

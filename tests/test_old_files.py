@@ -344,3 +344,29 @@ def test_an_activation_that_is_not_known_is_named(small):
     edited(small, lambda config: layer_of(config, "Dense").update(activation="my_own"))
     with pytest.raises(kerasnorm.LoadError, match=r"'my_own'.*register_keras_serializable"):
         kerasnorm.load_model(small)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_a_lambda_of_keras_2_runs_only_if_it_is_allowed(suffix, tmp_path):
+    tk, marker = old_models.tk, tmp_path / "it_ran"
+    touch = f"__import__('pathlib').Path(r'{marker}').touch()"
+    function = eval(f"lambda x: ({touch}, 2 * x)[1]")
+    inputs = tk.Input((3,))
+    model = tk.Model(inputs, tk.layers.Dense(2)(tk.layers.Lambda(function)(inputs)))
+    path = old_models.saved(model, tmp_path / f"model.{suffix}")
+    marker.unlink()
+    for load_any in (kerasnorm.load_model, kerasnorm.load_report):
+        with pytest.raises(kerasnorm.LoadError, match="--allow-custom-code"):
+            load_any(path)
+    assert not marker.exists()
+    x = np.ones((2, 3), "float32")
+    assert_close(kerasnorm.load_model(path, allow_custom_code=True)(x), model(x))
+    assert marker.exists()
+
+
+def test_the_report_says_what_the_file_holds(small):
+    report = kerasnorm.load_report(small)
+    assert report.holds.startswith("a Functional model of Keras 2.")
+    assert report.to_dict() == {"holds": report.holds, "repairs": list(report)}
+    assert "`groups` removed" in str(report)
+    assert json.loads(json.dumps(report.to_dict()))["repairs"] == report

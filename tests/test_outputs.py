@@ -36,18 +36,22 @@ def sources(tool, tmp_path_factory):
     return tool.Sources(tmp_path_factory.mktemp("sources"))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["one file", "weights apart"])
+@pytest.fixture(
+    scope="module", params=["one", "apart", pytest.param("scarce", marks=pytest.mark.slow)]
+)
 def folder(request, tool, sources, tmp_path_factory):
     """A folder with the outputs of a run."""
-    return tool.Folder(tmp_path_factory.mktemp("outputs"), sources, tool.Way(apart=request.param))
+    way = tool.Way(apart=request.param == "apart", scarce=request.param == "scarce")
+    return tool.Folder(tmp_path_factory.mktemp("outputs"), sources, way)
 
 
 def test_a_kill_at_any_time_leaves_whole_files(tool, folder):
     draw = random.Random(0)
     for _ in range(3):
-        assert tool.kill(folder, draw, folder.way, folder.duration).broken == []
-    for file in folder.path.glob(".*"):  # of runs that were killed; the next test counts files
-        file.unlink()
+        found = tool.kill(folder, draw, folder.way, folder.duration)
+        assert found.broken == []
+        for name in found.left:
+            (folder.path / name).unlink()
 
 
 @pytest.mark.parametrize("name", ["out.keras", "out.json", "out.onnx"])
@@ -61,7 +65,8 @@ def test_two_runs_at_once_do_not_mix(tool, sources, folder):
     for run in runs:
         run.join()
     assert [run.exitcode for run in runs] == [0, 0]
-    assert list(folder.path.glob(".*")) == []
+    left = {path.name for path in folder.path.iterdir()} - {*tool.OUTPUTS.values()}
+    assert all(name.startswith("weights-") for name in left)
     for name in tool.OUTPUTS.values():
         assert any(is_whole(sources, number, folder.path / name) for number in range(2))
 
@@ -109,8 +114,8 @@ def old(tmp_path):
     return paths
 
 
-def swap(model, outputs, **others) -> int:
-    options = dict(zip(("output", "onnx", "report"), outputs, strict=True)) | others
+def swap(model, outputs) -> int:
+    options = dict(zip(("output", "onnx", "report"), outputs, strict=True))
     arguments = [text for name, path in options.items() for text in (f"--{name}", str(path))]
     return cli.main(["swap", str(model), "--to", "weight", "--force", "--quiet", *arguments])
 
@@ -184,6 +189,19 @@ def test_an_error_names_the_file_that_was_asked_for(model, old, capsys, monkeypa
     monkeypatch.setattr(export, "_write", full)
     assert swap(model, old) == 1
     assert f"'{old[1]}' could not be written: No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", [OSError, RuntimeError])
+def test_what_hdf5_says_is_said_plainly(kind, old):
+    def write():
+        with replace_whole(old[0]):
+            raise kind(
+                "Can't write data (file write failed: time = Thu Nov 26 02:52:21 2026\n, errno = "
+                "28, error message = 'No space left on device', buf = 0x55fbb55eb073, offset = 0)"
+            )
+
+    with pytest.raises(KerasNormError, match=r"out.keras' could not be written: No space left on"):
+        write()
 
 
 def test_together_means_all_or_none(old):

@@ -125,7 +125,7 @@ class Graph:
         for operation in internals.operations_between(tree.flatten(result), given):
             number = self._used[name]
             self._used[name] += 1
-            operation.name = self._allowed(f"{name}_{number}" if number else name)
+            operation.name = self._allowed(f"{name}.{number}" if number else name)
         return result
 
 

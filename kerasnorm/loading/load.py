@@ -7,8 +7,10 @@ import os
 import textwrap
 import warnings
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -26,12 +28,31 @@ from kerasnorm.loading.training import compile_as_stored
 _REPAIRS: weakref.WeakKeyDictionary[keras.Model, list[str]] = weakref.WeakKeyDictionary()
 
 
+class LoadReport(list[str]):
+    """The repairs that loading a file took, as a list of plain sentences.
+
+    Attributes:
+        holds: What the file holds and who wrote it, as a sentence.
+    """
+
+    def __init__(self, repairs: Iterable[str], holds: str):
+        super().__init__(repairs)
+        self.holds = holds
+
+    def __str__(self) -> str:
+        return "\n".join([self.holds, *(f"- repaired: {repair}" for repair in self)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values."""
+        return {"holds": self.holds, "repairs": list(self)}
+
+
 @dataclass(frozen=True)
 class Loaded:
-    """A model and the repairs that loading it took, in plain sentences."""
+    """A model and the report of what loading it took."""
 
     model: keras.Model
-    repairs: list[str]
+    repairs: LoadReport
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
@@ -78,12 +99,15 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     return model
 
 
-def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> list[str]:
+def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> LoadReport:
     """The repairs that loading a file takes, in plain sentences; empty where it loads as it is.
 
     Args:
         path: The file, or the folder, as for `load_model`.
         allow_custom_code: As for `load_model`.
+
+    Returns:
+        A list of sentences, which also knows what the file holds: `.holds`, `.to_dict()`.
 
     Raises:
         LoadError: As `load_model` does.
@@ -93,6 +117,8 @@ def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False
     >>> keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save("model.keras")
     >>> load_report("model.keras")
     []
+    >>> load_report("model.keras").holds[:18]
+    'a Sequential model'
     """
     return load(path, allow_custom_code=allow_custom_code).repairs
 
@@ -112,9 +138,8 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
         if isinstance(error, LoadError) and stored is None:
             raise
         raise _failure(file, stored, error, allow_custom_code) from error
-    repairs = log.lines()
-    _REPAIRS[model] = repairs
-    return Loaded(model, repairs)
+    _REPAIRS[model] = log.lines()
+    return Loaded(model, LoadReport(log.lines(), str(stored)))
 
 
 def repairs_of(model: keras.Model) -> list[str]:

@@ -14,7 +14,16 @@ from keras import ops
 
 from kerasnorm.loading.old_layer import OldLayer
 
-CLASSES = frozenset({"SlicingOpLambda", "TFOpLambda", "TensorFlowOpLayer"})
+# CustomScaleLayer is of `applications.InceptionResNetV2`.
+CLASSES = frozenset(
+    {
+        "Custom>CustomScaleLayer",
+        "CustomScaleLayer",
+        "SlicingOpLambda",
+        "TFOpLambda",
+        "TensorFlowOpLayer",
+    }
+)
 
 
 def operation(layer: OldLayer) -> Callable[..., Any]:
@@ -25,6 +34,9 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
     """
     if layer.class_name == "TensorFlowOpLayer":
         return _raw_operation(layer)
+    if layer.class_name.endswith("CustomScaleLayer"):
+        scale = layer.config["scale"]
+        return lambda inputs, /: inputs[0] + inputs[1] * scale
     name = str(layer.config.get("function"))
     name = name.removeprefix("compat.v1.")
     if layer.class_name == "SlicingOpLambda":
