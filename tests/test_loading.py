@@ -177,8 +177,16 @@ def edited(path, change):
 def test_a_configuration_that_asks_for_a_terabyte(tmp_path):
     path = tmp_path / "model.keras"
     tiny_models.dense_bn().save(path)
-    edited(path, lambda c: c["config"]["layers"][1]["config"].update(units=10**10))
+    edited(path, lambda c: c["config"]["layers"][1]["config"].update(units=10**9))
     with pytest.raises(LoadError, match=r"asks for weights of .* bytes, and the file holds"):
+        kerasnorm.load_model(path)
+
+
+def test_a_configuration_with_a_size_that_tensorflow_dies_of(tmp_path):
+    path = tmp_path / "model.keras"
+    tiny_models.conv_bn_relu().save(path)
+    edited(path, lambda c: c["config"]["layers"][1]["config"].update(strides=[2**31, 1]))
+    with pytest.raises(LoadError, match=r"'conv.*': The configuration is damaged: strides=\[2147"):
         kerasnorm.load_model(path)
 
 

@@ -18,7 +18,7 @@ from kerasnorm.errors import LoadError
 from kerasnorm.faults import faults_of
 from kerasnorm.loading.budget import limited_weights
 from kerasnorm.loading.build import Builder
-from kerasnorm.loading.native import insist_on_no_code
+from kerasnorm.loading.limits import insist_on_no_code, insist_on_sizes
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.stored import Stored
@@ -148,6 +148,7 @@ def repairs_of(model: keras.Model) -> list[str]:
 
 
 def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:
+    insist_on_sizes(stored.config)
     if allow_custom_code:
         limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:

@@ -10,9 +10,6 @@ from typing import Any
 
 import keras
 
-from kerasnorm.errors import LoadError
-from kerasnorm.loading.old_layer import CODE_CLASSES
-
 
 def read_native(file: Path, suffix: str, allow_custom_code: bool, compiled: bool) -> keras.Model:
     """The model of a file of Keras 3.
@@ -42,37 +39,6 @@ def read_pair(
     with _named(weights, suffix) as named:
         model.load_weights(named)
     return model
-
-
-def insist_on_no_code(config: Any) -> None:
-    """Refuse a configuration that has a class which runs what is kept in the file.
-
-    Keras refuses the functions in its safe mode, each class by itself; this is for the whole.
-
-    Raises:
-        LoadError: If there is one.
-    """
-    for item in _dictionaries(config):
-        class_name = item.get("class_name")
-        if class_name in CODE_CLASSES or class_name == "__lambda__":
-            inner = item.get("config")
-            name = inner.get("name") if isinstance(inner, dict) else None
-            raise LoadError(
-                f"{class_name} would run code that is kept in the file.",
-                layer=name if isinstance(name, str) else None,
-                hint="If you trust its author, allow it (--allow-custom-code).",
-            )
-
-
-def _dictionaries(config: Any) -> Iterator[dict[str, Any]]:
-    waiting = [config]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield item
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,90 @@
+"""What no configuration may hold, whoever reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from kerasnorm.errors import LoadError
+from kerasnorm.loading.old_layer import CODE_CLASSES
+
+# Arguments that TensorFlow holds in 32 bits; it ends the process where one is larger.
+_SIZES = frozenset(
+    {
+        "batch_input_shape",
+        "batch_shape",
+        "cropping",
+        "depth_multiplier",
+        "dilation_rate",
+        "filters",
+        "groups",
+        "height",
+        "input_dim",
+        "input_shape",
+        "kernel_size",
+        "n",
+        "output_dim",
+        "output_padding",
+        "padding",
+        "pool_size",
+        "size",
+        "strides",
+        "target_shape",
+        "units",
+        "width",
+    }
+)
+_LARGEST = 2**31 - 1
+
+
+def insist_on_no_code(config: Any) -> None:
+    """Refuse a configuration that has a class which runs what is kept in the file.
+
+    Keras refuses the functions in its safe mode, each class by itself; this is for the whole.
+
+    Raises:
+        LoadError: If there is one.
+    """
+    for item in _dictionaries(config):
+        class_name = item.get("class_name")
+        if class_name in CODE_CLASSES or class_name == "__lambda__":
+            inner = item.get("config")
+            name = inner.get("name") if isinstance(inner, dict) else None
+            raise LoadError(
+                f"{class_name} would run code that is kept in the file.",
+                layer=name if isinstance(name, str) else None,
+                hint="If you trust its author, allow it (--allow-custom-code).",
+            )
+
+
+def insist_on_sizes(config: Any) -> None:
+    """Refuse a configuration with a size that is out of all proportion.
+
+    Raises:
+        LoadError: If there is one.
+    """
+    for item in _dictionaries(config):
+        for key in item.keys() & _SIZES:
+            if any(abs(number) > _LARGEST for number in _numbers(item[key])):
+                name = item.get("name")
+                raise LoadError(
+                    f"The configuration is damaged: {key}={item[key]}.",
+                    layer=name if isinstance(name, str) else None,
+                )
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+def _dictionaries(config: Any) -> Iterator[dict[str, Any]]:
+    waiting = [config]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            yield item
+            waiting.extend(item.values())
+        elif isinstance(item, list):
+            waiting.extend(item)
