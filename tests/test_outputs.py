@@ -7,9 +7,11 @@ import os
 import random
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_models
+from rich.console import Console
 
 import kerasnorm
 from kerasnorm import cli, files
@@ -18,56 +20,62 @@ from kerasnorm.files import replace_together, replace_whole
 from kerasnorm.onnx import export, trace
 
 TOOLS = Path(__file__).parents[1] / "tools"
+# Of writing, beside the ordinary one: weights in a second file; Keras short of memory.
+WAYS = ("apart", "scarce")
 OLD = "what was there before"
 
 
 @pytest.fixture(scope="module")
-def tool():
+def tools():
+    """The two tools, and what they share."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # as the command does
         patch.syspath_prepend(TOOLS)
+        import fill_disk
         import kill_swap
+        import swap_runs
 
-        yield kill_swap
+        yield SimpleNamespace(kill=kill_swap, disk=fill_disk, runs=swap_runs)
 
 
 @pytest.fixture(scope="module")
-def sources(tool, tmp_path_factory):
-    return tool.Sources(tmp_path_factory.mktemp("sources"))
+def sources(tools, tmp_path_factory):
+    return tools.runs.Sources(tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture(
-    scope="module", params=["one", "apart", pytest.param("scarce", marks=pytest.mark.slow)]
+    scope="module", params=["one", *(pytest.param(w, marks=pytest.mark.slow) for w in WAYS)]
 )
-def folder(request, tool, sources, tmp_path_factory):
+def folder(request, tools, sources, tmp_path_factory):
     """A folder with the outputs of a run."""
-    way = tool.Way(apart=request.param == "apart", scarce=request.param == "scarce")
-    return tool.Folder(tmp_path_factory.mktemp("outputs"), sources, way)
+    way = tools.runs.Way(apart=request.param == "apart", scarce=request.param == "scarce")
+    return tools.runs.Folder(tmp_path_factory.mktemp("outputs"), sources, way)
 
 
-def test_a_kill_at_any_time_leaves_whole_files(tool, folder):
+def test_a_kill_at_any_time_leaves_whole_files(tools, folder):
     draw = random.Random(0)
     for _ in range(3):
-        found = tool.kill(folder, draw, folder.way, folder.duration)
+        found = tools.kill.kill(folder, draw, folder.way, folder.duration)
         assert found.broken == []
         for name in found.left:
             (folder.path / name).unlink()
 
 
 @pytest.mark.parametrize("name", ["out.keras", "out.json", "out.onnx"])
-def test_no_room_for_one_output_leaves_all_of_them(name, tool, folder, tmp_path):
+def test_no_room_for_one_output_leaves_all_of_them(name, tools, folder, tmp_path):
     folder.forget()
-    assert tool.limited(folder, name, tmp_path / "said") == (name, [])
+    assert tools.disk.limited(folder, name, tmp_path / "said") == (name, [])
 
 
-def test_two_runs_at_once_do_not_mix(tool, sources, folder):
-    runs = [tool.start(model, folder.path, folder.way) for model in sources.paths]
+def test_two_runs_at_once_do_not_mix(tools, sources, folder):
+    runs = [tools.runs.start(model, folder.path, folder.way) for model in sources.paths]
     for run in runs:
         run.join()
     assert [run.exitcode for run in runs] == [0, 0]
-    left = {path.name for path in folder.path.iterdir()} - {*tool.OUTPUTS.values()}
+    outputs = tools.runs.OUTPUTS.values()
+    left = {path.name for path in folder.path.iterdir()} - {*outputs}
     assert all(name.startswith("weights-") for name in left)
-    for name in tool.OUTPUTS.values():
+    for name in outputs:
         assert any(is_whole(sources, number, folder.path / name) for number in range(2))
 
 
@@ -79,16 +87,16 @@ def is_whole(sources, number, path) -> bool:
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_full_and_thirty_kills(tool, tmp_path):
-    console = tool.Console(quiet=True)
-    assert tool.kills(tmp_path, 30, 1, console)
-    assert tool.full_disk(tmp_path, console)
+def test_a_disk_that_is_full_and_thirty_kills(tools, tmp_path):
+    console = Console(quiet=True)
+    assert tools.kill.kills(tmp_path, 30, 1, console)
+    assert tools.disk.full_disk(tmp_path, console)
 
 
 @pytest.mark.parametrize(
     ("name", "text"), [("out.keras", "zip"), ("out.json", "line"), ("out.onnx", "pars")]
 )
-def test_the_tool_sees_half_a_file_and_another_model(name, text, sources, folder, tmp_path):
+def test_the_tools_see_half_a_file_and_another_model(name, text, sources, folder, tmp_path):
     whole = (folder.path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(Exception, match=text):
