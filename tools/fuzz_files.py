@@ -19,17 +19,14 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
-import resource
 import shlex
 import shutil
 import signal
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import keras
 import numpy as np
+from forked import GIGABYTE, Limits, Run, run_forked
 from mutations import KINDS, Mutation, mutation, mutations
 from rich.console import Console
 from rich.progress import track
@@ -56,29 +54,6 @@ TOLERANCE = 1e-4
 _ROWS = 4
 _UNKNOWN_LENGTH = 32
 _LARGEST_BATCH = 10_000_000
-_POLL = 0.01
-_GIGABYTE = 1 << 30
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a command may take: seconds, and bytes of memory."""
-
-    seconds: float = 30.0
-    memory: int = 4 * _GIGABYTE
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """How a process ended: its exit code, or minus the signal; what it said, and wrote."""
-
-    code: int
-    seconds: float
-    memory: int
-    stdout: str
-    stderr: str
-    written: frozenset[str] = frozenset()
-    stopped: str = ""  # "hang" or "memory", where it had to be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +72,7 @@ def main() -> int:
     """Run the mutations and print what became of them; the exit status."""
     args = _arguments()
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    limits = Limits(args.limit, int(args.memory * _GIGABYTE))
+    limits = Limits(args.limit, int(args.memory * GIGABYTE))
     folder = args.material / "models"
     if args.only is not None:
         return _again(console, mutation(folder, args.seed, args.only), limits, bool(args.real))
@@ -189,11 +164,11 @@ def run_one(
     with tempfile.TemporaryDirectory(
         prefix="fuzz_files_"
     ) as temporary:  # a kill leaves files there
-        run = _run(lambda: _command(argv, real), Path(temporary), limits)
+        run = run_forked(lambda: _command(argv, real), Path(temporary), limits)
         run = dataclasses.replace(run, written=frozenset(dict(_state(folder) - before)))
         outcome, why = judge(run, swap=broken.command[0] == "swap")
         if outcome == "exit 0" and broken.command[0] == "swap":
-            said = _run(lambda: _compare(model, output, argv[3]), Path(temporary), limits)
+            said = run_forked(lambda: _compare(model, output, argv[3]), Path(temporary), limits)
             if said.code != 0:
                 problem = _last_line(said.stderr) or f"exit code {said.code}"
                 outcome, why = "wrong", f"{said.stopped} compared: {problem}".lstrip()
@@ -240,83 +215,6 @@ def _command(argv: list[str], real: bool) -> int:
         del environment["TF_CPP_MIN_LOG_LEVEL"]
         os.execve(sys.executable, [sys.executable, "-m", "kerasnorm", *argv], environment)
     return kerasnorm.cli.main(argv)
-
-
-def _run(work: Callable[[], int], temporary: Path, limits: Limits) -> Run:
-    """Run a function in a fork of this process, and end it where it goes beyond the limits."""
-    _insist_on_unused_tensorflow()
-    out, err = temporary / "stdout", temporary / "stderr"
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():  # threads of NumPy's, which starts its own after a fork
-        warnings.simplefilter("ignore", DeprecationWarning)
-        start = time.monotonic()
-        process = os.fork()
-    if process == 0:
-        _child(work, out, err, temporary)
-    stopped = ""
-    while True:
-        ended, status, usage = os.wait4(process, os.WNOHANG)
-        seconds = time.monotonic() - start
-        if ended:
-            break
-        if not stopped:
-            if seconds > limits.seconds:
-                stopped = "hang"
-            elif _resident(process) > limits.memory:
-                stopped = "memory"  # now, before the machine runs out of it
-            if stopped:
-                os.kill(process, signal.SIGKILL)
-        time.sleep(_POLL)
-    memory = usage.ru_maxrss << 10
-    if memory > limits.memory and not stopped:
-        stopped = "memory"
-    code = os.waitstatus_to_exitcode(status)
-    return Run(code, seconds, memory, _text(out), _text(err), stopped=stopped)
-
-
-def _text(path: Path) -> str:
-    return path.read_text("utf-8", "replace") if path.exists() else ""
-
-
-def _child(work: Callable[[], int], out: Path, err: Path, temporary: Path) -> None:
-    code = 70
-    try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
-        for number, path in ((1, out), (2, err)):
-            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(opened, number)
-            os.close(opened)
-        # A test's are not on these descriptors.
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        code = work()
-    except BaseException:  # nothing of this process may run on in its copy
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _insist_on_unused_tensorflow() -> None:
-    """A fork of a process in which TensorFlow has started its threads hangs sooner or later."""
-    from tensorflow.python.eager import context
-
-    made = context.context_safe()
-    if made is not None and made._initialized:
-        raise RuntimeError("TensorFlow has run in this process; run the tool in one of its own.")
-
-
-def _resident(process: int) -> int:
-    """The bytes of memory that a process has now; 0 if it is gone."""
-    try:
-        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
-    except (OSError, IndexError):
-        return 0
-    return int(pages) * resource.getpagesize()
 
 
 def _compare(model: Path, output: Path, target: str) -> int:
@@ -404,7 +302,7 @@ def _show(console: Console, results: list[Result]) -> None:
         largest = max(results, key=lambda result: result.run.memory)
         console.print(
             f"slowest: {slowest.run.seconds:.1f} s, number {slowest.mutation.number}; "
-            f"largest: {largest.run.memory / _GIGABYTE:.2f} GB, number {largest.mutation.number}"
+            f"largest: {largest.run.memory / GIGABYTE:.2f} GB, number {largest.mutation.number}"
         )
 
 
@@ -417,7 +315,7 @@ def _show_one(console: Console, result: Result) -> None:
     lines = [
         f"{broken.number} {result.outcome}: {broken.kind} {broken.target}: {result.done}",
         f"    kerasnorm {shlex.join(Path(part).name for part in result.argv)}",
-        f"    {run.seconds:.1f} s, {run.memory / _GIGABYTE:.2f} GB; {result.why}",
+        f"    {run.seconds:.1f} s, {run.memory / GIGABYTE:.2f} GB; {result.why}",
     ]
     console.print("\n".join(lines), markup=False, soft_wrap=True)
 
