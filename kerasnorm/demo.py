@@ -24,6 +24,8 @@ SEED = 0
 EPOCHS = 30
 BATCH = 64
 TEST_IMAGES = 450
+CALIBRATION = 512
+TARGETS = ("weight", "layer", "cosine")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Row:
 
 @dataclass
 class Clock:
-    """Seconds that each step took, in order."""
+    """Seconds that each step took in all, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -56,7 +58,7 @@ class Clock:
         """function(*args, **kwargs), timed under the name `step`."""
         start = time.perf_counter()
         result = function(*args, **kwargs)
-        self.seconds[step] = time.perf_counter() - start
+        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - start
         return result
 
 
@@ -69,33 +71,44 @@ def run(console) -> list[Row]:
     digits = load_digits()
     clock = Clock()
     console.print(
-        f"Digits: {len(digits.x_train)} images to train on, {len(digits.x_test)} to test."
+        f"Digits: {len(digits.x_train)} images to train on, {len(digits.x_test)} to test, "
+        f"{CALIBRATION} of the first without their labels to calibrate on."
     )
     keras.utils.set_random_seed(SEED)
     source = residual_network()
     with console.status(f"Training a small residual network with BatchNorm, {EPOCHS} epochs …"):
         clock.time("train (XLA)", train, source, digits)
-    swap = clock.time("swap", kerasnorm.swap_norms, source, "weight")
-    folded = clock.time("fold", kerasnorm.fold_norms, swap.model)
     expected = source.predict(digits.x_test, verbose=0)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "digits.onnx"
-        export = clock.time("export and check", kerasnorm.export_onnx, swap.model, file)
-        answers = {
-            "BatchNorm, the source": expected,
-            "weight norm": swap.model.predict(digits.x_test, verbose=0),
-            "weight norm, folded": folded.predict(digits.x_test, verbose=0),
-            "weight norm, ONNX Runtime": onnx_answer(file, digits.x_test),
-        }
-    rows = [row(name, answer, expected, digits.y_test) for name, answer in answers.items()]
-    console.print(swap.report.summary(), markup=False)
-    console.print(swap.report.table())
+    rows = [row("BatchNorm, the source", expected, expected, digits.y_test)]
+    for target in TARGETS:
+        data = None if target == "weight" else digits.x_train[:CALIBRATION]
+        with console.status(f"Swapping to {target} norm …"):
+            swap = clock.time(f"to {target}", kerasnorm.swap_norms, source, target, data)
+        console.print(swap.report.summary(), markup=False)
+        if target == "weight":
+            console.print(swap.report.table())
+        answers = {f"{target} norm": swap.model.predict(digits.x_test, verbose=0)}
+        if target == "weight":
+            folded = clock.time("fold", kerasnorm.fold_norms, swap.model)
+            answers["weight norm, folded"] = folded.predict(digits.x_test, verbose=0)
+        with console.status("Exporting to ONNX and checking …"):
+            file, answer = clock.time("export and check", exported, swap.model, digits.x_test)
+        answers[f"{target} norm, ONNX Runtime"] = answer
+        rows += [row(name, y, expected, digits.y_test) for name, y in answers.items()]
+        ops = ", ".join(f"{count} {op}" for op, count in sorted(file.op_counts.items()))
+        console.print(f"ONNX file, opset {file.opset}: {ops}", markup=False)
     console.print(results_table(rows))
-    ops = ", ".join(f"{count} {op}" for op, count in sorted(export.op_counts.items()))
-    console.print(f"ONNX file, opset {export.opset}: {ops}", markup=False)
     steps = ", ".join(f"{step} {seconds:.1f} s" for step, seconds in clock.seconds.items())
     console.print(f"Time: {steps}.")
     return rows
+
+
+def exported(model: keras.Model, images: np.ndarray) -> tuple[kerasnorm.onnx.OnnxExport, Any]:
+    """A model's ONNX file, and what ONNX Runtime answers with it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "digits.onnx"
+        export = kerasnorm.export_onnx(model, file)
+        return export, onnx_answer(file, images)
 
 
 def load_digits() -> Digits:

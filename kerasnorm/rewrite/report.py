@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,9 +11,12 @@ from typing import Any, Literal
 
 import keras
 
+from kerasnorm.rewrite.plot import plot
+
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
 # R² below which a site is warned of: less than half of its activation's variance is kept.
 _POOR = 0.5
+_STYLES = {"exact": "green", "matched": "cyan", "calibrated": "blue", "refused": "bold red"}
 # Of each swapped model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, Report] = weakref.WeakKeyDictionary()
 
@@ -116,10 +120,11 @@ class Report:
             return f"{self.model}: no BatchNorm found."
         return "\n".join(
             f"{self.model} → {target}: {len(sites)} BatchNorm calls: {_tally(sites)}"
-            for target, sites in self._by_target().items()
+            for target, sites in self.by_target().items()
         )
 
-    def _by_target(self) -> dict[str, list[SiteRecord]]:
+    def by_target(self) -> dict[str, list[SiteRecord]]:
+        """The records by what was asked for, in their order."""
         targets: dict[str, list[SiteRecord]] = {}
         for site in self.sites:
             targets.setdefault(site.target, []).append(site)
@@ -138,12 +143,33 @@ class Report:
             "trained": self.trained,
             "counts": {
                 target: dict(Counter(site.becomes for site in sites).most_common())
-                for target, sites in self._by_target().items()
+                for target, sites in self.by_target().items()
             },
         }
 
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw a bar for each BatchNorm call: its verdict, and how much of it is kept.
+
+        The bar is as long as the site's R² where data was given, and the whole width where the
+        swap is exact or matched from statistics; below, how far the models agree.
+
+        Args:
+            path: The picture, written whole or not at all; the suffix is the format (`.png`,
+                `.svg`, `.pdf`).
+
+        Raises:
+            KerasNormError: If there is no BatchNorm, matplotlib is not installed, or the file
+                cannot be written.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+        >>> swap_norms(model, "weight").report.plot("swap.png")
+        """
+        plot(self, path)
+
     def table(self):
-        """The records as a `rich.table.Table`."""
+        """The records as a `rich.table.Table`, coloured where a terminal shows colours."""
         from rich.table import Table
         from rich.text import Text
 
@@ -152,7 +178,9 @@ class Report:
         for column in rows[0]:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row.values()))
+            table.add_row(
+                *(Text(cell, _STYLES.get(cell.split(":")[0], "")) for cell in row.values())
+            )
         return table
 
     def _rows(self) -> list[dict[str, str]]:
@@ -173,7 +201,7 @@ class Report:
 
     def _row(self, site: SiteRecord) -> dict[str, str]:
         row = {"BatchNorm": site.name}
-        if len(self._by_target()) > 1:
+        if len(self.by_target()) > 1:
             row["target"] = site.target
         row |= {"verdict": site.verdict, "becomes": site.becomes}
         if any(other.fit is not None for other in self.sites):
@@ -191,16 +219,20 @@ class Report:
             )
         return [*lines, *self.notes, *(f"repaired: {repair}" for repair in self.repairs)]
 
+    def show(self, console: Any) -> None:
+        """Print it on a `rich.console.Console`."""
+        console.print(self.summary(), markup=False, soft_wrap=True)
+        if self.sites:
+            console.print(self.table())
+        for line in self.remarks():
+            console.print(f"- {line}", markup=False)
+
     def __str__(self) -> str:
         from rich.console import Console
 
         console = Console(width=120, no_color=True, highlight=False)
         with console.capture() as capture:
-            console.print(self.summary(), markup=False, soft_wrap=True)
-            if self.sites:
-                console.print(self.table())
-            for line in self.remarks():
-                console.print(f"- {line}", markup=False)
+            self.show(console)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 

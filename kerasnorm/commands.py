@@ -1,0 +1,179 @@
+"""What each command does. Each returns its exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import kerasnorm
+from kerasnorm import display
+from kerasnorm.calibrate.batches import read_arrays
+from kerasnorm.errors import ExportError, KerasNormError
+from kerasnorm.files import replace_together, replace_whole
+
+DONE = 0
+
+
+class RequestError(KerasNormError):
+    """What was asked on the command line cannot be right."""
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Train, swap, fold and export a small model."""
+    from kerasnorm import demo as story
+
+    story.run(display.console(arguments))
+    return DONE
+
+
+def inspect(arguments: argparse.Namespace) -> int:
+    """Say what a swap would do."""
+    loaded = _load(arguments)
+    report = kerasnorm.inspect_norms(loaded.model)
+    if arguments.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        report.show(display.console(arguments))
+    return DONE
+
+
+def swap(arguments: argparse.Namespace) -> int:
+    """Swap a model and write what was asked for."""
+    outputs = {"--output": ".keras", "--onnx": ".onnx", "--report": ".json", "--plot": ".png"}
+    _check_outputs(arguments, outputs)
+    _check_distill(arguments)
+    data = None if arguments.data is None else read_arrays(arguments.data)
+    loaded = _load(arguments)
+    console = display.console(arguments)
+    swap = kerasnorm.swap_norms(
+        loaded.model,
+        arguments.to,
+        data,
+        damping=arguments.damping,
+        strict=arguments.strict,
+        seed=arguments.seed,
+    )
+    if arguments.distill:
+        history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
+        swap.update_report(data)
+        swap.report.notes.append(_said_of(history))
+    swap.report.show(console)
+    display.show_fidelity(console, swap)
+    exported = None
+    with replace_together() as replace:
+        if arguments.output:
+            with replace(arguments.output) as temporary:
+                swap.model.save(temporary)
+        if arguments.report:
+            with replace(arguments.report) as temporary:
+                temporary.write_text(json.dumps(swap.report.to_dict(), indent=2) + "\n")
+        if arguments.plot:
+            with replace(arguments.plot) as temporary:
+                swap.report.plot(temporary)
+        if arguments.onnx:  # last, for it may leave a second file, of weights
+            with replace(arguments.onnx) as temporary:
+                exported = kerasnorm.export_onnx(swap.model, temporary, opset=arguments.opset)
+    if exported is not None:
+        display.show_export(console, exported)
+    display.show_written(console, arguments, outputs)
+    display.show_headline(console, swap, exported)
+    return DONE
+
+
+def _check_distill(arguments: argparse.Namespace) -> None:
+    if not arguments.distill:
+        return
+    if arguments.to == "weight":
+        raise RequestError(
+            "--distill needs a swap that is not exact already. Received --to weight.",
+            hint="Leave --distill out.",
+        )
+    if arguments.data is None:
+        raise RequestError(
+            "--distill needs data to train on. Received no --data.",
+            hint="Give --data X.npy, unlabeled inputs: the more the better.",
+        )
+
+
+def _said_of(history: Any) -> str:
+    """What distillation did on held-out samples."""
+    before, after = history.before, history.after
+    shares = [
+        f"{name} {before[name]:.2%} → {after[name]:.2%}"
+        for name in before
+        if name.endswith("agreement")
+    ]
+    loss = f"loss {before['loss']:.3g} → {after['loss']:.3g}"
+    return f"distilled; on held-out samples: {', '.join([*shares, loss])}"
+
+
+def fold(arguments: argparse.Namespace) -> int:
+    """Write a model in plain Keras layers."""
+    _check_outputs(arguments, {"output": ".keras"})
+    loaded = _load(arguments)
+    folded = kerasnorm.fold_norms(loaded.model)
+    with replace_whole(arguments.output) as temporary:
+        folded.save(temporary)
+    display.show_written(display.console(arguments), arguments, {"output": ".keras"})
+    return DONE
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a model as ONNX."""
+    _check_outputs(arguments, {"onnx": ".onnx"})
+    loaded = _load(arguments)
+    console = display.console(arguments)
+    display.show_export(
+        console, kerasnorm.export_onnx(loaded.model, arguments.onnx, opset=arguments.opset)
+    )
+    display.show_written(console, arguments, {"onnx": ".onnx"})
+    return DONE
+
+
+def _load(arguments: argparse.Namespace):
+    from kerasnorm.loading.load import load
+
+    return load(arguments.model, allow_custom_code=arguments.allow_custom_code)
+
+
+def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> None:
+    """Refuse, before any work, an output that could not be written in the end."""
+    if getattr(arguments, "onnx", None):
+        _check_opset(arguments.opset)
+    if getattr(arguments, "plot", None) and find_spec("matplotlib") is None:
+        raise RequestError(
+            "--plot is drawn by matplotlib, which is not installed.",
+            hint="Run: pip install 'kerasnorm[plot]'",
+        )
+    seen: dict[Path, str] = {}
+    for option, suffix in outputs.items():
+        path = getattr(arguments, option.strip("-"))
+        if path is None:
+            continue
+        if path.suffix != suffix:
+            raise RequestError(f"{option} must name a {suffix} file. Received: '{path}'.")
+        if not path.parent.is_dir():
+            raise RequestError(
+                f"The folder of {option} must exist. Received: '{path}'.", hint="Create it first."
+            )
+        if path.is_dir():
+            raise RequestError(f"'{path}' is a folder. {option} must name a file.")
+        if path.exists() and not arguments.force:
+            raise RequestError(f"'{path}' exists.", hint="Pass --force to replace it.")
+        other = seen.setdefault(path.resolve(), option)
+        if other != option:
+            raise RequestError(f"{other} and {option} both name '{path}'.")
+        if path.exists() and Path(arguments.model).exists() and path.samefile(arguments.model):
+            raise RequestError(f"{option} must not name the model itself. Received: '{path}'.")
+
+
+def _check_opset(opset: int) -> None:
+    from kerasnorm.onnx.export import check_opset
+
+    try:
+        check_opset(opset)
+    except ExportError as error:
+        raise RequestError(str(error)) from error

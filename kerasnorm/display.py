@@ -1,0 +1,66 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import kerasnorm
+
+
+def show_fidelity(console: Any, swap: Any) -> None:
+    """`swap_norms` has insisted on exactness where it is promised; say how exact it is."""
+    exact = all(site.verdict in ("exact", "refused") for site in swap.report.sites)
+    if not exact or not swap.differences:
+        return  # the report says how well the sites fit, or why nothing was compared
+    worst = max(swap.differences, key=swap.differences.get)
+    console.print(
+        "largest difference from the source, on random inputs: "
+        f"{swap.differences[worst]:.1e} standard deviations, at '{worst}'",
+        markup=False,
+    )
+
+
+def console(arguments: argparse.Namespace):
+    """A `rich.console.Console` for standard output, as wide as a terminal or 120 columns."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 120
+    return Console(quiet=arguments.quiet, highlight=False, width=width)
+
+
+def show_export(console: Any, export: Any) -> None:
+    """What is in an ONNX file, and how far it is from Keras."""
+    ops = ", ".join(f"{count} {op}" for op, count in sorted(export.op_counts.items()))
+    console.print(f"ONNX opset {export.opset}: {ops}", markup=False)
+    console.print(
+        f"largest difference between Keras and ONNX Runtime: {export.max_difference:.1e} of its "
+        "output's scale"
+    )
+
+
+def show_headline(console: Any, swap: Any, exported: Any) -> None:
+    """One line to be pasted where the work is told."""
+    report = swap.report
+    replaced = len(report.sites) - sum(site.verdict == "refused" for site in report.sites)
+    parts = [f"{replaced} of {len(report.sites)} BatchNorm calls to {report.target} norm"]
+    if report.agreement is not None:
+        parts.append(str(report.agreement))
+    elif swap.differences and replaced and all(s.verdict != "matched" for s in report.sites):
+        parts.append(f"within {max(swap.differences.values()):.0e} deviations of the source")
+    if exported is not None:
+        parts.append(f"ONNX within {exported.max_difference:.0e} of Keras")
+    console.print(
+        f"kerasnorm {kerasnorm.__version__}, {report.model}: {', '.join(parts)}",
+        markup=False,
+        soft_wrap=True,  # one line, for whoever copies it
+    )
+
+
+def show_written(console: Any, arguments: argparse.Namespace, outputs: dict[str, str]) -> None:
+    """Which files there are now."""
+    for option in outputs:
+        path = getattr(arguments, option.strip("-"))
+        if path is not None:
+            console.print(f"wrote {path}", markup=False)

@@ -1,0 +1,67 @@
+"""Figures of distributions that move, drawn by matplotlib without its global state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from kerasnorm.errors import KerasNormError
+from kerasnorm.files import replace_whole
+
+_COLUMNS = 4
+
+
+def draw_bands(axes: Any, steps: Sequence[int], percentiles: np.ndarray) -> None:
+    """A median over training steps, in the band between a lower and an upper percentile."""
+    low, middle, high = percentiles
+    axes.fill_between(steps, low, high, alpha=0.25, linewidth=0, label="15th to 85th percentile")
+    axes.plot(steps, middle, linewidth=1.5, label="median")
+    axes.set_xlim(steps[0], steps[-1])
+    axes.grid(alpha=0.25)
+
+
+def save_panels(
+    path: str | os.PathLike[str],
+    panels: Mapping[str, Callable[[Any], None]],
+    *,
+    columns: int = _COLUMNS,
+    xlabel: str = "training steps",
+    title: str | None = None,
+    size: tuple[float, float] = (3.2, 2.6),
+    sharey: bool = False,
+) -> None:
+    """Write a PNG with a panel for each function that draws into axes; one legend for all.
+
+    Raises:
+        KerasNormError: If matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise KerasNormError(
+            "Plots need matplotlib, which is not installed.", hint="`pip install matplotlib`."
+        ) from missing
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(
+        figsize=(max(4.5, size[0] * columns), size[1] * rows + 0.6), layout="constrained"
+    )
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    for number, (heading, draw) in enumerate(panels.items()):
+        axes = grid.flat[number]
+        draw(axes)
+        axes.set_title(heading, fontsize="medium")
+        if number + columns >= len(panels):  # nothing below
+            axes.set_xlabel(xlabel)
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
+    if title:
+        figure.suptitle(title)
+    with replace_whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=100)
