@@ -166,7 +166,9 @@ def _one_line(problem: Exception) -> str:
 
 
 def _complain(text: str, code: int) -> int:
-    print(f"kerasnorm: {text}", file=sys.stderr)
+    # Names come from files, and a terminal obeys what it is sent.
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    print(f"kerasnorm: {plain}", file=sys.stderr)
     return code
 
 

@@ -206,8 +206,28 @@ def functions():
     x = tf.reshape(tf.clip_by_value(x, -2.0, 2.0), [-1, 64, 12])
     x = tf.nn.l2_normalize(x, axis=-1) + tf.nn.softmax(x) + tf.maximum(x, 0.1) ** 2
     x = tf.squeeze(tf.expand_dims(x, 1), [1]) + tf.nn.leaky_relu(x, alpha=0.3)
-    a, b = tf.split(x, 2, axis=-1)
+    x = x * np.linspace(0.5, 1.5, 12).astype("float32")
+    a, b, _ = tf.split(x, [4, -1, 4], axis=-1)
+    a = tf.where(a > 0.0, a, 0.1 * tf.gather(b, [3, 2, 1, 0], axis=-1)) / (
+        1.0 + tf.norm(b, axis=-1, keepdims=True)
+    )
     return alive(tk.Model(inputs, L.Dense(3)(tf.stack([a, tf.exp(-tf.abs(b))], axis=1))))
+
+
+def masked_merges(merge: str, both: bool):
+    """Masked words and others, merged, read by a recurrent layer that minds the mask."""
+    a, b = tk.Input((7,)), tk.Input((7,))
+    x = L.Embedding(9, 4, mask_zero=True, name="words")(a)
+    y = L.Embedding(9, 4, mask_zero=both, name="others")(b)
+    joined = getattr(L, merge)()([x, y])
+    return alive(tk.Model([a, b], [L.LSTM(3)(joined), L.GlobalAveragePooling1D()(joined)]))
+
+
+def in_training():
+    """BatchNorm that runs on the statistics of the batch, whoever calls the model."""
+    x = inputs = tk.Input((8, 8, 4))
+    x = L.BatchNormalization(name="bn")(L.Conv2D(4, 3)(x), training=True)
+    return alive(tk.Model(inputs, L.Conv2D(2, 3)(x)))
 
 
 def attention():

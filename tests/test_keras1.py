@@ -41,7 +41,8 @@ def write(path, layers, *, version="1.2.2", backend="tensorflow", model="Sequent
         weights.attrs["layer_names"] = [name.encode() for name in names]
         if version is not None:
             weights.attrs["keras_version"] = version
-        weights.attrs["backend"] = backend.encode()
+        if backend is not None:
+            weights.attrs["backend"] = backend.encode()
         for name, (_, _, arrays) in zip(names, layers, strict=True):
             group = weights.create_group(name)
             group.attrs["weight_names"] = [f"{name}_{role}".encode() for role, _ in arrays]
@@ -164,6 +165,44 @@ def test_a_layer_of_keras_1(name, tmp_path):
     assert_close(kerasnorm.load_model(path)(x), model(x))
 
 
+@pytest.mark.parametrize("name", ["Dense", "LSTM", "GRU", "Convolution1D"])
+def test_the_size_of_the_input_alone(name, tmp_path):
+    kind, arguments, arrays, layer, shape = CASES[name]
+    size = {"input_dim": shape[-1], "input_length": None if len(shape) > 1 else 0}
+    if len(shape) == 1:
+        del size["input_length"]
+    model = keras2(layer, shape, arrays)
+    for more in (size, {**size, "batch_input_shape": [None, *shape]}):
+        path = write(tmp_path / "model.h5", [(kind, {**arguments, **more}, arrays)])
+        x = normal(3, *shape)
+        assert_close(kerasnorm.load_model(path)(x), model(x))
+
+
+def test_an_output_shape_that_was_chosen_and_is_another_here(tmp_path):
+    kind, arguments, arrays, _, shape = CASES["Deconvolution2D"]
+    more = {"output_shape": [None, 7, 15, 5], "batch_input_shape": [None, *shape]}
+    path = write(tmp_path / "model.h5", [(kind, {**arguments, **more}, arrays)])
+    with pytest.raises(
+        kerasnorm.LoadError, match=r"gave \(None, 7, 15, 5\) .* gives \(None, 7, 16"
+    ):
+        kerasnorm.load_model(path)
+
+
+def test_both_kernels_of_a_recurrent_convolution_of_theano(tmp_path):
+    arrays = [normal(3, 3, 2, 12), normal(3, 3, 3, 12), normal(12)]
+    names = ["kernel:0", "recurrent_kernel:0", "bias:0"]
+    arguments = {"filters": 3, "kernel_size": [3, 3], "batch_input_shape": [None, 4, 6, 6, 2]}
+    arguments |= {"padding": "same", "recurrent_activation": "sigmoid"}
+    layers = [("ConvLSTM2D", arguments, list(zip(names, arrays, strict=True)))]
+    path = write(tmp_path / "model.h5", layers, version="2.1.6", backend="theano")
+    layer = L.ConvLSTM2D(3, 3, padding="same", recurrent_activation="sigmoid")
+    model = tk.Sequential([tk.Input((4, 6, 6, 2)), layer])
+    kernel, recurrent, bias = arrays
+    layer.set_weights([kernel[::-1, ::-1], recurrent[::-1, ::-1], bias])
+    x = normal(2, 4, 6, 6, 2)
+    assert_close(kerasnorm.load_model(path)(x), model(x))
+
+
 def test_theano_ordering_and_channels_first(tmp_path):
     kernel, bias = normal(5, 4, 3, 2), normal(5)  # filters and channels before space
     arguments = {**CONV2D, "dim_ordering": "th", "batch_input_shape": [None, 4, 7, 8]}
@@ -175,8 +214,17 @@ def test_theano_ordering_and_channels_first(tmp_path):
     for backend, flipped in (("tensorflow", kernel), ("theano", kernel[:, :, ::-1, ::-1])):
         # Theano convolves: it turns the kernel round
         model.set_weights([np.transpose(flipped, (2, 3, 1, 0)), bias])
-        loaded = kerasnorm.load_model(write(tmp_path / f"{backend}.h5", layers, backend=backend))
+        path = write(tmp_path / f"{backend}.h5", layers, backend=backend)
+        loaded = kerasnorm.load_model(path)
         assert_close(np.moveaxis(np.asarray(loaded(x)), 1, -1), model(np.moveaxis(x, 1, -1)))
+
+
+def test_a_backend_that_is_not_stored_is_said(tmp_path):
+    kernel, bias = normal(5, 4, 3, 2), normal(5)
+    arguments = {**CONV2D, "dim_ordering": "th", "batch_input_shape": [None, 4, 7, 8]}
+    layers = [("Convolution2D", arguments, [("W", kernel), ("b", bias)])]
+    path = write(tmp_path / "model.h5", layers, backend=None)
+    assert any("if it was Theano" in line for line in kerasnorm.load_report(path))
 
 
 def test_a_file_of_theano_and_keras_2(tmp_path):
@@ -274,3 +322,22 @@ def test_the_layers_of_cudnn(kind, gates, tmp_path):
     x = normal(3, 6, 4)
     assert_close(kerasnorm.load_model(path)(x), model(x))
     assert f"CuDNN{kind} became {kind} ('layer_0')" in kerasnorm.load_report(path)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [("LSTM", 4), ("GRU", 3)])
+def test_the_layers_of_cudnn_in_both_directions(kind, gates, tmp_path):
+    from tf_keras.src.saving.legacy.hdf5_format import preprocess_weights_for_loading
+
+    arrays = [normal(4, 3 * gates), normal(3, 3 * gates), normal(6 * gates)]
+    arrays += [normal(4, 3 * gates), normal(3, 3 * gates), normal(6 * gates)]
+    inner = {"class_name": f"CuDNN{kind}", "config": {"units": 3, "name": "inner"}}
+    arguments = {"layer": inner, "merge_mode": "concat", "batch_input_shape": [None, 6, 4]}
+    names = [f"{way}/{n}:0" for way in "ab" for n in ("kernel", "recurrent_kernel", "bias")]
+    layers = [("Bidirectional", arguments, list(zip(names, arrays, strict=True)))]
+    path = write(tmp_path / "model.h5", layers, version="2.2.4")
+    more = {"reset_after": True} if kind == "GRU" else {}
+    layer = L.Bidirectional(getattr(L, kind)(3, **more))
+    model = tk.Sequential([tk.Input((6, 4)), layer])
+    layer.set_weights(preprocess_weights_for_loading(layer, arrays, "2", "tensorflow"))
+    x = normal(3, 6, 4)
+    assert_close(kerasnorm.load_model(path)(x), model(x))

@@ -101,7 +101,9 @@ def test_odd_models(name, suffix, tmp_path):
     assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_random_models(tmp_path, data):
     model = old_models.random_model(data.draw)
@@ -110,7 +112,9 @@ def test_random_models(tmp_path, data):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.data())
 def test_many_random_models(tmp_path, data):
     model = old_models.random_model(data.draw)
@@ -370,3 +374,171 @@ def test_the_report_says_what_the_file_holds(small):
     assert report.to_dict() == {"holds": report.holds, "repairs": list(report)}
     assert "`groups` removed" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["repairs"] == report
+
+
+@pytest.mark.parametrize("both", [True, False], ids=["both masked", "one masked"])
+@pytest.mark.parametrize(
+    "merge", ["Add", "Average", "Concatenate", "Maximum", "Minimum", "Multiply", "Subtract"]
+)
+def test_masks_are_joined_as_they_were(merge, both, tmp_path):
+    words = np.array([[1, 2, 3, 0, 0, 4, 0], [5, 0, 6, 7, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+    others = np.roll(words, 2, axis=1)
+    model = old_models.masked_merges(merge, both)
+    path = tmp_path / "model.h5"
+    loaded = assert_answers_stay(model, [words.astype("float32"), others.astype("float32")], path)
+    assert any("masks are joined as in Keras 2" in line for line in kerasnorm.load_report(path))
+    loaded.save(tmp_path / "again.keras")
+    again = kerasnorm.load_model(tmp_path / "again.keras")
+    for answer, value in zip(again([words, others]), loaded([words, others]), strict=True):
+        np.testing.assert_array_equal(answer, value)
+
+
+def test_a_layer_that_ended_a_mask_is_refused(tmp_path):
+    tk = old_models.tk
+    a = tk.Input((7,))
+    x = tk.layers.Rescaling(0.5)(tk.layers.Embedding(9, 4, mask_zero=True)(a))
+    path = old_models.saved(tk.Model(a, tk.layers.LSTM(3)(x)), tmp_path / "model.h5")
+    with pytest.raises(kerasnorm.LoadError, match="Rescaling ended a mask in Keras 2"):
+        kerasnorm.load_model(path)
+
+
+@pytest.mark.parametrize("suffix", ["h5", "keras"])
+def test_what_ran_as_in_training_still_does(suffix, tmp_path):
+    model = old_models.in_training()
+    path = old_models.saved(model, tmp_path / f"model.{suffix}")
+    loaded = kerasnorm.load_model(path)
+    x = old_models.batch("image", rows=8)
+    assert_close(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    assert any("called with `training=True`" in line for line in kerasnorm.load_report(path))
+    [site] = kerasnorm.swap_norms(loaded, "weight").report.sites
+    assert site.verdict == "refused"
+
+
+def test_a_random_crop_is_refused(tmp_path):
+    tk = old_models.tk
+    model = tk.Sequential([tk.Input((8, 8, 3)), tk.layers.RandomCrop(5, 6)])
+    with pytest.raises(kerasnorm.LoadError, match="crops at inference in Keras 2"):
+        kerasnorm.load_model(old_models.saved(model, tmp_path / "model.h5"))
+
+
+def test_bilinear_samples_of_old_are_said(tmp_path):
+    model = old_models.of_layer("image", "UpSampling2D")
+    path = old_models.saved(model, tmp_path / "model.h5")
+    assert not any("sample points" in line for line in kerasnorm.load_report(path))
+    with h5py.File(path, "r+") as file:
+        file.attrs["keras_version"] = file["model_weights"].attrs["keras_version"] = "2.2.4"
+    assert any("other sample points" in line for line in kerasnorm.load_report(path))
+
+
+def test_a_model_of_a_class_of_its_own_inside_another(tmp_path):
+    tk = old_models.tk
+
+    @tk.saving.register_keras_serializable("mine")
+    class Mine(tk.Model):
+        """A functional model under another name."""
+
+    a, b = tk.Input((6,)), tk.Input((6,))
+    inner = Mine(a, tk.layers.Dense(4)(a))
+    model = old_models.alive(tk.Model(b, tk.layers.Dense(2)(inner(b))))
+    for suffix in ("h5", "keras"):
+        assert_answers_stay(model, old_models.batch("vector"), tmp_path / f"model.{suffix}")
+
+
+def test_json_in_json_and_several_versions_side_by_side(tmp_path):
+    for number in (1, 2):
+        model = old_models.alive(old_models.nested_functional(), number)
+        (tmp_path / f"net.v{number}.json").write_text(json.dumps(model.to_json()))
+        model.save_weights(tmp_path / f"net.v{number}.h5")
+    x = old_models.inputs_of(model)
+    assert_close(kerasnorm.load_model(tmp_path / "net.v2.json")(x), model(x))
+    assert_close(kerasnorm.load_model(tmp_path / "net.v2.h5")(x), model(x))
+
+
+@pytest.mark.parametrize("policy", ["infer", "float32_infer", "infer_with_float32_vars"])
+def test_policies_of_tensorflow_1(policy, small):
+    before = kerasnorm.load_model(small)
+    name = {"class_name": "PolicyV1", "config": {"name": policy}}
+    edited(small, lambda config: layer_of(config, "DepthwiseConv2D").update(dtype=name))
+    x = old_models.batch("image")
+    assert_close(kerasnorm.load_model(small)(x), before(x))
+
+
+def test_a_merge_of_one(tmp_path):
+    tk = old_models.tk
+    a = tk.Input((6,))
+    model = old_models.alive(tk.Model(a, tk.layers.Concatenate()([tk.layers.Dense(3)(a)])))
+    assert_answers_stay(model, old_models.batch("vector"), tmp_path / "model.h5")
+
+
+def test_metrics_that_would_fill_the_memory_are_left_out(small):
+    bomb = {"class_name": "AUC", "config": {"num_thresholds": 20_000_000}}
+    training = {"loss": "mse", "metrics": [bomb], "optimizer_config": None}
+    with h5py.File(small, "r+") as file:
+        file.attrs["training_config"] = json.dumps(training)
+    assert not kerasnorm.load_model(small).compiled
+    assert "keeps very many numbers" in str(kerasnorm.load_report(small))
+
+
+@pytest.mark.parametrize("what", ["loss", "metrics"])
+def test_a_loss_or_metric_that_is_not_known_is_said(what, small):
+    optimizer = {"class_name": "Adam", "config": {"lr": 0.001, "decay": 0.0}}
+    training = {"loss": "mse", "metrics": ["accuracy"], "optimizer_config": optimizer}
+    with h5py.File(small, "r+") as file:
+        file.attrs["training_config"] = json.dumps(training)
+    assert kerasnorm.load_model(small).compiled
+    training[what] = "my_own" if what == "loss" else ["my_own"]
+    with h5py.File(small, "r+") as file:
+        file.attrs["training_config"] = json.dumps(training)
+    assert not kerasnorm.load_model(small).compiled
+    assert "training configuration was left out" in str(kerasnorm.load_report(small))
+
+
+def graph_of(count, back_to_front=False):
+    """A chain of activations as Keras 2 stored it."""
+    layers = [{"class_name": "InputLayer", "name": "x0", "inbound_nodes": []}]
+    layers[0]["config"] = {"batch_input_shape": [None, 3], "name": "x0"}
+    for number in range(1, count):
+        layers.append(
+            {
+                "class_name": "Activation",
+                "name": f"x{number}",
+                "config": {"name": f"x{number}", "activation": "tanh"},
+                "inbound_nodes": [[[f"x{number - 1}", 0, 0, {}]]],
+            }
+        )
+    ends = {"input_layers": [["x0", 0, 0]], "output_layers": [[f"x{count - 1}", 0, 0]]}
+    return {"name": "chain", "layers": layers[::-1] if back_to_front else layers, **ends}
+
+
+def with_graph(path, config):
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "2.3.1"
+        file.attrs["model_config"] = json.dumps({"class_name": "Model", "config": config})
+        file.create_group("model_weights").attrs["layer_names"] = np.zeros(0, "S1")
+    return path
+
+
+def test_layers_in_any_order(tmp_path):
+    models = [
+        kerasnorm.load_model(with_graph(tmp_path / f"{turned}.h5", graph_of(60, turned)))
+        for turned in (False, True)
+    ]
+    x = np.ones((2, 3), "float32")
+    np.testing.assert_array_equal(models[0](x), models[1](x))
+
+
+@pytest.mark.parametrize(
+    ("reference", "words"),
+    [
+        (["x0", 0, 7, {}], "has not so many outputs"),
+        (["x0", -1, 0, {}], "does not load"),
+        (["x0", 5, 0, {}], "come from nowhere"),
+        (["gone", 0, 0, {}], "there is no layer 'gone'"),
+        (["x2", 0, 0, {}], "come from nowhere, or from itself"),
+    ],
+)
+def test_calls_that_lead_nowhere(reference, words, tmp_path):
+    config = graph_of(4)
+    config["layers"][2]["inbound_nodes"] = [[reference]]
+    with pytest.raises(kerasnorm.LoadError, match=words):
+        kerasnorm.load_model(with_graph(tmp_path / "model.h5", config))

@@ -11,12 +11,10 @@ from typing import Any
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5, parsed
+from kerasnorm.loading.limits import LONGEST_TEXT, is_bomb
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets/"
-# Deflate packs zeros a thousand times smaller; weights and vocabularies not even ten times.
-_LARGEST_RATIO, _FLOOR = 100, 2**28
-_LONGEST_TEXT = 2**27
 
 
 class Archive:
@@ -75,13 +73,13 @@ class Archive:
         if len(set(names)) < len(names):
             raise LoadError(f"'{self.file}' is refused: a file is in it twice.")
         unpacked = sum(entry.file_size for entry in archive.infolist())
-        if unpacked > max(_FLOOR, _LARGEST_RATIO * packed):
+        if is_bomb(packed, unpacked):
             raise LoadError(
                 f"'{self.file}' is refused: its {packed:,} bytes unpack to {unpacked:,}."
             )
 
     def _json(self, archive: zipfile.ZipFile, name: str) -> Any:
-        if archive.getinfo(name).file_size > _LONGEST_TEXT:
+        if archive.getinfo(name).file_size > LONGEST_TEXT:
             raise LoadError(f"'{self.file}' is refused: its {name} is too long.")
         try:
             text = archive.read(name).decode("utf-8")

@@ -10,16 +10,19 @@ import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading import operations
-from kerasnorm.loading.graph import MODELS, Graph
+from kerasnorm.loading.graph import Graph
 from kerasnorm.loading.inputs import input_of
 from kerasnorm.loading.made import Made
 from kerasnorm.loading.old_layer import CODE_CLASSES, OldLayer
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.repairs import REPAIRS
 
-_FUNCTIONAL = tuple(name for name in MODELS if name != "Sequential")
+_FUNCTIONAL = ("Container", "Functional", "Model", "Network")
+MODELS = (*_FUNCTIONAL, "Sequential")
 # Arguments that can be layers; an activation mostly is a name.
 _LAYERS_IN_ARGUMENTS = ("activation", "backward_layer", "cell", "layer", "recurrent_activation")
+# What a first layer says of the model's input, see `inputs`.
+_OF_THE_INPUT = ("batch_input_shape", "batch_shape", "input_shape", "input_dtype")
 _DEEPEST = 50
 
 
@@ -27,13 +30,17 @@ class Builder:
     """Builds layer after layer.
 
     Args:
-        keras_version: The major version of the Keras that wrote the configuration.
+        version: The Keras that wrote the configuration, "2.2.4-tf", or None.
+        major: Its major version.
         log: Is told of every repair.
         allow_custom_code: Whether functions in the configuration may become layers.
     """
 
-    def __init__(self, keras_version: int, log: RepairLog, allow_custom_code: bool):
-        self._major = keras_version
+    def __init__(
+        self, version: str | None, major: int, log: RepairLog, allow_custom_code: bool = False
+    ):
+        self._major = major
+        self._before_half_pixels = _before_half_pixels(version)
         self._log = log
         self._allow_custom_code = allow_custom_code
         self._depth = 0
@@ -56,7 +63,7 @@ class Builder:
                 return self._functional(class_name, config)
             if _is_graph(config) and _registered(stored) is None:
                 self._log.add(f"{class_name}, a class of its own, is built as its graph says")
-                return self._functional("Functional", config)
+                return self._functional(class_name, config)
             if class_name == "Sequential":
                 return self._sequential(config)
             return self._layer(stored)
@@ -66,16 +73,27 @@ class Builder:
     def _layer(self, stored: dict[str, Any]) -> Made:
         layer = self._old_layer(stored)
         name, class_name = layer.name, layer.class_name
-        for key in ("batch_input_shape", "batch_shape", "input_shape"):
-            layer.config.pop(key, None)  # the model's input, see `_input_of`
+        for key in _OF_THE_INPUT:
+            layer.config.pop(key, None)
         if layer.class_name in CODE_CLASSES:
             return Made(name, class_name, self._code(layer))
         registered = _registered(stored)
         if registered is not None:
             return Made(name, class_name, registered.from_config(layer.config))
-        children = self._inner_layers(layer)
+        inner = self._inner_layers(layer)
         for repair in REPAIRS:
             repair(layer)
+        made = Made(name, class_name, self._instance(layer), _holding_weights(layer, inner))
+        if isinstance(made.layer, keras.layers.Bidirectional):
+            # It makes its two layers from the one it is given.
+            kinds = [child.class_name for child in inner] * 2
+            parts = zip(kinds, (made.layer.forward_layer, made.layer.backward_layer), strict=False)
+            made.children = [Made(part.name, kind, part) for kind, part in parts]
+        if class_name == "Deconvolution2D":  # of Keras 1, where it could be chosen
+            made.output_shape = stored["config"].get("output_shape")
+        return made
+
+    def _instance(self, layer: OldLayer) -> keras.Layer:
         cls = layer.of_this_keras()
         if cls is None:
             raise layer.refused(
@@ -83,31 +101,31 @@ class Builder:
                 hint="If it is your own, decorate its class with "
                 "`keras.saving.register_keras_serializable()` and import it first.",
             )
-        made = cls(**{"name": self._name(name), **_without_name(layer.config)})
-        return Made(name, class_name, made, children)
+        arguments = {key: value for key, value in layer.config.items() if key != "name"}
+        return cls(**arguments, name=self._name(layer.name))
 
     def _old_layer(self, stored: dict[str, Any]) -> OldLayer:
         config = dict(stored["config"])
         name = config.get("name") or stored.get("name")
         say = functools.partial(self._log.add, layer=str(name))
-        return OldLayer(str(stored["class_name"]), {**config, "name": name}, self._major, say)
+        return OldLayer(
+            str(stored["class_name"]),
+            {**config, "name": name},
+            self._major,
+            say,
+            self._before_half_pixels,
+        )
 
     def _inner_layers(self, layer: OldLayer) -> list[Made]:
-        """Build the layers and cells among the arguments in place.
-
-        What is around a single layer shows the weights of the layers in that.
-        """
+        """Build the layers and cells among the arguments in place."""
         children = []
         for key, value in layer.config.items():
-            if key in _LAYERS_IN_ARGUMENTS and isinstance(value, dict):
-                if value.get("class_name") == "function":
-                    continue
-                child = self.build(value)
-                layer.config[key] = child.layer
-                children.append(child)
-            elif key == "cells":
+            if key == "cells":
                 layer.config[key] = [self.build(cell).layer for cell in value]
-        return children if layer.class_name == "TimeDistributed" else []
+            elif key in _LAYERS_IN_ARGUMENTS and _is_layer(value):
+                children.append(self.build(value))
+                layer.config[key] = children[-1].layer
+        return children
 
     def _code(self, layer: OldLayer) -> keras.Layer:
         if not self._allow_custom_code:
@@ -146,19 +164,20 @@ class Builder:
         model = keras.Sequential(steps, name=self._name(name))
         if config.get("trainable") is False:
             model.trainable = False
+        if model.built:
+            _insist_on_output_shapes(children)
         return Made(name, "Sequential", model, children)
 
     def _functional(self, class_name: str, config: dict[str, Any]) -> Made:
-        graph = Graph(self.build, self._operation, self._name)
+        graph = Graph(self.build, self._operation, self._name, self._log)
         for stored in config["layers"]:
             graph.add(stored)
-        graph.call_all()
+        graph.call_all(config["output_layers"])
         name = config.get("name") or "model"
-        model = keras.Model(
-            inputs=graph.tensors(config["input_layers"]),
-            outputs=graph.tensors(config["output_layers"]),
-            name=self._name(name),
-        )
+        inputs, outputs = map(graph.tensors, (config["input_layers"], config["output_layers"]))
+        graph.name_operations(outputs)
+        model = keras.Model(inputs, outputs, name=self._name(name))
+        _insist_on_output_shapes(graph.children)
         if config.get("trainable") is False:
             model.trainable = False
         return Made(name, class_name, model, graph.children)
@@ -170,10 +189,44 @@ class Builder:
 
     def _name(self, name: str) -> str:
         """A name that Keras 3 allows; in the paths of weights "/" separates layers."""
+        if not name.isprintable():
+            raise LoadError(f"The configuration is damaged: a layer's name is {name!r}.")
         if "/" not in name:
             return name
         self._log.add("“/” in a layer's name became “_”", name)
         return name.replace("/", "_")
+
+
+def _before_half_pixels(version: str | None) -> bool:
+    """Whether a Keras is older than 2.3, by itself or in a TensorFlow 1."""
+    numbers = (version or "2.0").split("-")[0].split(".")
+    return [int(n) for n in numbers[:2] if n.isdecimal()] < [2, 3]
+
+
+def _holding_weights(layer: OldLayer, inner: list[Made]) -> list[Made]:
+    """What a wrapper around one layer or model shows of it."""
+    return inner if layer.class_name == "TimeDistributed" else []
+
+
+def _insist_on_output_shapes(children: list[Made]) -> None:
+    """Refuse where a layer that said how large its output is gives another."""
+    for child in children:
+        if child.output_shape is None or not isinstance(child.layer, keras.Layer):
+            continue
+        given = child.layer.output.shape
+        if any(
+            None not in (a, b) and a != b for a, b in zip(child.output_shape, given, strict=True)
+        ):
+            raise LoadError(
+                f"{child.class_name} gave {tuple(child.output_shape)} where the file is from, and "
+                f"gives {given} here.",
+                layer=child.name,
+                hint="Build that part of the model anew and load the weights into it.",
+            )
+
+
+def _is_layer(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("class_name") != "function"
 
 
 def _is_graph(config: Any) -> bool:
@@ -194,7 +247,3 @@ def _registered(stored: dict[str, Any]) -> Any:
 
 def _name_of(stored: dict[str, Any]) -> str:
     return str(stored["config"].get("name") if isinstance(stored["config"], dict) else "?")
-
-
-def _without_name(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != "name"}

@@ -6,8 +6,10 @@ https://github.com/keras-team/keras/blob/v2.15.0/keras/saving/legacy/hdf5_format
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +17,17 @@ from kerasnorm.loading.made import Made
 
 Arrays = list[np.ndarray]
 
-_CONVOLUTIONS = ("Conv1D", "Conv2D", "Conv3D", "Conv2DTranspose", "Conv3DTranspose")
+# How many of a convolution's arrays are kernels, which come first.
+_KERNELS = {
+    "Conv1D": 1,
+    "Conv2D": 1,
+    "Conv2DTranspose": 1,
+    "Conv3D": 1,
+    "Conv3DTranspose": 1,
+    "ConvLSTM2D": 2,
+}
 # Of each gate in turn Keras 1 stored kernel, recurrent kernel and bias; the gates by their place.
-_GATES_OF_KERAS_1 = {"GRU": (0, 1, 2), "LSTM": (0, 2, 1, 3)}
+_GATES_OF_KERAS_1 = {"ConvLSTM2D": (0, 2, 1, 3), "GRU": (0, 1, 2), "LSTM": (0, 2, 1, 3)}
 
 
 @dataclass(frozen=True)
@@ -30,42 +40,51 @@ class Origin:
 
 @dataclass(frozen=True)
 class Conversion:
-    """How many trainable arrays the file has for a layer, and what becomes of them."""
+    """How many arrays the file has for a layer, and what becomes of them, step by step."""
 
     count: int
-    convert: Callable[[Arrays], Arrays]
+    steps: list[Callable[[Arrays], Arrays]]
+
+    def convert(self, arrays: Arrays) -> Arrays:
+        """The layer's arrays from those of the file."""
+        for step in self.steps:
+            arrays = step(arrays)
+        return arrays
 
 
 def conversion(made: Made, origin: Origin) -> Conversion | None:
     """How a layer's stored weights become those of its Keras 3 layer; None where they are those."""
-    layer = made.layer
-    assert layer is not None  # leaves have one
+    layer: Any = made.layer
     kind, count = type(layer).__name__, len(layer.weights)
+    steps: list[Callable[[Arrays], Arrays]] = []
     if made.class_name == "CuDNNLSTM":
-        return Conversion(count, _from_cudnn_lstm)
+        steps.append(_from_cudnn_lstm)
     if made.class_name == "CuDNNGRU":
-        return Conversion(count, _from_cudnn_gru)
+        steps.append(_from_cudnn_gru)
     if origin.keras == 1 and kind in _GATES_OF_KERAS_1:
         gates = _GATES_OF_KERAS_1[kind]
-        return Conversion(3 * len(gates), lambda arrays: _joined_gates(arrays, gates))
-    if kind not in _CONVOLUTIONS:
-        return None
-    first = getattr(layer, "data_format", None) == "channels_first"
-    steps: list[Callable[[np.ndarray], np.ndarray]] = []
-    if origin.keras == 1:
-        steps.append(lambda kernel: _kernel_of_keras_1(kernel, kind, first))
-    if origin.backend == "theano":  # which convolves, while the others correlate
-        steps.append(lambda kernel: np.flip(kernel, tuple(range(kernel.ndim - 2))))
-    if not steps:
-        return None
+        count = 3 * len(gates)
+        steps.append(functools.partial(_joined_gates, gates))
+    if origin.keras == 1 and kind in _KERNELS:
+        first = layer.data_format == "channels_first"
+        steps.append(lambda arrays: _each_kernel(kind, arrays, _of_keras_1(kind, first)))
+    if origin.backend == "theano" and kind in _KERNELS:
+        steps.append(lambda arrays: _each_kernel(kind, arrays, _turned))
+    return Conversion(count, steps) if steps else None
 
-    def convert(arrays: Arrays) -> Arrays:
-        kernel, *rest = arrays
-        for step in steps:
-            kernel = step(kernel)
-        return [kernel, *rest]
 
-    return Conversion(count, convert)
+def _each_kernel(kind: str, arrays: Arrays, change: Callable[[np.ndarray], np.ndarray]) -> Arrays:
+    count = _KERNELS[kind]
+    return [*map(change, arrays[:count]), *arrays[count:]]
+
+
+def _turned(kernel: np.ndarray) -> np.ndarray:
+    """Theano convolves, while the others correlate."""
+    return np.flip(kernel, tuple(range(kernel.ndim - 2)))
+
+
+def _of_keras_1(kind: str, channels_first: bool) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda kernel: _kernel_of_keras_1(kernel, kind, channels_first)
 
 
 def _kernel_of_keras_1(kernel: np.ndarray, kind: str, channels_first: bool) -> np.ndarray:
@@ -80,7 +99,7 @@ def _kernel_of_keras_1(kernel: np.ndarray, kind: str, channels_first: bool) -> n
     return kernel
 
 
-def _joined_gates(arrays: Arrays, gates: Sequence[int]) -> Arrays:
+def _joined_gates(gates: Sequence[int], arrays: Arrays) -> Arrays:
     by_gate = [arrays[3 * gate : 3 * gate + 3] for gate in gates]
     return [np.concatenate(parts, axis=-1) for parts in zip(*by_gate, strict=True)]
 

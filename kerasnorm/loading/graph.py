@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -13,15 +13,11 @@ from keras import tree
 from kerasnorm import internals
 from kerasnorm.errors import LoadError
 from kerasnorm.loading import nodes
+from kerasnorm.loading.calls import called
 from kerasnorm.loading.inputs import input_of
 from kerasnorm.loading.made import Made
 from kerasnorm.loading.nodes import Node, Reference
-
-MODELS = ("Container", "Functional", "Model", "Network", "Sequential")
-# A recurrent layer got its initial state as further inputs.
-_RECURRENT = frozenset(
-    {"Bidirectional", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM", "RNN", "SimpleRNN"}
-)
+from kerasnorm.loading.repair_log import RepairLog
 
 
 class Graph:
@@ -32,6 +28,7 @@ class Graph:
         operation: Makes a function of tensors from one that stands for a function of TensorFlow;
             None for other layers.
         allowed: Changes a name of the file into one that Keras 3 allows.
+        log: Is told of every repair.
     """
 
     def __init__(
@@ -39,9 +36,11 @@ class Graph:
         build: Callable[[dict[str, Any]], Made],
         operation: Callable[[dict[str, Any]], Callable[..., Any] | None],
         allowed: Callable[[str], str],
+        log: RepairLog,
     ):
         self.children: list[Made] = []
         self._build, self._operation, self._allowed = build, operation, allowed
+        self._log = log
         self._calls: dict[str, Callable[..., Any]] = {}
         self._used: Counter[str] = Counter()
         self._waiting: dict[str, list[Node]] = {}
@@ -67,36 +66,50 @@ class Graph:
             self._calls[name] = functools.partial(self._called_under_a_name, name, function)
         else:
             made = self._build(stored)
-            self._calls[name] = functools.partial(_called, made)
+            say = functools.partial(self._log.add, layer=name)
+            self._calls[name] = functools.partial(called, made, say)
         self.children.append(made)
         self._waiting[name] = [nodes.node(data) for data in stored["inbound_nodes"]]
 
-    def call_all(self) -> None:
-        """Call every layer as often as it was called, each once its inputs are there."""
-        self._count_from_one()
-        while any(self._waiting.values()):
-            before = sum(map(len, self._waiting.values()))
-            for name, waiting in self._waiting.items():
-                while waiting and all(map(self._is_there, waiting[0].references())):
-                    self._call(name, waiting.pop(0))
-            if sum(map(len, self._waiting.values())) == before:
-                stuck = next(name for name, waiting in self._waiting.items() if waiting)
-                raise LoadError(
-                    "The configuration is damaged: its inputs come from nowhere, or from itself.",
-                    layer=stuck,
-                )
+    def call_all(self, ends: Any) -> None:
+        """Call every layer as often as it was called, each once its inputs are there.
+
+        Args:
+            ends: The `output_layers`.
+        """
+        self._count_from_one(ends)
+        waiting_for: dict[str, list[str]] = {}
+        todo = deque(self._waiting)
+        while todo:
+            name = todo.popleft()
+            waiting = self._waiting[name]
+            while waiting:
+                missing = next((r for r in waiting[0].references() if not self._is_there(r)), None)
+                if missing is not None:
+                    waiting_for.setdefault(missing.layer, []).append(name)
+                    break
+                self._call(name, waiting.pop(0))
+                todo.extend(waiting_for.pop(name, ()))
+        stuck = next((name for name, waiting in self._waiting.items() if waiting), None)
+        if stuck is not None:
+            raise LoadError(
+                "The configuration is damaged: its inputs come from nowhere, or from itself.",
+                layer=stuck,
+            )
 
     def tensors(self, data: Any) -> Any:
         """The tensors that `input_layers` or `output_layers` mean."""
         return nodes.mapped(nodes.outputs(data), self._tensor)
 
-    def _count_from_one(self) -> None:
-        # A model's own outputs are its call number 0, so that calls by others begin with 1; all
-        # but those files in which a model is never called by that number.
-        used = [r for calls in self._waiting.values() for call in calls for r in call.references()]
+    def _count_from_one(self, ends: Any) -> None:
+        # A model's own outputs are its call number 0, so that calls by others begin with 1; in all
+        # but those files in which some are called by that number.
+        calls = [call for waiting in self._waiting.values() for call in waiting]
+        used = [reference for call in calls for reference in call.references()]
+        nodes.mapped(nodes.outputs(ends), used.append)
+        firsts = {reference.layer for reference in used if reference.node == 0}
         for made in self.children:
-            numbers = [r.node for r in used if r.layer == made.name]
-            if made.class_name in MODELS and 0 not in numbers:
+            if isinstance(made.layer, keras.Model) and made.name not in firsts:
                 self._outputs[made.name].append([])
 
     def _is_there(self, reference: Reference) -> bool:
@@ -109,12 +122,29 @@ class Graph:
             raise LoadError(
                 "The configuration is damaged: it is not called so often.", layer=reference.layer
             )
-        return self._outputs[reference.layer][reference.node][reference.tensor]
+        made = self._outputs[reference.layer][reference.node]
+        if reference.tensor >= len(made):
+            raise LoadError(
+                "The configuration is damaged: it has not so many outputs.", layer=reference.layer
+            )
+        return made[reference.tensor]
 
     def _call(self, name: str, node: Node) -> None:
         inputs = nodes.mapped(node.inputs, self._tensor)
         arguments = nodes.mapped(node.arguments, self._tensor)
         self._outputs[name].append(tree.flatten(self._calls[name](inputs, **arguments)))
+
+    def name_operations(self, outputs: Any) -> None:
+        """Give operations that came about beside the layers, as of masks, names of their own."""
+        found = internals.operations_between(tree.flatten(outputs), ())
+        taken = {operation.name for operation in found if isinstance(operation, keras.Layer)}
+        for operation in found:
+            if not isinstance(operation, keras.Layer):
+                own, number = operation.name, 0
+                while operation.name in taken:
+                    number += 1
+                    operation.name = f"{own}.{number}"
+                taken.add(operation.name)
 
     def _called_under_a_name(
         self, name: str, function: Callable[..., Any], inputs: Any, /, **arguments: Any
@@ -127,13 +157,3 @@ class Graph:
             self._used[name] += 1
             operation.name = self._allowed(f"{name}.{number}" if number else name)
         return result
-
-
-def _called(made: Made, inputs: Any, /, **arguments: Any) -> Any:
-    given = {key: value for key, value in arguments.items() if value is not None}
-    if "training" in given:
-        given["training"] = bool(given["training"])
-    if made.class_name in _RECURRENT and isinstance(inputs, list):
-        inputs, given["initial_state"] = inputs[0], inputs[1:]
-    assert made.layer is not None  # operations are called otherwise
-    return made.layer(inputs, **given)

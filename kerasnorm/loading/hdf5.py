@@ -12,15 +12,11 @@ import h5py
 import numpy as np
 
 from kerasnorm.errors import LoadError
+from kerasnorm.loading.limits import LONGEST_TEXT, is_bomb
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Weights hardly compress: what claims to be so many times larger than its file is made to fill
-# the memory of whoever opens it. Small models of zeros stay below the floor.
-_LARGEST_RATIO = 100
-_FLOOR = 2**28
-# A tree that is deeper, or an attribute longer than this, was never written by Keras.
+# A tree that is deeper was never written by Keras.
 _DEEPEST = 64
-_LONGEST_TEXT = 2**27
 
 
 def is_hdf5(path: Path) -> bool:
@@ -131,7 +127,7 @@ class Hdf5:
             if item.external or item.is_virtual:
                 raise LoadError(f"'{self.name}' is refused: '{path}' is kept in another file.")
             total += item.size * item.dtype.itemsize if item.shape is not None else 0
-            if total > max(_FLOOR, _LARGEST_RATIO * file_size):
+            if is_bomb(file_size, total):
                 raise LoadError(
                     f"'{self.name}' is refused: it has {file_size:,} bytes and claims to hold "
                     f"more than {total:,}."
@@ -176,7 +172,7 @@ def _decoded(value: Any) -> str:
     if isinstance(value, bytes):
         value = value.decode("utf-8", errors="replace")
     text = str(value)
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > LONGEST_TEXT:
         raise LoadError(f"A text of {len(text):,} characters in the file is refused.")
     return text
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from kerasnorm.loading.made import Made
 
+# Layers of Keras 1 that could say the size of their input alone.
+_OF_KERAS_1 = frozenset({"Convolution1D", "Dense", "GRU", "LSTM", "SimpleRNN"})
 # Of a first layer's kernel: how many dimensions of unknown size its input has, and which
 # dimension of the kernel is the input's last.
 _BY_KERNEL: dict[str, tuple[int, int | None]] = {
@@ -43,8 +45,11 @@ def input_of(stored: dict[str, Any]) -> dict[str, Any] | None:
 
 def _shape_and_dtype(config: dict[str, Any], class_name: Any) -> dict[str, Any] | None:
     shape = config.get("batch_input_shape") or config.get("batch_shape")
-    if shape is None and "input_shape" in config:
+    if shape is None and config.get("input_shape"):
         shape = [None, *config["input_shape"]]
+    if shape is None and "input_dim" in config and class_name in _OF_KERAS_1:
+        steps = [] if class_name == "Dense" else [config.get("input_length")]
+        shape = [None, *steps, config["input_dim"]]
     if shape is None:
         return None
     found: dict[str, Any] = {"batch_shape": tuple(shape)}

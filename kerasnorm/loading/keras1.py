@@ -102,8 +102,10 @@ def names_of_keras_1(layer: OldLayer) -> None:
     if layer.class_name == "Embedding":
         config.pop("dropout", None)  # of whole words, in training
     if layer.class_name == "Conv2DTranspose":
-        config.pop("output_shape", None)  # follows from the rest
-    _drop_what_says_the_input(layer)
+        config.pop("output_shape", None)  # what it comes to here is compared with it in the end
+    if layer.class_name != "Embedding":  # whose input_dim is its size
+        config.pop("input_dim", None)
+    config.pop("input_length", None)
 
 
 def _merge(layer: OldLayer) -> None:
@@ -124,13 +126,3 @@ def _insist_on_statistics(layer: OldLayer) -> None:
         raise layer.refused(
             f"of Keras 1 with mode={mode} normalizes by each batch, without stored statistics."
         )
-
-
-def _drop_what_says_the_input(layer: OldLayer) -> None:
-    config = layer.config
-    if layer.class_name != "Embedding":  # whose input_dim is its size
-        width, length = config.pop("input_dim", None), config.pop("input_length", None)
-        if width is not None and "batch_input_shape" not in config and "input_shape" not in config:
-            steps = [] if layer.class_name == "Dense" else [length]
-            config["batch_input_shape"] = [None, *steps, width]
-    config.pop("input_dtype", None)

@@ -8,6 +8,14 @@ from typing import Any
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.old_layer import CODE_CLASSES
 
+# Keras never writes a configuration of so many characters.
+LONGEST_TEXT = 2**27
+# What claims to be so many times larger than its file is made to fill the memory of whoever opens
+# it: weights hardly compress. Small models of zeros stay below the floor.
+_LARGEST_RATIO, _FLOOR = 100, 2**28
+# Metrics keep a count, or the square of it, for each of these.
+_COUNTS = frozenset({"num_classes", "num_thresholds", "thresholds"})
+_LARGEST_COUNT = 2_000
 # Arguments that TensorFlow holds in 32 bits; it ends the process where one is larger.
 _SIZES = frozenset(
     {
@@ -35,6 +43,21 @@ _SIZES = frozenset(
     }
 )
 _LARGEST = 2**31 - 1
+
+
+def is_bomb(file_size: int, claimed: int) -> bool:
+    """Whether a file of some bytes cannot mean it when it claims to hold so many."""
+    return claimed > max(_FLOOR, _LARGEST_RATIO * file_size)
+
+
+def is_modest(training: Any) -> bool:
+    """Whether the metrics of a compile state keep no more than some thousand numbers."""
+    for item in _dictionaries(training):
+        for key in item.keys() & _COUNTS:
+            numbers = _numbers(item[key])
+            if len(numbers) > _LARGEST_COUNT or any(n > _LARGEST_COUNT for n in numbers):
+                return False
+    return True
 
 
 def insist_on_no_code(config: Any) -> None:

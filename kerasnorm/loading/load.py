@@ -18,7 +18,7 @@ from kerasnorm.errors import LoadError
 from kerasnorm.faults import faults_of
 from kerasnorm.loading.budget import limited_weights
 from kerasnorm.loading.build import Builder
-from kerasnorm.loading.limits import insist_on_no_code, insist_on_sizes
+from kerasnorm.loading.limits import insist_on_no_code, insist_on_sizes, is_modest
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.stored import Stored
@@ -158,7 +158,7 @@ def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Mod
         warnings.simplefilter("ignore")  # Keras's, about the arguments of other versions
         if stored.major >= 3:
             return _native(stored, log)
-        made = Builder(stored.major, log, allow_custom_code).build(stored.config)
+        made = Builder(stored.version, stored.major, log, allow_custom_code).build(stored.config)
         stored.put_weights(made, log)
         model = made.layer
         if not isinstance(model, keras.Model):
@@ -169,6 +169,7 @@ def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Mod
 
 def _native(stored: Stored, log: RepairLog) -> keras.Model:
     try:
+        _insist_on_modest(stored)
         return stored.native(True)
     except Exception as error:
         model = stored.native(False)
@@ -180,9 +181,15 @@ def _compile(model: keras.Model, stored: Stored, log: RepairLog) -> None:
     if not stored.training:
         return
     try:
+        _insist_on_modest(stored)
         compile_as_stored(model, stored.training)
     except Exception as error:
         _left_out(log, error)
+
+
+def _insist_on_modest(stored: Stored) -> None:
+    if not is_modest(stored.training):
+        raise LoadError("a metric that keeps very many numbers")
 
 
 def _left_out(log: RepairLog, error: Exception) -> None:
@@ -211,6 +218,8 @@ def _reason(error: Exception) -> str:
     what = lines[0].split(" using config=")[0].rstrip(".")
     if isinstance(error, KeyError):
         what = f"{what} is missing"
+    if isinstance(error, RecursionError):
+        what = "too many layers stand one behind the other"
     causes = [line for line in lines if line.startswith("Exception encountered: ")]
     if causes:
         what += ": " + causes[-1].removeprefix("Exception encountered: ")

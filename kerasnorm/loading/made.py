@@ -15,13 +15,17 @@ class Made:
         name: Its name in the file.
         class_name: Its class in the file.
         layer: What it has become; None for an operation without weights.
-        children: The layers in it, where it is a model or a wrapper around one layer.
+        children: The layers in it, where it is a model or a wrapper around others.
+        stand_in: What is called instead of the layer, which it may hold.
+        output_shape: What the file says it gives, batch included, where it says so.
     """
 
     name: str
     class_name: str
     layer: keras.Layer | None
     children: list[Made] = field(default_factory=list)
+    stand_in: keras.Layer | None = None
+    output_shape: list[int | None] | None = None
 
     def leaves(self) -> list[Made]:
         """The layers that hold weights themselves, in the order of the file."""

@@ -95,5 +95,4 @@ def _argument(item: Any) -> Any:
 def _is_tensor(item: Any) -> bool:
     if not isinstance(item, list) or len(item) not in (3, 4) or not isinstance(item[0], str):
         return False
-    is_whole = [isinstance(number, int) and not isinstance(number, bool) for number in item[1:3]]
-    return is_whole[0] and (is_whole[1] or item[0] == CONSTANT)
+    return item[0] == CONSTANT or all(type(number) is int and number >= 0 for number in item[1:3])

@@ -22,6 +22,7 @@ class OldLayer:
         class_name: Name of the class.
         config: The arguments it was made with.
         major: The major version of the Keras that wrote it: 1 or 2.
+        before_half_pixels: Whether that Keras may have resized images by other sample points.
         say: Tells the log of a repair to this layer.
     """
 
@@ -29,6 +30,7 @@ class OldLayer:
     config: dict[str, Any]
     major: int
     say: Callable[[str], None]
+    before_half_pixels: bool = False
 
     @property
     def name(self) -> str:

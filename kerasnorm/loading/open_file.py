@@ -16,7 +16,7 @@ from kerasnorm.loading.converted import Origin
 from kerasnorm.loading.hdf5 import Hdf5, is_hdf5
 from kerasnorm.loading.made import Made
 from kerasnorm.loading.native import read_native, read_pair
-from kerasnorm.loading.pair import Pair, find_pair, read_config
+from kerasnorm.loading.pair import Pair, find_pair
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.stored import Stored, as_stored_config
 from kerasnorm.loading.variables import load_variables
@@ -86,8 +86,7 @@ def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[Stored]
 
 @contextlib.contextmanager
 def _open_pair(pair: Pair, allow_custom_code: bool) -> Iterator[Stored]:
-    config = read_config(pair.config)
-    assert config is not None  # or it would be no pair
+    config = pair.stored
     with Hdf5(pair.weights, str(pair.weights)) as content:
         in_groups = content.names("layer_names", "/") is not None
         version = config.get("keras_version") or content.text("keras_version")

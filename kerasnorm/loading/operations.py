@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from kerasnorm.loading.old_layer import OldLayer
@@ -38,12 +39,13 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
         scale = layer.config["scale"]
         return lambda inputs, /: inputs[0] + inputs[1] * scale
     name = str(layer.config.get("function"))
-    name = name.removeprefix("compat.v1.")
+    if name in _SAME_IN_V1:
+        name = name.removeprefix("compat.v1.")
     if layer.class_name == "SlicingOpLambda":
         name = "__operators__.getitem"
     if name not in _FUNCTIONS:
         raise layer.refused(
-            f"calls tf.{name}, which has no counterpart here.",
+            f"calls tf.{layer.config.get('function') or name}, which has no counterpart here.",
             hint="Build that part of the model with Keras layers and load the weights into it.",
         )
     function = _FUNCTIONS[name]
@@ -52,7 +54,12 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
         given = {key: value for key, value in arguments.items() if value is not None}
         for key in ("conjugate", "name"):  # of complex numbers; of the node
             given.pop(key, None)
-        return function(inputs, **given)
+        try:
+            return function(inputs, **given)
+        except TypeError as error:
+            raise layer.refused(
+                f"calls tf.{name} with arguments that are not known here."
+            ) from error
 
     layer.say(f"tf.{name} became operations of keras.ops")
     return call
@@ -89,7 +96,12 @@ def _op_of(node_def: str) -> str | None:
 
 
 def _of_two(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda x, y: function(x, y)
+    return lambda x, y: function(_number(x, y), _number(y, x))
+
+
+def _number(value: Any, other: Any) -> Any:
+    """A constant as it is, or as an array of the other's dtype."""
+    return np.asarray(value, other.dtype) if isinstance(value, list) else value
 
 
 def _reduced(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -136,10 +148,13 @@ def _matmul(a: Any, b: Any, transpose_a: bool = False, transpose_b: bool = False
 
 
 def _split(x: Any, num_or_size_splits: Any, axis: int = 0) -> Any:
-    if isinstance(num_or_size_splits, list):  # sizes; keras.ops takes the places between them
-        ends = [sum(num_or_size_splits[: n + 1]) for n in range(len(num_or_size_splits) - 1)]
-        return ops.split(x, ends, axis=axis)
-    return ops.split(x, num_or_size_splits, axis=axis)
+    if not isinstance(num_or_size_splits, list):
+        return ops.split(x, num_or_size_splits, axis=axis)
+    sizes = list(num_or_size_splits)
+    if -1 in sizes:  # what the others leave
+        sizes[sizes.index(-1)] = x.shape[axis] - sum(sizes) - 1
+    # keras.ops takes the places between them
+    return ops.split(x, np.cumsum(sizes)[:-1].tolist(), axis=axis)
 
 
 def _resize(images: Any, size: Any, method: str = "bilinear") -> Any:
@@ -155,6 +170,26 @@ def _squeeze(x: Any, axis: Any = None) -> Any:
     return ops.squeeze(x, tuple(axis) if isinstance(axis, list) else axis)
 
 
+def _gather(x: Any, indices: Any, axis: int = 0, batch_dims: int = 0) -> Any:
+    if batch_dims:
+        raise TypeError(batch_dims)
+    return ops.take(x, np.asarray(indices, "int32"), axis)
+
+
+def _norm(x: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = False) -> Any:  # noqa: A002
+    return ops.norm(x, 2 if ord == "euclidean" else ord, axis, keepdims)
+
+
+def _depth_to_space(x: Any, block_size: int, data_format: str = "NHWC") -> Any:
+    if data_format != "NHWC":
+        raise TypeError(data_format)
+    _, height, width, channels = x.shape
+    inner = channels // block_size**2
+    x = ops.reshape(x, (-1, height, width, block_size, block_size, inner))
+    x = ops.transpose(x, (0, 1, 3, 2, 4, 5))
+    return ops.reshape(x, (-1, height * block_size, width * block_size, inner))
+
+
 def _softmax(x: Any, axis: int = -1) -> Any:
     return ops.softmax(x, axis)
 
@@ -164,20 +199,28 @@ def _softmax(x: Any, axis: int = -1) -> Any:
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "__operators__.add": _of_two(ops.add),
     "__operators__.getitem": _getitem,
+    "broadcast_to": lambda x, shape: ops.broadcast_to(x, shape),
     "cast": lambda x, dtype: ops.cast(x, dtype),
     "clip_by_value": _clip,
     "concat": lambda values, axis: ops.concatenate(values, axis),
     "expand_dims": lambda x, axis: ops.expand_dims(x, axis),
+    "gather": _gather,
     "identity": lambda x: x,
     "image.resize": _resize,
     "linalg.l2_normalize": _l2_normalize,
     "linalg.matmul": _matmul,
+    "linalg.norm": _norm,
     "math.abs": ops.abs,
     "math.add": _of_two(ops.add),
     "math.add_n": lambda tensors: sum(tensors[1:], tensors[0]),
     "math.divide": _of_two(ops.divide),
+    "math.equal": _of_two(ops.equal),
     "math.exp": ops.exp,
+    "math.greater": _of_two(ops.greater),
+    "math.greater_equal": _of_two(ops.greater_equal),
     "math.l2_normalize": _l2_normalize,
+    "math.less": _of_two(ops.less),
+    "math.less_equal": _of_two(ops.less_equal),
     "math.log": ops.log,
     "math.maximum": _of_two(ops.maximum),
     "math.minimum": _of_two(ops.minimum),
@@ -199,6 +242,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "math.subtract": _of_two(ops.subtract),
     "math.tanh": ops.tanh,
     "math.truediv": _of_two(ops.divide),
+    "nn.bias_add": lambda x, bias: x + bias,
+    "nn.depth_to_space": _depth_to_space,
     "nn.elu": ops.elu,
     "nn.gelu": lambda x, approximate=False: ops.gelu(x, approximate),
     "nn.l2_normalize": _l2_normalize,
@@ -219,7 +264,11 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "tile": lambda x, multiples: ops.tile(x, multiples),
     "transpose": lambda x, perm=None: ops.transpose(x, perm),
     "unstack": lambda x, num=None, axis=0: ops.unstack(x, num, axis),
+    "where": lambda condition, x, y: ops.where(condition, x, y),
 }
+_SAME_IN_V1 = frozenset(
+    {"compat.v1.gather", "compat.v1.pad", "compat.v1.squeeze", "compat.v1.transpose"}
+)
 
 # Of TensorFlow's graphs.
 _RAW: dict[str, Callable[..., Any]] = {

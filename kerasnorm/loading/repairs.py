@@ -47,10 +47,33 @@ _WITHOUT_EFFECT = frozenset(
         "trainable",
         "value_shape",
         "virtual_batch_size",
+        "vocabulary_size",
+    }
+)
+# By name in Keras 2; others came from the user's own code.
+_ACTIVATIONS = frozenset(
+    {
+        "elu",
+        "exponential",
+        "gelu",
+        "hard_sigmoid",
+        "linear",
+        "log_softmax",
+        "mish",
+        "relu",
+        "relu6",
+        "selu",
+        "sigmoid",
+        "silu",
+        "softmax",
+        "softplus",
+        "softsign",
+        "swish",
+        "tanh",
     }
 )
 # In the files of a whole generation: dropped without a word.
-_COMMON = frozenset(_WITHOUT_EFFECT | {"dynamic", "optional", "ragged", "sparse"})
+_COMMON = frozenset(_WITHOUT_EFFECT | {"dynamic", "optional", "ragged", "sparse", "time_major"})
 
 
 def names_that_changed(layer: OldLayer) -> None:
@@ -113,6 +136,8 @@ def activations(layer: OldLayer) -> None:
         if value == "hard_sigmoid":
             layer.say("`hard_sigmoid` is that of Keras 2, x/5 + 1/2, not of Keras 3, x/6 + 1/2")
             value = keras2_hard_sigmoid
+        if value == "log_softmax_v2":
+            value = "log_softmax"
         if isinstance(value, str):
             _insist_on_activation(layer, value)
         if value is not None:
@@ -128,6 +153,8 @@ def _insist_on_activation(layer: OldLayer, name: str) -> None:
             hint="If it is your own, decorate it with "
             "`keras.saving.register_keras_serializable()` and import it first.",
         ) from None
+    if name not in _ACTIVATIONS and name not in keras.saving.get_custom_objects():
+        layer.say(f"`{name}` was no activation of Keras 2: taken for the one that Keras 3 has")
 
 
 def reset_of_gru(layer: OldLayer) -> None:
@@ -168,7 +195,7 @@ def dtype_policies(layer: OldLayer) -> None:
     if isinstance(dtype, dict):
         inner = dtype.get("config")
         dtype = inner.get("name") if isinstance(inner, dict) else None
-    if dtype is None:
+    if dtype is None or "infer" in str(dtype):  # from the inputs, which have one
         layer.config.pop("dtype", None)
         return
     layer.config["dtype"] = dtype
@@ -197,12 +224,27 @@ def arguments_that_are_gone(layer: OldLayer) -> None:
 
 def files_beside(layer: OldLayer) -> None:
     """A layer that would read another file when it is made."""
-    for key in ("vocabulary", "idf_weights", "filepath"):
+    for key in ("vocabulary", "idf_weights"):
         if isinstance(layer.config.get(key), str):
             raise layer.refused(
                 f"would read another file: {key}={layer.config[key]!r}.",
                 hint="Save the model with the contents instead.",
             )
+
+
+def other_at_inference(layer: OldLayer) -> None:
+    """Layers of the same name that answer otherwise."""
+    if layer.class_name == "RandomCrop":
+        raise layer.refused(
+            "crops at inference in Keras 2, and not in Keras 3.",
+            hint="Put a CenterCrop in its place and load the weights into that.",
+        )
+    bilinear = layer.config.get("interpolation") == "bilinear"
+    if layer.class_name == "UpSampling2D" and bilinear and layer.before_half_pixels:
+        layer.say(
+            "bilinear UpSampling2D takes other sample points than before TensorFlow 2: answers may "
+            "differ a little"
+        )
 
 
 REPAIRS: tuple[Callable[[OldLayer], None], ...] = (
@@ -218,6 +260,7 @@ REPAIRS: tuple[Callable[[OldLayer], None], ...] = (
     regularizers_and_constraints,
     dtype_policies,
     files_beside,
+    other_at_inference,
     arguments_that_are_gone,
 )
 

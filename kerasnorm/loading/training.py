@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import keras
 
+_ACCURACY = ("acc", "accuracy", "ce", "crossentropy")
 _RENAMED = {"lr": "learning_rate", "rho_1": "beta_1"}
 # Of optimizers: what Keras 3 has no more, and did nothing at these values.
 _NEUTRAL = {"decay": (0.0,), "is_legacy_optimizer": (False, True), "jit_compile": (False, True)}
@@ -27,7 +29,7 @@ def compile_as_stored(model: keras.Model, training: dict[str, Any]) -> None:
     optimizer = training.get("optimizer_config") or training.get("optimizer")
     model.compile(
         optimizer=_optimizer(optimizer),
-        loss=_known(training.get("loss")),
+        loss=_resolved(training.get("loss"), keras.losses.get),
         metrics=_metrics(training.get("metrics")),
         loss_weights=training.get("loss_weights"),
         weighted_metrics=_metrics(training.get("weighted_metrics")),
@@ -53,11 +55,20 @@ def _optimizer(stored: Any) -> Any:
 
 
 def _metrics(stored: Any) -> Any:
+    # Keras resolves "accuracy" by the loss it goes with.
+    return _resolved(stored, lambda name: name if name in _ACCURACY else keras.metrics.get(name))
+
+
+def _resolved(stored: Any, get: Callable[[str], Any]) -> Any:
+    """A loss, a metric, or a structure of them; an unknown name is an error now, not in `fit`."""
     if isinstance(stored, list):
-        return [_metrics(item) for item in stored]
+        return [_resolved(item, get) for item in stored]
     if isinstance(stored, dict) and "class_name" not in stored:
-        return {key: _metrics(value) for key, value in stored.items()}
-    return _known(stored)
+        return {key: _resolved(value, get) for key, value in stored.items()}
+    known = _known(stored)
+    if isinstance(known, str) and get(known) is None:
+        raise ValueError(f"unknown {known}")
+    return known
 
 
 def _known(stored: Any) -> Any:

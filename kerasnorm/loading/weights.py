@@ -98,6 +98,10 @@ def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairL
         )
     if not by_name:
         log.add("weights were found by the order of the layers, since their names are others")
+    elif [name for name, _ in layers] != list(groups):
+        log.add("weights were found by the names of the layers, whose order is another")
+    if origin.keras == 1 and origin.backend is None and _has_channels_first(model):
+        log.add("the backend is not stored: if it was Theano, the kernels are mirrored")
     pairs = zip(layers, groups.values(), strict=True)
     for (name, leaves), in_order in pairs:
         _put(name, leaves, groups[name] if by_name else in_order, log)
@@ -115,6 +119,11 @@ def _build_for(model: Made, groups: dict[str, list[Entry]], log: RepairLog) -> N
         )
     model.layer.build(shape)
     log.add(f"an input of shape {shape} was worked out from the first kernel")
+
+
+def _has_channels_first(model: Made) -> bool:
+    leaves = [leaf.layer for leaf in model.leaves()]
+    return any(getattr(layer, "data_format", None) == "channels_first" for layer in leaves)
 
 
 def _leaves(made: Made, origin: Origin) -> list[_Leaf]:
