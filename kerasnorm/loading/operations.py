@@ -256,6 +256,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "nn.softmax": _softmax,
     "nn.swish": _silu,
     "nn.tanh": ops.tanh,
+    "norm": _norm,
     "pad": _pad,
     "reshape": lambda x, shape: ops.reshape(x, shape),
     "split": _split,
@@ -267,7 +268,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "where": lambda condition, x, y: ops.where(condition, x, y),
 }
 _SAME_IN_V1 = frozenset(
-    {"compat.v1.gather", "compat.v1.pad", "compat.v1.squeeze", "compat.v1.transpose"}
+    f"compat.v1.{name}" for name in ("gather", "norm", "pad", "squeeze", "transpose", "where")
 )
 
 # Of TensorFlow's graphs.
