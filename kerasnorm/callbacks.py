@@ -133,8 +133,10 @@ class ActivationDrift(keras.callbacks.Callback):
         self._before_epoch = self._done
 
     def on_train_batch_end(self, batch, logs=None):
-        # with `steps_per_execution`, several steps end at once
-        last, self._done = self._done, self._before_epoch + batch + 1
+        # with `steps_per_execution`, several steps end at once, and are said to be as many where
+        # the epoch has fewer left
+        in_epoch = min(batch + 1, self.params.get("steps") or batch + 1)
+        last, self._done = self._done, self._before_epoch + in_epoch
         if self._done // self.every > last // self.every:
             self._record()
 

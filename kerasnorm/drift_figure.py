@@ -23,16 +23,7 @@ def draw_bands(axes: Any, steps: Sequence[int], percentiles: np.ndarray) -> None
     axes.grid(alpha=0.25)
 
 
-def save_panels(
-    path: str | os.PathLike[str],
-    panels: Mapping[str, Callable[[Any], None]],
-    *,
-    columns: int = _COLUMNS,
-    xlabel: str = "training steps",
-    title: str | None = None,
-    size: tuple[float, float] = (3.2, 2.6),
-    sharey: bool = False,
-) -> None:
+def save_panels(path: str | os.PathLike[str], panels: Mapping[str, Callable[[Any], None]]) -> None:
     """Write a PNG with a panel for each function that draws into axes; one legend for all.
 
     Raises:
@@ -44,24 +35,20 @@ def save_panels(
         raise KerasNormError(
             "Plots need matplotlib, which is not installed.", hint="`pip install matplotlib`."
         ) from missing
-    columns = min(columns, len(panels))
+    columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
-    figure = Figure(
-        figsize=(max(4.5, size[0] * columns), size[1] * rows + 0.6), layout="constrained"
-    )
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=sharey)
+    size = max(4.5, 3.2 * columns), 2.6 * rows + 0.6
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
     for number, (heading, draw) in enumerate(panels.items()):
         axes = grid.flat[number]
         draw(axes)
         axes.set_title(heading, fontsize="medium")
         if number + columns >= len(panels):  # nothing below
-            axes.set_xlabel(xlabel)
+            axes.set_xlabel("training steps")
     for axes in grid.flat[len(panels) :]:
         axes.remove()
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    if labels:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(5, len(labels)))
-    if title:
-        figure.suptitle(title)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     with replace_whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)

@@ -725,3 +725,34 @@ def test_importing_the_module_loads_no_converter():
 print({"onnx", "tf2onnx", "onnxruntime"} & set(sys.modules))"""
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.stdout == "set()\n", result.stderr
+
+
+def padded_pool(activation):
+    return keras.Sequential(
+        [
+            keras.Input((9, 9, 3)),
+            layers.Conv2D(4, 3, activation=activation, bias_initializer="normal"),
+            layers.ZeroPadding2D(1),
+            layers.MaxPooling2D(3, strides=2),
+        ]
+    )
+
+
+def test_zero_padding_is_not_fused_into_max_pooling_of_negative_values(path):
+    """ONNX Runtime before 1.32 would pad with minus infinity then."""
+    model = padded_pool(None)
+    model.layers[0].bias.assign([-9.0] * 4)  # the zeros at the edge are the largest
+    export_onnx(model, path)
+    x = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype("float32")
+    [name] = inputs_of(path)
+    [answer] = run(path, {name: x}).values()
+    np.testing.assert_allclose(answer, model(x), atol=1e-5)
+    assert producers_of_pools(path) == ["Max"]
+    export_onnx(padded_pool("relu"), path)
+    assert producers_of_pools(path) != ["Max"]
+
+
+def producers_of_pools(path):
+    graph = onnx.load(path).graph
+    producers = {output: node.op_type for node in graph.node for output in node.output}
+    return [producers[node.input[0]] for node in graph.node if node.op_type == "MaxPool"]

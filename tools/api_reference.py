@@ -37,8 +37,8 @@ def main() -> int:
         module.__all__ = names(module)  # type: ignore[attr-defined]
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        only_public = [module.__name__ for module in PUBLIC] + ["!kerasnorm[.](?!layers$|callbacks$)"]
-        pdoc.pdoc(*only_public, output_directory=folder)
+        inner = "!kerasnorm[.](?!layers$|callbacks$)"
+        pdoc.pdoc(*(module.__name__ for module in PUBLIC), inner, output_directory=folder)
     problems = [str(warning.message) for warning in said if "pdoc" in warning.filename]
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -12,6 +12,7 @@ from kerasnorm.internals import sublayers
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.opaque import handlers, write
+from kerasnorm.onnx.padded_pools import keep_apart
 from kerasnorm.onnx.reason import reason
 from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
@@ -52,6 +53,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | 
     _refuse_foreign_operations(traced.model, proto, complaints)
     if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
         _widen(proto.graph)
+    keep_apart(proto.graph)
     weights = taken_out(proto, traced.weights)
     if file is None:
         insert(proto, weights)
