@@ -16,6 +16,26 @@ import kerasnorm
 TOLERANCE = {"float64": 1e-10, "float32": 1e-5, "float16": 6e-3, "bfloat16": 5e-2}
 
 
+# The trained models of the test material, and how many BatchNorm calls each has.
+TRAINED = {
+    "connect4": 7,
+    "fashion_dense.keras": 21,
+    "fashion_mobile.keras": 17,
+    "fashion_preact.keras": 11,
+    "fashion_resnet.keras": 13,
+    "mini_xception_fer2013.hdf5": 14,
+    "miniresnet.h5": 6,
+    "miniresnetv2.h5": 5,
+    "mnist_cnn.keras": 5,
+    "resnet8_cifar10.h5": 7,
+    "speech_music_noise.hdf5": 8,
+    "streaming_wakeword.h5": 4,
+    "toycar_autoencoder.h5": 9,
+    "vww_mobilenet_v1.h5": 27,
+    "yamnet_256.h5": 11,
+}
+
+
 def assert_close(actual, expected, dtype="float32", *, factor=1.0, what=""):
     """Compare a tensor with its float64 reference by the policy above.
 

@@ -12,23 +12,11 @@ from fidelity import (
     assert_no_batch_norm,
     linearize_outputs,
 )
-from helpers import loaded, material
+from helpers import TRAINED, loaded, material
 
 import kerasnorm
 
 FASHION = ("fashion_resnet", "fashion_preact", "fashion_mobile", "fashion_dense")
-MODELS = {
-    "resnet8_cifar10.h5": 7,
-    "toycar_autoencoder.h5": 9,
-    "mini_xception_fer2013.hdf5": 14,
-    "miniresnet.h5": 6,
-    "miniresnetv2.h5": 5,
-    "mnist_cnn.keras": 5,
-    "fashion_resnet.keras": 13,
-    "fashion_preact.keras": 11,
-    "fashion_mobile.keras": 17,
-    "fashion_dense.keras": 21,
-}
 
 
 def images(name: str) -> np.ndarray:
@@ -43,12 +31,12 @@ def fashion() -> tuple[np.ndarray, np.ndarray]:
     return data["x_test"][..., None] / np.float32(255), data["y_test"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_exact_at_every_call(name):
     source = loaded(name)
     before = source.get_weights()
     swap = kerasnorm.swap_norms(source, "weight", strict=True)
-    assert len(swap.report.sites) == MODELS[name]
+    assert len(swap.report.sites) == TRAINED[name]
     assert_no_batch_norm(swap.model)
     linearize_outputs(source, swap.model)
     x = images(name)
@@ -56,7 +44,7 @@ def test_exact_at_every_call(name):
     assert all(np.array_equal(a, b) for a, b in zip(before, source.get_weights(), strict=True))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", TRAINED)
 def test_the_onnx_file_agrees_and_has_no_trace(name, tmp_path):
     swap = kerasnorm.swap_norms(loaded(name), "weight")
     export = kerasnorm.export_onnx(swap.model, tmp_path / "model.onnx")
@@ -92,20 +80,12 @@ def test_every_test_image_gets_the_same_answer(name, tmp_path):
 
 def test_the_answers_are_those_on_record():
     """Loading first: what is swapped must be what was trained."""
-    for name in MODELS:
+    for name in TRAINED:
         stem = name.split(".")[0]
         if stem in FASHION:
             continue
         data = np.load(material("reference", f"{stem}.npz"))
         model = kerasnorm.swap_norms(loaded(name), "weight").model
-        answer = np.asarray(model(as_declared(model, data["x"])))
+        answer = np.asarray(keras.tree.flatten(model(as_declared(model, data["x"])))[0])
         scale = np.abs(data["y0"]).max()
         assert np.abs(answer - data["y0"]).max() <= 2e-5 * scale, name
-
-
-def test_a_training_configuration_of_another_keras_is_reported():
-    path = material("models", "mini_xception_fer2013.hdf5")
-    (repair,) = kerasnorm.load_report(path)
-    assert "training configuration was left out" in repair
-    assert not kerasnorm.load_model(path).compiled
-    assert isinstance(kerasnorm.load_model(path), keras.Model)

@@ -38,18 +38,6 @@ import numpy as np
 
 import kerasnorm
 
-MODELS = (
-    "resnet8_cifar10.h5",
-    "toycar_autoencoder.h5",
-    "mini_xception_fer2013.hdf5",
-    "miniresnet.h5",
-    "miniresnetv2.h5",
-    "mnist_cnn.keras",
-    "fashion_resnet.keras",
-    "fashion_preact.keras",
-    "fashion_mobile.keras",
-    "fashion_dense.keras",
-)
 LABELLED = (
     "fashion_resnet.keras",
     "fashion_preact.keras",
@@ -83,7 +71,7 @@ def main() -> None:
         return
     print_row(HEADER)
     print_row(["---"] * len(HEADER))
-    for name in MODELS:
+    for name in sorted(path.name for path in (material / "models").iterdir()):
         print_row(measure(material, name))
 
 
