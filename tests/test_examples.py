@@ -37,3 +37,14 @@ def test_swap_and_export(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert "same answer as the source: yes" in done.stdout
     assert (tmp_path / "model.onnx").stat().st_size > 1e6
+
+
+@pytest.mark.slow
+def test_train_weight_norm(tmp_path):
+    pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
+    command = [sys.executable, str(_EXAMPLES / "train_weight_norm.py"), "--folder", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert float(done.stdout.split("test accuracy ")[1].split("%")[0]) > 90
+    assert "loaded again: the same answers" in done.stdout
+    assert (tmp_path / "weight_norm.onnx").exists()
