@@ -83,7 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str):
-        sub = subparsers.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.set_defaults(run=run)
         sub.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
         sub.add_argument("--quiet", action="store_true", help="print errors only")
@@ -147,6 +153,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_opset(export)
     _add_force(export)
     return parser
+
+
+def _examples(command: str) -> str:
+    """The examples of one command."""
+    first, *lines = _EXAMPLES.splitlines()
+    return "\n".join([first, *(line for line in lines if line.split()[1] == command)])
 
 
 def _add_opset(parser: argparse.ArgumentParser) -> None:
