@@ -104,6 +104,13 @@ CASES = {
         L.Conv1D(5, 3, strides=2, padding="same", activation="relu"),
         (9, 4),
     ),
+    "Convolution1D, older, of one channel": (
+        "Convolution1D",
+        conv(nb_filter=5, filter_length=3, subsample_length=2),
+        [("W", normal(5, 1, 3, 1)), ("b", normal(5))],
+        L.Conv1D(5, 3, strides=2, padding="same", activation="relu"),
+        (9, 1),
+    ),
     "Convolution3D": (
         "Convolution3D",
         conv(nb_filter=3, kernel_dim1=2, kernel_dim2=3, kernel_dim3=2, dim_ordering="tf"),

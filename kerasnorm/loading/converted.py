@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
 
 from kerasnorm.loading.made import Made
@@ -66,8 +67,7 @@ def conversion(made: Made, origin: Origin) -> Conversion | None:
         count = 3 * len(gates)
         steps.append(functools.partial(_joined_gates, gates))
     if origin.keras == 1 and kind in _KERNELS:
-        first = layer.data_format == "channels_first"
-        steps.append(lambda arrays: _each_kernel(kind, arrays, _of_keras_1(kind, first)))
+        steps.append(lambda arrays: _each_kernel(kind, arrays, _of_keras_1(layer)))
     if origin.backend == "theano" and kind in _KERNELS:
         steps.append(lambda arrays: _each_kernel(kind, arrays, _turned))
     return Conversion(count, steps) if steps else None
@@ -83,20 +83,18 @@ def _turned(kernel: np.ndarray) -> np.ndarray:
     return np.flip(kernel, tuple(range(kernel.ndim - 2)))
 
 
-def _of_keras_1(kind: str, channels_first: bool) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda kernel: _kernel_of_keras_1(kernel, kind, channels_first)
-
-
-def _kernel_of_keras_1(kernel: np.ndarray, kind: str, channels_first: bool) -> np.ndarray:
-    if kind == "Conv1D":  # was a two-dimensional one of width 1
-        if kernel.shape[1] == 1:
-            return kernel[:, 0]
-        return np.transpose(kernel, (2, 3, 1, 0))[:, 0]
-    if kind == "Conv2DTranspose":
-        return np.transpose(kernel, (2, 3, 0, 1) if channels_first else (0, 1, 3, 2))
-    if channels_first:  # filters and channels stood before space
-        return np.transpose(kernel, (*range(2, kernel.ndim), 1, 0))
-    return kernel
+def _of_keras_1(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """What a kernel of Keras 1 becomes."""
+    if isinstance(layer, keras.layers.Conv1D):  # was a two-dimensional one of width 1
+        now = (*layer.kernel_size, 1)
+        return lambda k: (
+            k if k.shape[:2] == now and k.shape[3] == layer.filters else k.transpose(2, 3, 1, 0)
+        )[:, 0]
+    first = layer.data_format == "channels_first"
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return lambda k: k.transpose((2, 3, 0, 1) if first else (0, 1, 3, 2))
+    # Filters and channels stood before space.
+    return lambda k: k.transpose(*range(2, k.ndim), 1, 0) if first else k
 
 
 def _joined_gates(gates: Sequence[int], arrays: Arrays) -> Arrays:

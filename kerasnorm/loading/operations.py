@@ -242,7 +242,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "math.subtract": _of_two(ops.subtract),
     "math.tanh": ops.tanh,
     "math.truediv": _of_two(ops.divide),
-    "nn.bias_add": lambda x, bias: x + bias,
+    "nn.bias_add": lambda x, bias: x + _number(bias, x),
     "nn.depth_to_space": _depth_to_space,
     "nn.elu": ops.elu,
     "nn.gelu": lambda x, approximate=False: ops.gelu(x, approximate),

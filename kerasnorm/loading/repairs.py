@@ -242,8 +242,8 @@ def other_at_inference(layer: OldLayer) -> None:
     bilinear = layer.config.get("interpolation") == "bilinear"
     if layer.class_name == "UpSampling2D" and bilinear and layer.before_half_pixels:
         layer.say(
-            "bilinear UpSampling2D takes other sample points than before TensorFlow 2: answers may "
-            "differ a little"
+            "warning: bilinear UpSampling2D takes other sample points than before TensorFlow 2, so "
+            "that answers differ"
         )
 
 
