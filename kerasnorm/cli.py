@@ -34,7 +34,10 @@ examples:
 """
 
 
-_MODEL = "a .keras, .h5 or .hdf5 file of any Keras, or a .json configuration beside its weights"
+_MODEL = (
+    "a .keras, .h5 or .hdf5 file of any Keras; a .json configuration with its weights beside it; "
+    "or the folder of the two"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,9 +132,15 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="A",
-        help="0 is pure; as it grows, layer and cosine norm tend to the affine map (0)",
+        help="how far layer and cosine norm may fall back to what BatchNorm computes; default 0",
     )
-    swap.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is drawn (0)")
+    swap.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the sampling and the training; default 0",
+    )
     swap.add_argument("--output", type=Path, metavar="OUT.keras", help="write the swapped model")
     swap.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
     swap.add_argument("--report", type=Path, metavar="OUT.json", help="write the report as JSON")
@@ -140,16 +149,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_opset(swap)
     _add_force(swap)
 
-    fold = command("fold", commands.fold, "write a model with plain Keras layers only")
+    fold = command(
+        "fold", commands.fold, "write a model with plain Keras layers only, where that is exact"
+    )
     fold.add_argument("model", metavar="MODEL", help=_MODEL)
-    fold.add_argument("output", type=Path, metavar="OUT.keras")
+    fold.add_argument("output", type=Path, metavar="OUT.keras", help="the file to write")
     _add_force(fold)
 
     export = command(
         "export", commands.export, "write a model as ONNX and check it in ONNX Runtime"
     )
     export.add_argument("model", metavar="MODEL", help=_MODEL)
-    export.add_argument("onnx", type=Path, metavar="OUT.onnx")
+    export.add_argument("onnx", type=Path, metavar="OUT.onnx", help="the file to write")
     _add_opset(export)
     _add_force(export)
     return parser
@@ -162,7 +173,9 @@ def _examples(command: str) -> str:
 
 
 def _add_opset(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--opset", type=int, default=17, metavar="N", help="ONNX opset (17)")
+    parser.add_argument(
+        "--opset", type=int, default=17, metavar="N", help="of the ONNX operators; default 17"
+    )
 
 
 def _add_force(parser: argparse.ArgumentParser) -> None:

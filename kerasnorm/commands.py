@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import keras
+
 import kerasnorm
 from kerasnorm import display
 from kerasnorm.calibrate.batches import read_arrays
@@ -69,18 +71,40 @@ def swap(arguments: argparse.Namespace) -> int:
                 swap.model.save(temporary)
         if arguments.report:
             with replace(arguments.report) as temporary:
-                temporary.write_text(json.dumps(swap.report.to_dict(), indent=2) + "\n")
+                facts = {**_facts(arguments, swap), **swap.report.to_dict()}
+                temporary.write_text(json.dumps(facts, indent=2) + "\n")
         if arguments.plot:
             with replace(arguments.plot) as temporary:
                 swap.report.plot(temporary)
         if arguments.onnx:  # last, for it may leave a second file, of weights
             with replace(arguments.onnx) as temporary:
-                exported = kerasnorm.export_onnx(swap.model, temporary, opset=arguments.opset)
+                exported = kerasnorm.export_onnx(
+                    swap.model, temporary, opset=arguments.opset, inputs=_some(data)
+                )
     if exported is not None:
         display.show_export(console, exported)
     display.show_written(console, arguments, outputs)
-    display.show_headline(console, swap, exported)
+    if not any(getattr(arguments, option.strip("-")) for option in outputs):
+        console.print("nothing written: give --output, --onnx, --report or --plot")
+    if swap.report.sites:
+        display.show_headline(console, Path(arguments.model).name, swap, exported)
     return DONE
+
+
+def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:
+    """What a report in a file says of the run beside what `Report.to_dict` does."""
+    return {
+        "kerasnorm": kerasnorm.__version__,
+        "source": Path(arguments.model).name,
+        "data": None if arguments.data is None else Path(arguments.data).name,
+        "seed": arguments.seed,
+        "differences": {name: float(value) for name, value in swap.differences.items()},
+    }
+
+
+def _some(data: Any) -> Any:
+    """A few of the samples, to check an export on what the model is for."""
+    return None if data is None else keras.tree.map_structure(lambda array: array[:8], data)
 
 
 def _check_distill(arguments: argparse.Namespace) -> None:
@@ -153,8 +177,9 @@ def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> No
         path = getattr(arguments, option.strip("-"))
         if path is None:
             continue
+        said = option if option.startswith("-") else f"OUT{suffix}"
         if path.suffix != suffix:
-            raise RequestError(f"{option} must name a {suffix} file. Received: '{path}'.")
+            raise RequestError(f"{said} must name a {suffix} file. Received: '{path}'.")
         if not path.parent.is_dir():
             raise RequestError(
                 f"The folder of {option} must exist. Received: '{path}'.", hint="Create it first."

@@ -12,7 +12,7 @@ import kerasnorm
 def show_fidelity(console: Any, swap: Any) -> None:
     """`swap_norms` has insisted on exactness where it is promised; say how exact it is."""
     exact = all(site.verdict in ("exact", "refused") for site in swap.report.sites)
-    if not exact or not swap.differences:
+    if not exact or not swap.differences or not swap.report.sites:
         return  # the report says how well the sites fit, or why nothing was compared
     worst = max(swap.differences, key=swap.differences.get)
     console.print(
@@ -23,24 +23,24 @@ def show_fidelity(console: Any, swap: Any) -> None:
 
 
 def console(arguments: argparse.Namespace):
-    """A `rich.console.Console` for standard output, as wide as a terminal or 120 columns."""
+    """A `rich.console.Console` for standard output, as wide as a terminal; 160 columns without."""
     from rich.console import Console
 
-    width = None if sys.stdout.isatty() else 120
+    width = None if sys.stdout.isatty() else 160
     return Console(quiet=arguments.quiet, highlight=False, width=width)
 
 
 def show_export(console: Any, export: Any) -> None:
     """What is in an ONNX file, and how far it is from Keras."""
     ops = ", ".join(f"{count} {op}" for op, count in sorted(export.op_counts.items()))
-    console.print(f"ONNX opset {export.opset}: {ops}", markup=False)
+    console.print(f"ONNX opset {export.opset}: {ops}", markup=False, soft_wrap=True)
     console.print(
         f"largest difference between Keras and ONNX Runtime: {export.max_difference:.1e} of its "
         "output's scale"
     )
 
 
-def show_headline(console: Any, swap: Any, exported: Any) -> None:
+def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     """One line to be pasted where the work is told."""
     report = swap.report
     replaced = len(report.sites) - sum(site.verdict == "refused" for site in report.sites)
@@ -52,7 +52,7 @@ def show_headline(console: Any, swap: Any, exported: Any) -> None:
     if exported is not None:
         parts.append(f"ONNX within {exported.max_difference:.0e} of Keras")
     console.print(
-        f"kerasnorm {kerasnorm.__version__}, {report.model}: {', '.join(parts)}",
+        f"kerasnorm {kerasnorm.__version__}, {source}: {', '.join(parts)}",
         markup=False,
         soft_wrap=True,  # one line, for whoever copies it
     )

@@ -203,7 +203,7 @@ def test_as_a_user_runs_it(model, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.startswith("conv_bn_relu → weight: 1 BatchNorm calls: 1 exact")
+    assert done.stdout.startswith("conv_bn_relu → weight: 1 BatchNorm call: 1 exact")
     wrong = subprocess.run([*COMMAND, "inspect", "none.keras"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr == "kerasnorm: There is no file 'none.keras'.\n"

@@ -116,11 +116,11 @@ def test_layer_norm_without_data(model, capsys):
     ("options", "message"),
     [
         (("--to", "cosine"), "needs data"),
-        (("--to", "layer", "--data", "{}/none.npy"), "must be an .npy or .npz file"),
+        (("--to", "layer", "--data", "{}/none.npy"), "There is no file"),
         (("--to", "layer", "--data", "{}/text.npy"), "must be an .npy or .npz file"),
         (("--to", "layer", "--data", "{}/objects.npy"), "must be an .npy or .npz file"),
         (("--to", "layer", "--data", "{}/one.npz:y"), "has no array 'y'. It holds: x"),
-        (("--to", "layer", "--data", "{}/several.npz"), "an array for each of the model's 1"),
+        (("--to", "layer", "--data", "{}/several.npz"), "an array for each input of the model, 1"),
         (("--to", "layer", "--data", "{}/flat.npy"), "must have the shape of the model's input"),
         (("--to", "layer", "--distill"), "needs data to train on. Received no --data"),
         (("--to", "weight", "--distill"), "not exact already. Received --to weight"),

@@ -330,7 +330,7 @@ def test_inputs_by_name():
         (IMAGES[:9], "needs at least 10 samples. Received 9"),
         (np.where(IMAGES > 2, np.nan, IMAGES), "must be finite. Received NaN"),
         (IMAGES[..., :2], r"the shape of the model's input, \(None, 8, 8, 3\)"),
-        ([IMAGES, IMAGES], "an array for each of the model's 1 inputs. Received 2"),
+        ([IMAGES, IMAGES], "an array for each input of the model, 1 in all. Received 2"),
         (7, "must be arrays or an iterable of batches. Received: int"),
     ],
 )

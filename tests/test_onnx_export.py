@@ -736,3 +736,22 @@ def producers_of_pools(path):
     graph = onnx.load(path).graph
     producers = {output: node.op_type for node in graph.node for output in node.output}
     return [producers[node.input[0]] for node in graph.node if node.op_type == "MaxPool"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_a_saturated_softmax_hides_no_fault(scale, path, monkeypatch):
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, "relu"), layers.Dense(5, "softmax")]
+    )
+    model.layers[1].kernel.assign(scale * model.layers[1].kernel)
+    assert export_onnx(model, path).max_difference > 0
+    perturbed(monkeypatch, lambda proto: enlarge_all_weights(proto, 1.01))
+    with pytest.raises(ExportError, match="ONNX Runtime and Keras differ"):
+        export_onnx(model, path)
+
+
+def enlarge_all_weights(proto, factor):
+    for tensor in proto.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and values.ndim > 1:
+            tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))

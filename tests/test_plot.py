@@ -51,6 +51,18 @@ def test_refused_sites_and_all_targets_of_an_inspection(tmp_path):
         assert word in text
 
 
+def test_a_mixed_swap_names_every_site_once(tmp_path):
+    names = [
+        site.name for site in kerasnorm.swap_norms(tiny_models.residual(), "weight").report.sites
+    ]
+    targets = {names[0]: "weight", names[1]: "layer"}
+    report = kerasnorm.swap_norms(tiny_models.residual(), targets).report
+    text = words(report, tmp_path / "mixed.svg")
+    assert all(text.count(f">{name}<") == 1 for name in names)
+    assert text.count("left as it is") == len(names) - 2
+    assert f"{len(names) - 2} BatchNorm calls left as they are" in report.summary()
+
+
 def test_a_png_of_many_sites(tmp_path):
     x = inputs = keras.Input((4,))
     for number in range(300):

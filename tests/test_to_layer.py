@@ -312,7 +312,7 @@ def test_every_form_of_data_gives_the_same():
         (np.full((20, 8, 8, 3), np.nan), "must be finite"),
         (np.zeros((20, 8, 8)), "must have the shape of the model's input"),
         (np.zeros((20, 9, 8, 3)), "must have the shape of the model's input"),
-        ((np.zeros((20, 8, 8, 3)), np.zeros(20)), "an array for each of the model's 1 inputs"),
+        ((np.zeros((20, 8, 8, 3)), np.zeros(20)), "an array for each input of the model, 1 in all"),
         (7, "arrays or an iterable of batches"),
     ],
 )

@@ -52,6 +52,8 @@ def read_arrays(text: str) -> Any:
         DataError: If there is no such file or array.
     """
     path, _, name = (text, "", "") if Path(text).exists() else text.partition(":")
+    if not Path(path).exists():
+        raise DataError(f"There is no file '{path}'.", hint="Data is an .npy or .npz file.")
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
@@ -60,7 +62,7 @@ def read_arrays(text: str) -> Any:
             arrays = dict(found)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
-            f"Data must be an .npy or .npz file of numbers. Received: '{path}' ({error})."
+            f"Data must be an .npy or .npz file of numbers. '{path}' is not."
         ) from error
     if name and name not in arrays:
         raise DataError(f"'{path}' has no array '{name}'. It holds: {', '.join(arrays)}.")

@@ -172,14 +172,14 @@ class Best(keras.callbacks.Callback):
     def set_model(self, model):
         super().set_model(model)
         self.variables = list(model.trainable_variables)
-        self.first = self.best = [np.array(v) for v in self.variables]
+        self.first = self.best = [keras.ops.convert_to_numpy(v).copy() for v in self.variables]
 
     def on_epoch_end(self, epoch, logs=None):
         now = {k.removeprefix("val_"): v for k, v in (logs or {}).items() if k.startswith("val_")}
         least = self.found["loss"]
         if now["loss"] < least or (np.isnan(least) and np.isfinite(now["loss"])):
             self.found, self.waited = now, 0
-            self.best = [np.array(v) for v in self.variables]
+            self.best = [keras.ops.convert_to_numpy(v).copy() for v in self.variables]
         else:
             self.waited += 1
         if self.waited >= self.patience or not np.isfinite(logs["loss"]):

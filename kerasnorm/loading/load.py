@@ -144,7 +144,7 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
 
 def repairs_of(model: keras.Model) -> list[str]:
     """The repairs that loading this very model took; empty for one that was not loaded here."""
-    return list(_REPAIRS.get(model, ()))
+    return list(_REPAIRS.get(model, ())) if isinstance(model, keras.Model) else []
 
 
 def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:

@@ -30,6 +30,10 @@ _AMPLIFICATION = 4
 # Beyond this many tolerances the answer is noise, and agreement would prove nothing.
 _MOST_TOLERANCES = 100
 
+# A probability nearer to 0 or 1 tells nothing of what is behind it. What to multiply random inputs
+# by, in this order, until some are not.
+_SURE = 1e-3
+_FACTORS = (1.0, 0.3, 0.1, 0.03, 0.01, 3.0, 10.0, 30.0, 100.0)
 _SEED = 0
 _BATCHES = (1, 3)
 _LARGEST_BATCH = 64
@@ -69,7 +73,8 @@ def check(
 
     Both answer a batch of 1 and one of 3 (given inputs: the first row, then all of them, at least
     3). The difference is max|Δ| / max|reference| for each output. A saturated output hides what
-    happened before it: softmax and sigmoid at 0 or 1 agree whatever their inputs are.
+    happened before it: softmax and sigmoid at 0 or 1 agree whatever their inputs are. Random inputs
+    are made smaller, or larger, until that is not so.
 
     Args:
         model: The source.
@@ -90,6 +95,8 @@ def check(
     session = _session(traced, path)
     worst: tuple[Difference, list[np.ndarray]] | None = None
     for batch in batches(model, signature, inputs):
+        if inputs is None:
+            batch = _telling(model, signature, batch)
         expected = _reference(model, signature, batch)
         received = _answer(model, session, traced, batch)
         for name, reference, answer in zip(traced.output_names, expected, received, strict=True):
@@ -120,6 +127,25 @@ def check(
             "`tolerance=` where this is harmless.",
         )
     return difference.relative
+
+
+def _telling(model, signature, batch: list[np.ndarray]) -> list[np.ndarray]:
+    """The batch, of another size if its answers are all 0 or 1 otherwise."""
+    for factor in _FACTORS:
+        scaled = [a * a.dtype.type(factor) if a.dtype.kind == "f" else a for a in batch]
+        try:
+            if not any(map(_is_saturated, _reference(model, signature, scaled))):
+                return scaled
+        except ExportError:  # not finite, or not taken
+            continue
+    return batch
+
+
+def _is_saturated(answer: np.ndarray) -> bool:
+    """Whether probabilities are all next to 0 or 1."""
+    if answer.dtype.kind != "f" or not answer.size or answer.min() < 0 or answer.max() > 1:
+        return False
+    return not ((answer > _SURE) & (answer < 1 - _SURE)).any()
 
 
 def _rounding(traced, batch) -> float:

@@ -211,11 +211,11 @@ def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.n
         arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in tree.flatten(batch)]
         if len(arrays) != len(inputs):
             raise DataError(
-                f"The data must have an array for each of the model's {len(inputs)} inputs. "
-                f"Received {len(arrays)} in a batch.",
+                f"The data must have an array for each input of the model, {len(inputs)} in all. "
+                f"Received {len(arrays)}.",
                 model=root.owner.name,
-                hint="Give the inputs only; of a tuple of batches, (inputs, labels), only the "
-                "first counts.",
+                hint="Give the inputs only, of an .npz file by name: x.npz:KEY. Of a tuple of "
+                "batches, (inputs, labels), only the first counts.",
             )
         for array, tensor in zip(arrays, inputs, strict=True):
             _insist_on_fitting(array, tensor, root)
@@ -239,8 +239,11 @@ def _insist_on_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
     if not fits_shape:
         raise DataError(
             f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
-            f"{array.shape}.",
+            f"(n, {', '.join(map(str, array.shape[1:]))}).",
             model=root.owner.name,
+            hint="An axis for the channels is missing: `x[..., None]`."
+            if (*array.shape, 1) == (len(array), *tensor.shape[1:])
+            else None,
         )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(

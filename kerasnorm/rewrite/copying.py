@@ -164,6 +164,10 @@ def _overrides(layer: keras.Layer, method: str) -> bool:
     return getattr(type(layer), method, None) is not getattr(keras.Layer, method, None)
 
 
+# What `fit` hangs on a model; that the optimizer starts anew is said where it is copied.
+_OF_TRAINING = frozenset({"history", "optimizer"})
+
+
 def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
     """Give a copied model the plain data that was hung on its source; notes on what was not."""
     own = {n: v for n, v in vars(source).items() if not n.startswith("_") and n not in vars(target)}
@@ -171,7 +175,7 @@ def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
     for name, value in own.items():
         if _is_data(value):
             setattr(target, name, _copied_data(value))
-        elif not isinstance(value, (keras.Layer, keras.KerasTensor)):
+        elif name not in _OF_TRAINING and not isinstance(value, (keras.Layer, keras.KerasTensor)):
             lost.append(name)
     if not lost:
         return []

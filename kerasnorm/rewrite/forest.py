@@ -58,6 +58,11 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
     Raises:
         SwapError: If the model has no graph and its code cannot be traced.
     """
+    if not isinstance(model, keras.Layer):
+        raise SwapError(
+            f"A model must be given. Received: {model!r}.",
+            hint="Load a file first: kerasnorm.load_model(path).",
+        )
     root = graphs.graph_of(model) if internals.has_graph(model) else _traced_model(model)
     closed: dict[int, str] = {}
     while True:

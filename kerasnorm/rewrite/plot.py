@@ -28,9 +28,9 @@ _BAR, _AROUND, _HIGHEST = 0.24, 1.5, 60.0
 def plot(report: Report, path: str | os.PathLike[str]) -> None:
     """Draw a report, as `Report.plot` says."""
     figure_class = _figure_class()
-    targets = report.by_target()
-    if not targets:
+    if not report.sites:
         raise KerasNormError("A plot needs a BatchNorm. Received a report of none.")
+    targets = _panels_of(report)
     most = max(map(len, targets.values()))
     height = min(_HIGHEST, _AROUND + _BAR * most + (0.9 if report.agreement else 0))
     columns = len(targets)
@@ -41,10 +41,18 @@ def plot(report: Report, path: str | os.PathLike[str]) -> None:
         axes.set_title(f"to {target}" if columns > 1 else "", fontsize="medium")
     if ends is not None:
         _draw_agreement(ends, report)
-    figure.suptitle(report.model if columns > 1 else textwrap.fill(report.summary(), _TITLE))
+    lines = [textwrap.fill(line, _TITLE) for line in report.summary().splitlines()]
+    figure.suptitle(report.model if columns > 1 else "\n".join(lines), fontsize="medium")
     figure.legend(handles=_legend(report), loc="outside lower center", ncols=5, frameon=False)
     with replace_whole(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def _panels_of(report: Report) -> dict[str, list[SiteRecord]]:
+    """A panel for each target of an inspection; one for a swap, where each site has its own."""
+    targets = report.by_target()
+    names = [site.name for site in report.sites]
+    return targets if len(set(names)) < len(names) else {report.target: report.sites}
 
 
 def _figure_class() -> Any:
@@ -73,7 +81,9 @@ def _draw_sites(axes: Any, sites: list[SiteRecord], named: bool) -> None:
     for place, site in zip(places, sites, strict=True):
         colour, length = COLOURS[site.verdict], _length(site)
         axes.barh(place, length, color=colour, height=0.72)
-        said = site.becomes if site.fit is None else f"{site.becomes}, {site.fit:.3f}"
+        left = site.target == "none"
+        said = "left as it is" if left else site.becomes
+        said += "" if site.fit is None else f", {site.fit:.3f}"
         inside = length > 0.5
         axes.text(
             0.01 if inside else length + 0.01,

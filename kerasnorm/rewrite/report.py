@@ -16,6 +16,8 @@ from kerasnorm.rewrite.plot import plot
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
 # R² below which a site is warned of: less than half of its activation's variance is kept.
 _POOR = 0.5
+# Samples below which shares of them say little.
+_FEW = 40
 _STYLES = {"exact": "green", "matched": "cyan", "calibrated": "blue", "refused": "bold red"}
 # Of each swapped model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, Report] = weakref.WeakKeyDictionary()
@@ -119,7 +121,9 @@ class Report:
         if not self.sites:
             return f"{self.model}: no BatchNorm found."
         return "\n".join(
-            f"{self.model} → {target}: {len(sites)} BatchNorm calls: {_tally(sites)}"
+            f"{self.model}: {_calls(len(sites))} left as they are"
+            if target == "none"
+            else f"{self.model} → {target}: {_calls(len(sites))}: {_tally(sites)}"
             for target, sites in self.by_target().items()
         )
 
@@ -217,6 +221,13 @@ class Report:
                 f"below {_POOR}): {', '.join(site.name for site in self.poor)}. More data, "
                 "`distill` or `damping` may help"
             )
+        if self.agreement is not None and self.agreement.samples < _FEW:
+            lines.append(f"{self.agreement.samples} samples tell little: more data tells more")
+        if self.agreement is not None and self.agreement.fit < _POOR:
+            lines.append(
+                f"warning: the outputs keep less than half of the source's (R² below {_POOR}): is "
+                "the data scaled as for training?"
+            )
         return [*lines, *self.notes, *(f"repaired: {repair}" for repair in self.repairs)]
 
     def show(self, console: Any) -> None:
@@ -225,7 +236,7 @@ class Report:
         if self.sites:
             console.print(self.table())
         for line in self.remarks():
-            console.print(f"- {line}", markup=False)
+            console.print(f"- {line}", markup=False, soft_wrap=True)
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -234,6 +245,10 @@ class Report:
         with console.capture() as capture:
             self.show(console)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _calls(count: int) -> str:
+    return f"{count} BatchNorm call{'' if count == 1 else 's'}"
 
 
 def _tally(sites: list[SiteRecord]) -> str:

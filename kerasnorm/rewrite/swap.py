@@ -15,6 +15,7 @@ from kerasnorm.errors import DataError, SwapError
 from kerasnorm.faults import Fault, faults_of
 from kerasnorm.loading.load import repairs_of
 from kerasnorm.rewrite import match, verify
+from kerasnorm.rewrite.acquaintance import FirstBatch, unlike
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
 from kerasnorm.rewrite.decide import Decision, SiteChoice, decide
 from kerasnorm.rewrite.forest import Forest, graphs_of
@@ -180,9 +181,11 @@ def swap_norms(
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(trees, edits)
     twins = _twins(decision, rebuilt)
+    unlike_data: list[str] = []
     if data is not None and requests:
         reconstruction, held_out = Reconstruction(trees, memory_budget), HeldOut()
-        batches = input_batches(trees.root, data, batch_size)
+        first = FirstBatch()
+        batches = first.watch(input_batches(trees.root, data, batch_size))
         fitted = calibrate(
             trees,
             rebuilt,
@@ -195,10 +198,13 @@ def swap_norms(
         report.sites = [_fitted(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
         _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
+        unlike_data = unlike(trees.root, decision.sites, first.arrays or [])
+    elif data is not None:
+        unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
-    report.notes = decision.lost() + rebuilt.notes + uncompared + _said_of(faults)
+    report.notes = unlike_data + decision.lost() + rebuilt.notes + uncompared + _said_of(faults)
     report.repairs = repairs_of(model)
     keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, trees, twins)

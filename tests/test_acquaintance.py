@@ -1,0 +1,57 @@
+"""Data that the model was not trained on is told by what its first BatchNorm remembers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_models
+
+import kerasnorm
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A model whose statistics are those of standard normal images."""
+    model = tiny_models.conv_bn_relu()
+    kerasnorm.estimate_statistics(model, images(400))
+    return model
+
+
+def images(count=100, seed=0):
+    shape = tiny_models.conv_bn_relu().input_shape[1:]
+    return np.random.default_rng(seed).normal(size=(count, *shape)).astype("float32")
+
+
+def warnings_of(model, data, target="layer"):
+    notes = kerasnorm.swap_norms(model, target, data).report.notes
+    return [note for note in notes if "unlike" in note]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: 120 * x, lambda x: 0 * x, lambda x: x + 60, lambda x: 0.05 * x],
+    ids=["too large", "empty", "shifted", "too small"],
+)
+def test_data_of_another_scale_is_warned_of(change, model, closed_form):
+    [warning] = warnings_of(model, change(images()))
+    [site] = kerasnorm.inspect_norms(model).sites[:1]
+    assert f"at '{site.name}'" in warning
+    assert "Scale them as for training" in warning
+
+
+@pytest.mark.parametrize(
+    "change", [lambda x: x, lambda x: 0.5 * x + 0.2, lambda x: 2 * x], ids=["same", "dim", "bright"]
+)
+def test_other_data_of_the_same_kind_is_not(change, model, closed_form):
+    assert warnings_of(model, change(images(seed=1))) == []
+
+
+def test_data_that_nothing_is_fitted_to_is_said(model):
+    notes = kerasnorm.swap_norms(model, "weight", images()).report.notes
+    assert "the data is not used: nothing here is fitted" in notes
+
+
+def test_a_file_name_is_no_model():
+    for function in (kerasnorm.inspect_norms, lambda m: kerasnorm.swap_norms(m, "weight")):
+        with pytest.raises(kerasnorm.SwapError, match=r"kerasnorm.load_model\(path\)"):
+            function("model.keras")
