@@ -16,6 +16,8 @@ from kerasnorm.errors import KerasNormError
 from kerasnorm.event_log import EventLog
 from kerasnorm.layer_inputs import chosen, inputs_of, listed
 
+__all__ = ["ActivationDrift"]
+
 PERCENTILES = (15, 50, 85)
 # Percentiles are sorted for, which takes longer than sums: so many rows tell them to one percent.
 _ROWS = 2000

@@ -1,7 +1,7 @@
 """The command line: `kerasnorm demo | inspect | swap | fold | export`.
 
 Exit codes: 0 done; 1 the work failed (parity broken; something refused, or no BatchNorm found,
-under --strict); 2 the request was wrong. Errors are one or two plain lines on stderr.
+under --strict); 2 the request was wrong; 130 interrupted. Errors are one plain line on stderr.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ import keras
 import kerasnorm
 from kerasnorm import display
 from kerasnorm.calibrate.batches import read_arrays
-from kerasnorm.errors import ExportError, KerasNormError
+from kerasnorm.errors import ExportError, KerasNormError, SwapError
+from kerasnorm.figures import INSTALL, NOT_INSTALLED
 from kerasnorm.files import replace_together, replace_whole
 
 DONE = 0
@@ -61,7 +63,8 @@ def swap(arguments: argparse.Namespace) -> int:
     if arguments.distill:
         history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
         swap.update_report(data)
-        swap.report.notes.append(_said_of(history))
+        swap.report.notes.append(_distilled(history))
+        swap = dataclasses.replace(swap, differences=_differences(swap))
     swap.report.show(console)
     display.show_fidelity(console, swap)
     exported = None
@@ -122,7 +125,15 @@ def _check_distill(arguments: argparse.Namespace) -> None:
         )
 
 
-def _said_of(history: Any) -> str:
+def _differences(swap: Any) -> dict[str, float]:
+    """How far the models are apart now; empty where they cannot be run on random inputs."""
+    try:
+        return swap.compare()
+    except SwapError:
+        return {}
+
+
+def _distilled(history: Any) -> str:
     """What distillation did on held-out samples."""
     before, after = history.before, history.after
     shares = [
@@ -138,10 +149,12 @@ def fold(arguments: argparse.Namespace) -> int:
     """Write a model in plain Keras layers."""
     _check_outputs(arguments, {"output": ".keras"})
     loaded = _load(arguments)
+    console = display.console(arguments)
+    display.show_warnings(console, loaded.repairs.warnings)
     folded = kerasnorm.fold_norms(loaded.model)
     with replace_whole(arguments.output) as temporary:
         folded.save(temporary)
-    display.show_written(display.console(arguments), arguments, {"output": ".keras"})
+    display.show_written(console, arguments, {"output": ".keras"})
     return DONE
 
 
@@ -150,6 +163,7 @@ def export(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments, {"onnx": ".onnx"})
     loaded = _load(arguments)
     console = display.console(arguments)
+    display.show_warnings(console, loaded.repairs.warnings)
     display.show_export(
         console, kerasnorm.export_onnx(loaded.model, arguments.onnx, opset=arguments.opset)
     )
@@ -169,8 +183,8 @@ def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> No
         _check_opset(arguments.opset)
     if getattr(arguments, "plot", None) and find_spec("matplotlib") is None:
         raise RequestError(
-            "--plot is drawn by matplotlib, which is not installed.",
-            hint="Run: pip install 'kerasnorm[plot]'",
+            f"--plot: {NOT_INSTALLED}",
+            hint=INSTALL,
         )
     seen: dict[Path, str] = {}
     for option, suffix in outputs.items():
@@ -182,17 +196,17 @@ def _check_outputs(arguments: argparse.Namespace, outputs: dict[str, str]) -> No
             raise RequestError(f"{said} must name a {suffix} file. Received: '{path}'.")
         if not path.parent.is_dir():
             raise RequestError(
-                f"The folder of {option} must exist. Received: '{path}'.", hint="Create it first."
+                f"The folder of {said} must exist. Received: '{path}'.", hint="Create it first."
             )
         if path.is_dir():
-            raise RequestError(f"'{path}' is a folder. {option} must name a file.")
+            raise RequestError(f"'{path}' is a folder. {said} must name a file.")
         if path.exists() and not arguments.force:
             raise RequestError(f"'{path}' exists.", hint="Pass --force to replace it.")
         other = seen.setdefault(path.resolve(), option)
         if other != option:
             raise RequestError(f"{other} and {option} both name '{path}'.")
         if path.exists() and Path(arguments.model).exists() and path.samefile(arguments.model):
-            raise RequestError(f"{option} must not name the model itself. Received: '{path}'.")
+            raise RequestError(f"{said} must not name the model itself. Received: '{path}'.")
 
 
 def _check_opset(opset: int) -> None:

@@ -40,6 +40,12 @@ def show_export(console: Any, export: Any) -> None:
     )
 
 
+def show_warnings(console: Any, warnings: list[str]) -> None:
+    """What loading the file gave doubts about."""
+    for warning in warnings:
+        console.print(f"- warning: {warning}", markup=False, soft_wrap=True)
+
+
 def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     """One line to be pasted where the work is told."""
     report = swap.report

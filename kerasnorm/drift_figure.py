@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.errors import KerasNormError
-from kerasnorm.files import replace_whole
+from kerasnorm import figures
 
 _COLUMNS = 4
 
@@ -24,21 +23,15 @@ def draw_bands(axes: Any, steps: Sequence[int], percentiles: np.ndarray) -> None
 
 
 def save_panels(path: str | os.PathLike[str], panels: Mapping[str, Callable[[Any], None]]) -> None:
-    """Write a PNG with a panel for each function that draws into axes; one legend for all.
+    """Write a picture with a panel for each function that draws into axes; one legend for all.
 
     Raises:
         KerasNormError: If matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as missing:
-        raise KerasNormError(
-            "Plots need matplotlib, which is not installed.", hint="`pip install matplotlib`."
-        ) from missing
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     size = max(4.5, 3.2 * columns), 2.6 * rows + 0.6
-    figure = Figure(figsize=size, layout="constrained")
+    figure = figures.figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for number, (heading, draw) in enumerate(panels.items()):
         axes = grid.flat[number]
@@ -50,5 +43,4 @@ def save_panels(path: str | os.PathLike[str], panels: Mapping[str, Callable[[Any
         axes.remove()
     handles, labels = grid.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    with replace_whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=100)
+    figures.save(figure, path)

@@ -95,14 +95,18 @@ def replace_together() -> Iterator[Callable[..., contextlib.AbstractContextManag
         yield replace
         # Nothing in between that takes time or may fail for want of room.
         for temporary, target, error in written:
-            with _plainly(target, error):
+            with _plainly(target, error, hint=None):  # another may be in its place already
                 os.replace(temporary, target)
     for folder in {target.parent for _, target, _ in written}:
         flush_folder(folder)
 
 
 @contextlib.contextmanager
-def _plainly(target: Path, error: type[KerasNormError]) -> Iterator[None]:
+def _plainly(
+    target: Path,
+    error: type[KerasNormError],
+    hint: str | None = "Whatever was there before is unchanged.",
+) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as failure:
@@ -111,10 +115,7 @@ def _plainly(target: Path, error: type[KerasNormError]) -> Iterator[None]:
         if not said and not isinstance(failure, OSError):
             raise
         why = said[1] if said else getattr(failure, "strerror", None) or failure
-        raise error(
-            f"'{target}' could not be written: {why}.",
-            hint="Whatever was there before is unchanged.",
-        ) from failure
+        raise error(f"'{target}' could not be written: {why}.", hint=hint) from failure
 
 
 def _permissions_to_keep(target: Path, error: type[KerasNormError]) -> int | None:

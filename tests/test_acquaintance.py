@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tiny_models
@@ -55,3 +56,14 @@ def test_a_file_name_is_no_model():
     for function in (kerasnorm.inspect_norms, lambda m: kerasnorm.swap_norms(m, "weight")):
         with pytest.raises(kerasnorm.SwapError, match=r"kerasnorm.load_model\(path\)"):
             function("model.keras")
+
+
+def test_batches_of_one_and_batches_of_a_fixed_size(closed_form):
+    x = np.random.default_rng(0).normal(size=(96, 6)).astype("float32")
+    for size in (None, 96):
+        inputs = keras.Input(batch_shape=(size, 6))
+        outputs = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+        model = keras.Model(inputs, outputs)
+        kerasnorm.estimate_statistics(model, iter([x]))
+        notes = kerasnorm.swap_norms(model, "layer", x, batch_size=size or 1).report.notes
+        assert not any("unlike" in note for note in notes), notes

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import kerasnorm
+import kerasnorm.callbacks
 
 MODULES = [
     name
@@ -23,9 +24,11 @@ MODULES = [
 NAMES = {"keras": keras, "np": np, "kerasnorm": kerasnorm, **vars(kerasnorm)}
 PUBLIC = [
     (name, value)
-    for space in (kerasnorm, kerasnorm.layers)
+    for space in (kerasnorm, kerasnorm.layers, kerasnorm.callbacks)
     for name, value in vars(space).items()
-    if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value))
+    if not name.startswith("_")
+    and (inspect.isclass(value) or inspect.isfunction(value))
+    and name in getattr(space, "__all__", [name])
 ]
 
 

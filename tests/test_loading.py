@@ -158,8 +158,30 @@ def test_groups_that_contain_themselves(tmp_path):
     path = saved_as_hdf5(tmp_path / "model.h5")
     with h5py.File(path, "r+") as file:
         file["model_weights/again"] = file["model_weights"]
-    with pytest.raises(LoadError, match="contain themselves"):
+    with pytest.raises(LoadError, match="a group is in it twice"):
         kerasnorm.load_model(path)
+
+
+def test_groups_that_hold_each_other_twice_take_no_time(tmp_path):
+    path = saved_as_hdf5(tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        group = file.create_group("deep")
+        for _ in range(40):  # 2 to the 40th paths lead to the last
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+    with pytest.raises(LoadError, match="a group is in it twice"):
+        kerasnorm.load_model(path)
+
+
+def test_what_is_no_model_is_said(tmp_path):
+    path = saved_as_hdf5(tmp_path / "model.h5")
+    for config in ({"class_name": "Dense", "config": 5}, {"class_name": "Model", "config": []}, 7):
+        with h5py.File(path, "r+") as file:
+            file.attrs["model_config"] = json.dumps(config)
+            file.attrs["keras_version"] = "2.4.0"
+        with pytest.raises(LoadError, match="model"):
+            kerasnorm.load_model(path)
 
 
 def edited(path, change):

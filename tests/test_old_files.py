@@ -152,6 +152,18 @@ def test_the_compile_state_is_kept(tmp_path):
         assert loaded.optimizer.beta_1 == 0.8
 
 
+def test_a_metric_is_not_the_loss_of_its_name(small):
+    alike = {"class_name": "CosineSimilarity", "config": {"name": "alike", "axis": -1}}
+    optimizer = {"class_name": "Adam", "config": {"lr": 0.001, "decay": 0.0}}
+    training = {"loss": "mse", "metrics": [alike], "optimizer_config": optimizer}
+    with h5py.File(small, "r+") as file:
+        file.attrs["training_config"] = json.dumps(training)
+    model = kerasnorm.load_model(small)
+    x = old_models.batch("image")
+    found = model.evaluate(x, model.predict(x, verbose=0), verbose=0, return_dict=True)
+    assert found["alike"] == pytest.approx(1)
+
+
 def test_what_became_of_it_saves_and_loads_again(tmp_path):
     loaded = kerasnorm.load_model(old_models.saved(old_models.several(), tmp_path / "model.h5"))
     loaded.save(tmp_path / "again.keras")
@@ -285,7 +297,7 @@ def test_a_layer_as_an_activation(activation, tmp_path):
 
 
 def test_values_of_older_files(small):
-    """Arrays and tuples with marks, a BatchNorm of TensorFlow 1, a GRU that says no reset."""
+    """Tuples and shapes with marks."""
 
     def change(config):
         layer_of(config, "DepthwiseConv2D").update(
@@ -371,7 +383,7 @@ def test_a_lambda_of_keras_2_runs_only_if_it_is_allowed(suffix, tmp_path):
 def test_the_report_says_what_the_file_holds(small):
     report = kerasnorm.load_report(small)
     assert report.holds.startswith("a Functional model of Keras 2.")
-    assert report.to_dict() == {"holds": report.holds, "repairs": list(report)}
+    assert report.to_dict() == {"holds": report.holds, "repairs": list(report), "warnings": []}
     assert "`groups` removed" in str(report)
     assert json.loads(json.dumps(report.to_dict()))["repairs"] == report
 
@@ -402,6 +414,16 @@ def test_a_layer_that_ended_a_mask_is_refused(tmp_path):
         kerasnorm.load_model(path)
 
 
+def test_a_mask_passes_what_runs_as_in_training(tmp_path):
+    tk = old_models.tk
+    a = tk.Input((7,))
+    x = tk.layers.Embedding(9, 4, mask_zero=True)(a)
+    noise = tk.layers.GaussianNoise(1e-12)  # of no effect, whenever it runs
+    model = old_models.alive(tk.Model(a, tk.layers.LSTM(3)(noise(x, training=True))))
+    words = np.array([[1, 2, 0, 0, 4, 0, 0], [5, 0, 6, 7, 0, 0, 0]], "float32")
+    assert_answers_stay(model, words, tmp_path / "model.h5")
+
+
 @pytest.mark.parametrize("suffix", ["h5", "keras"])
 def test_what_ran_as_in_training_still_does(suffix, tmp_path):
     model = old_models.in_training()
@@ -424,10 +446,15 @@ def test_a_random_crop_is_refused(tmp_path):
 def test_bilinear_samples_of_old_are_said(tmp_path):
     model = old_models.of_layer("image", "UpSampling2D")
     path = old_models.saved(model, tmp_path / "model.h5")
-    assert not any("sample points" in line for line in kerasnorm.load_report(path))
+    assert kerasnorm.load_report(path).warnings == []
     with h5py.File(path, "r+") as file:
         file.attrs["keras_version"] = file["model_weights"].attrs["keras_version"] = "2.2.4"
-    assert any("takes other sample points" in line for line in kerasnorm.load_report(path))
+    report = kerasnorm.load_report(path)
+    assert "takes other sample points" in report.warnings[0]
+    assert report.warnings[0] in str(report)
+    with pytest.warns(UserWarning, match="other sample points"):
+        model = kerasnorm.load_model(path)
+    assert any("other sample points" in note for note in kerasnorm.inspect_norms(model).notes)
 
 
 def test_a_model_of_a_class_of_its_own_inside_another(tmp_path):

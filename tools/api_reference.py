@@ -48,6 +48,8 @@ def main() -> int:
 
 def names(module: ModuleType) -> list[str]:
     """The classes and functions that a module offers."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
     return sorted(
         name
         for name, value in vars(module).items()

@@ -26,8 +26,15 @@ class InTraining(keras.layers.Wrapper):
     True
     """
 
+    def __init__(self, layer, **kwargs):
+        super().__init__(layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+
     def call(self, inputs, **kwargs):
         return self.layer(inputs, training=True, **kwargs)
+
+    def compute_mask(self, inputs, mask=None):
+        return self.layer.compute_mask(inputs, mask)
 
     def compute_output_shape(self, input_shape):
         return self.layer.compute_output_shape(input_shape)

@@ -107,12 +107,12 @@ class Builder:
     def _old_layer(self, stored: dict[str, Any]) -> OldLayer:
         config = dict(stored["config"])
         name = config.get("name") or stored.get("name")
-        say = functools.partial(self._log.add, layer=str(name))
         return OldLayer(
             str(stored["class_name"]),
             {**config, "name": name},
             self._major,
-            say,
+            functools.partial(self._log.add, layer=str(name)),
+            functools.partial(self._log.warn, layer=str(name)),
             self._before_half_pixels,
         )
 
@@ -198,7 +198,7 @@ class Builder:
 
 
 def _before_half_pixels(version: str | None) -> bool:
-    """Whether a Keras is older than 2.3, by itself or in a TensorFlow 1."""
+    """Whether a Keras may be older than 2.3: TensorFlow 2.0 and 2.1 call theirs 2.2.4-tf too."""
     numbers = (version or "2.0").split("-")[0].split(".")
     return [int(n) for n in numbers[:2] if n.isdecimal()] < [2, 3]
 

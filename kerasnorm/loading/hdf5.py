@@ -147,8 +147,9 @@ class Hdf5:
                 continue
             address = h5py.h5o.get_info(item.id).addr
             if address in seen or depth > _DEEPEST:
-                raise LoadError(f"'{self.name}' is damaged: its groups contain themselves.")
-            yield from self._items(item, inner, seen | {address}, depth + 1)
+                raise LoadError(f"'{self.name}' is refused: a group is in it twice, or in itself.")
+            seen.add(address)
+            yield from self._items(item, inner, seen, depth + 1)
 
 
 def parsed(text: str, where: str) -> Any:

@@ -69,7 +69,6 @@ _DROPPED = (
 _MERGES = {
     "ave": "Average",
     "concat": "Concatenate",
-    "cos": "Dot",
     "dot": "Dot",
     "max": "Maximum",
     "mul": "Multiply",
@@ -115,8 +114,8 @@ def _merge(layer: OldLayer) -> None:
     new: dict[str, Any] = {"name": layer.name}
     if mode == "concat":
         new["axis"] = layer.config.get("concat_axis", -1)
-    if mode in ("dot", "cos"):
-        new |= {"axes": layer.config.get("dot_axes", -1), "normalize": mode == "cos"}
+    if mode == "dot":
+        new["axes"] = layer.config.get("dot_axes", -1)
     layer.class_name, layer.config = _MERGES[mode], new
 
 

@@ -25,7 +25,7 @@ from kerasnorm.loading.stored import Stored
 from kerasnorm.loading.training import compile_as_stored
 
 # Of each loaded model, for as long as it lives.
-_REPAIRS: weakref.WeakKeyDictionary[keras.Model, list[str]] = weakref.WeakKeyDictionary()
+_REPORTS: weakref.WeakKeyDictionary[keras.Model, LoadReport] = weakref.WeakKeyDictionary()
 
 
 class LoadReport(list[str]):
@@ -33,18 +33,25 @@ class LoadReport(list[str]):
 
     Attributes:
         holds: What the file holds and who wrote it, as a sentence.
+        doubts: Why the model may answer otherwise than the file did.
+        warnings: Those, and what is wrong with the weights.
     """
 
-    def __init__(self, repairs: Iterable[str], holds: str):
+    def __init__(
+        self, repairs: Iterable[str], holds: str, doubts: Iterable[str], faults: Iterable[str]
+    ):
         super().__init__(repairs)
         self.holds = holds
+        self.doubts = list(doubts)
+        self.warnings = [*self.doubts, *faults]
 
     def __str__(self) -> str:
-        return "\n".join([self.holds, *(f"- repaired: {repair}" for repair in self)])
+        repaired = (f"- repaired: {repair}" for repair in self)
+        return "\n".join([self.holds, *repaired, *(f"- warning: {w}" for w in self.warnings)])
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values."""
-        return {"holds": self.holds, "repairs": list(self)}
+        return {"holds": self.holds, "repairs": list(self), "warnings": self.warnings}
 
 
 @dataclass(frozen=True)
@@ -93,10 +100,10 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     >>> load_model("model.keras").output_shape
     (None, 2)
     """
-    model = load(path, allow_custom_code=allow_custom_code).model
-    for fault in faults_of(model):
-        warnings.warn(f"{path}: {fault}", stacklevel=2)
-    return model
+    loaded = load(path, allow_custom_code=allow_custom_code)
+    for warning in loaded.repairs.warnings:
+        warnings.warn(f"{path}: {warning}", stacklevel=2)
+    return loaded.model
 
 
 def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> LoadReport:
@@ -138,13 +145,20 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
         if isinstance(error, LoadError) and stored is None:
             raise
         raise _failure(file, stored, error, allow_custom_code) from error
-    _REPAIRS[model] = log.lines()
-    return Loaded(model, LoadReport(log.lines(), str(stored)))
+    report = LoadReport(log.lines(), str(stored), log.warnings(), map(str, faults_of(model)))
+    _REPORTS[model] = report
+    return Loaded(model, report)
 
 
 def repairs_of(model: keras.Model) -> list[str]:
     """The repairs that loading this very model took; empty for one that was not loaded here."""
-    return list(_REPAIRS.get(model, ())) if isinstance(model, keras.Model) else []
+    return list(_REPORTS.get(model, ())) if isinstance(model, keras.Model) else []
+
+
+def doubts_of(model: keras.Model) -> list[str]:
+    """Why this very model may answer otherwise than the file did, as far as loading it told."""
+    report = _REPORTS.get(model) if isinstance(model, keras.Model) else None
+    return [] if report is None else report.doubts
 
 
 def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:

@@ -24,13 +24,15 @@ class OldLayer:
         major: The major version of the Keras that wrote it: 1 or 2.
         before_half_pixels: Whether that Keras may have resized images by other sample points.
         say: Tells the log of a repair to this layer.
+        warn: Tells it what in this layer could not be repaired.
     """
 
     class_name: str
     config: dict[str, Any]
     major: int
     say: Callable[[str], None]
-    before_half_pixels: bool = False
+    warn: Callable[[str], None]
+    before_half_pixels: bool
 
     @property
     def name(self) -> str:

@@ -137,7 +137,7 @@ def _clip(x: Any, clip_value_min: Any, clip_value_max: Any) -> Any:
 
 
 def _pad(x: Any, paddings: Any, mode: str = "CONSTANT", constant_values: float = 0) -> Any:
-    if mode != "CONSTANT":
+    if mode.upper() != "CONSTANT":
         return ops.pad(x, paddings, mode=mode.lower())
     return ops.pad(x, paddings, constant_values=constant_values)
 

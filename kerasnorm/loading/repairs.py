@@ -241,9 +241,9 @@ def other_at_inference(layer: OldLayer) -> None:
         )
     bilinear = layer.config.get("interpolation") == "bilinear"
     if layer.class_name == "UpSampling2D" and bilinear and layer.before_half_pixels:
-        layer.say(
-            "warning: bilinear UpSampling2D takes other sample points than before TensorFlow 2, so "
-            "that answers differ"
+        layer.warn(
+            "bilinear UpSampling2D takes other sample points than before TensorFlow 2, so that "
+            "answers differ if it was trained there"
         )
 
 

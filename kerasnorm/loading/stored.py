@@ -45,7 +45,7 @@ class Stored:
         return 1 if of_keras_1 else 2
 
     def __str__(self) -> str:
-        """For errors: what is in the file, and who wrote it."""
+        """What is in the file, and who wrote it: for reports and errors."""
         kinds = Counter(str(layer.get("class_name")) for layer in _layers(self.config))
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(6))
         more = ", …" if len(kinds) > 6 else ""
@@ -70,7 +70,8 @@ def as_stored_config(config: Any) -> dict[str, Any] | None:
 def _layers(config: Any) -> list[dict[str, Any]]:
     inner = config.get("config")
     layers = inner.get("layers") if isinstance(inner, dict) else inner
-    return [layer for layer in layers or [] if isinstance(layer, dict)]
+    listed = layers if isinstance(layers, list) else []
+    return [layer for layer in listed if isinstance(layer, dict)]
 
 
 def _config(layer: dict[str, Any]) -> dict[str, Any]:

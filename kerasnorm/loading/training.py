@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -29,7 +28,7 @@ def compile_as_stored(model: keras.Model, training: dict[str, Any]) -> None:
     optimizer = training.get("optimizer_config") or training.get("optimizer")
     model.compile(
         optimizer=_optimizer(optimizer),
-        loss=_resolved(training.get("loss"), keras.losses.get),
+        loss=_resolved(training.get("loss"), keras.losses),
         metrics=_metrics(training.get("metrics")),
         loss_weights=training.get("loss_weights"),
         weighted_metrics=_metrics(training.get("weighted_metrics")),
@@ -48,45 +47,50 @@ def _optimizer(stored: Any) -> Any:
     for key, value in stored["config"].items():
         key = _RENAMED.get(key, key)
         if key in known:
-            arguments[key] = _known(value)
+            arguments[key] = _known(value, keras.optimizers.schedules)
         elif value is not None and value not in _NEUTRAL.get(key, ()):
             raise ValueError(f"{class_name} has no argument {key}={value!r}")
     return cls(**arguments)
 
 
 def _metrics(stored: Any) -> Any:
-    # Keras resolves "accuracy" by the loss it goes with.
-    return _resolved(stored, lambda name: name if name in _ACCURACY else keras.metrics.get(name))
+    return _resolved(stored, keras.metrics)
 
 
-def _resolved(stored: Any, get: Callable[[str], Any]) -> Any:
-    """A loss, a metric, or a structure of them; an unknown name is an error now, not in `fit`."""
+def _resolved(stored: Any, module: Any) -> Any:
+    """A loss, a metric, or a structure of them; an unknown name is an error now, not in `fit`.
+
+    Args:
+        stored: As the file has it.
+        module: `keras.losses` or `keras.metrics`: many names are in both, and mean two things.
+    """
     if isinstance(stored, list):
-        return [_resolved(item, get) for item in stored]
+        return [_resolved(item, module) for item in stored]
     if isinstance(stored, dict) and "class_name" not in stored:
-        return {key: _resolved(value, get) for key, value in stored.items()}
-    known = _known(stored)
-    if isinstance(known, str) and get(known) is None:
+        return {key: _resolved(value, module) for key, value in stored.items()}
+    known = _known(stored, module)
+    # Keras resolves "accuracy" by the loss it goes with.
+    if isinstance(known, str) and known not in _ACCURACY and module.get(known) is None:
         raise ValueError(f"unknown {known}")
     return known
 
 
-def _known(stored: Any) -> Any:
-    """A loss, a metric or a schedule; names and numbers as they are."""
+def _known(stored: Any, module: Any) -> Any:
+    """An object of a module by its class and configuration; names and numbers as they are."""
     if not isinstance(stored, dict):
         return stored
     if "class_name" not in stored:
-        return {key: _known(value) for key, value in stored.items()}
+        return {key: _known(value, module) for key, value in stored.items()}
     class_name, config = str(stored["class_name"]), stored.get("config")
     if class_name == "MeanMetricWrapper" and isinstance(config, dict):
         config = config.get("fn") or config.get("name")
     if not isinstance(config, dict):  # the name of a function
         return config
-    for module in (keras.losses, keras.metrics, keras.optimizers.schedules):
-        cls = getattr(module, class_name, None)
-        if isinstance(cls, type) and hasattr(cls, "from_config"):
-            config = {key: value for key, value in config.items() if key not in ("axis", "fn")}
-            if config.get("reduction") == "auto":
-                config["reduction"] = "sum_over_batch_size"
-            return cls.from_config(config)
-    raise ValueError(f"unknown {class_name}")
+    cls = getattr(module, class_name, None)
+    if not (isinstance(cls, type) and hasattr(cls, "from_config")):
+        raise ValueError(f"unknown {class_name}")
+    # What says nothing: the function of a class that has its own, and the last axis.
+    config = {k: v for k, v in config.items() if k != "fn" and (k, v) != ("axis", -1)}
+    if config.get("reduction") == "auto":
+        config["reduction"] = "sum_over_batch_size"
+    return cls.from_config(config)

@@ -101,7 +101,7 @@ def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairL
     elif [name for name, _ in layers] != list(groups):
         log.add("weights were found by the names of the layers, whose order is another")
     if origin.keras == 1 and origin.backend is None and _has_channels_first(model):
-        log.add("the backend is not stored: if it was Theano, the kernels are mirrored")
+        log.warn("the backend is not stored: if it was Theano, the kernels are mirrored")
     pairs = zip(layers, groups.values(), strict=True)
     for (name, leaves), in_order in pairs:
         _put(name, leaves, groups[name] if by_name else in_order, log)

@@ -24,7 +24,7 @@ def keep_apart(graph: Any) -> None:
             before = producers.get(pad.input[0])
             if before is None or before.op_type not in _NOT_NEGATIVE:
                 # A copy would be optimized away, the larger of two equal ones is not.
-                name = f"{node.name}/padded"
+                name = f"{node.output[0]}/padded"
                 padded = node.input[0]
                 nodes.append(onnx.helper.make_node("Max", [padded, padded], [name], name))
                 node.input[0] = name

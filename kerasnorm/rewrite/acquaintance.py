@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
+from keras import tree
 
+from kerasnorm.calibrate.held_out import same_shapes
 from kerasnorm.rewrite.graph import Graph
 from kerasnorm.rewrite.match import Site, statistics
 from kerasnorm.rewrite.run import run
@@ -14,20 +16,34 @@ from kerasnorm.rewrite.run import run
 # stored one or smaller, or their mean so many stored deviations away. Other images of the same kind
 # stay below 3: another camera, poor light.
 _TIMES, _DEVIATIONS = 5.0, 5.0
-_SAMPLES = 64
+# So many samples are enough to say, and fewer say nothing.
+_SAMPLES, _LEAST = 64, 16
 
 
-class FirstBatch:
-    """Remembers the first batch that passes."""
+class FirstSamples:
+    """Remembers the first samples that pass, in whole batches."""
 
-    arrays: list[np.ndarray] | None = None
+    def __init__(self) -> None:
+        self._parts: list[list[np.ndarray]] = []
+        self._count = 0
 
     def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
         """Pass batches on."""
         for arrays in batches:
-            if self.arrays is None:
-                self.arrays = arrays
+            if self._count < _SAMPLES and (not self._parts or same_shapes(arrays, self._parts[0])):
+                self._parts.append(arrays)
+                self._count += len(arrays[0])
             yield arrays
+
+    def arrays(self, root: Graph) -> list[np.ndarray] | None:
+        """The samples for a model, as flat inputs; None if they are too few to say anything."""
+        if self._count < _LEAST:
+            return None
+        sizes = [t.shape[0] for t in tree.flatten(root.inputs) if t.shape[0] is not None]
+        if sizes:  # of every batch, by the model
+            return self._parts[0]
+        columns = zip(*self._parts, strict=True)
+        return [np.concatenate(column)[:_SAMPLES] for column in columns]
 
 
 def unlike(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list[str]:
@@ -42,8 +58,7 @@ def unlike(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list
         known = statistics(site.call.operation)
         if site.graph is not root or isinstance(known, str):
             continue
-        few = [array[:_SAMPLES] for array in arrays]
-        [values] = run(root, few, [site.call.inputs[0]])
+        [values] = run(root, arrays, [site.call.inputs[0]])
         rows = np.moveaxis(values, site.axis, -1).reshape(-1, values.shape[site.axis])
         rows = rows.astype("float64")
         stored = np.sqrt(known.variance) + 1e-12

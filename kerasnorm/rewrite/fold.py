@@ -24,7 +24,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
     merged into the linear layers beside it where that is exact, border pixels included; elsewhere
     it becomes an EinsumDense. Every BatchNorm becomes a BatchNormalization, every LayerNorm a
     LayerNormalization or a GroupNormalization of one group. The result loads where kerasnorm is
-    not installed.
+    not installed, but for models of Keras 1 and 2 with `hard_sigmoid`, whose function it keeps.
 
     Args:
         model: A built Functional or Sequential model.

@@ -6,8 +6,8 @@ import os
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from kerasnorm import figures
 from kerasnorm.errors import KerasNormError
-from kerasnorm.files import replace_whole
 
 if TYPE_CHECKING:
     from kerasnorm.rewrite.report import Report, SiteRecord
@@ -25,16 +25,15 @@ _LONGEST_NAME, _TITLE = 44, 90
 _BAR, _AROUND, _HIGHEST = 0.24, 1.5, 60.0
 
 
-def plot(report: Report, path: str | os.PathLike[str]) -> None:
+def draw_report(report: Report, path: str | os.PathLike[str]) -> None:
     """Draw a report, as `Report.plot` says."""
-    figure_class = _figure_class()
     if not report.sites:
         raise KerasNormError("A plot needs a BatchNorm. Received a report of none.")
     targets = _panels_of(report)
     most = max(map(len, targets.values()))
     height = min(_HIGHEST, _AROUND + _BAR * most + (0.9 if report.agreement else 0))
     columns = len(targets)
-    figure = figure_class(figsize=(4.2 + 4.2 * columns, height), layout="constrained")
+    figure = figures.figure(figsize=(4.2 + 4.2 * columns, height), layout="constrained")
     bars, ends = _panels(figure, report, columns, most)
     for axes, (target, sites) in zip(bars, targets.items(), strict=True):
         _draw_sites(axes, sites, named=axes is bars[0])
@@ -44,8 +43,7 @@ def plot(report: Report, path: str | os.PathLike[str]) -> None:
     lines = [textwrap.fill(line, _TITLE) for line in report.summary().splitlines()]
     figure.suptitle(report.model if columns > 1 else "\n".join(lines), fontsize="medium")
     figure.legend(handles=_legend(report), loc="outside lower center", ncols=5, frameon=False)
-    with replace_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    figures.save(figure, path)
 
 
 def _panels_of(report: Report) -> dict[str, list[SiteRecord]]:
@@ -53,17 +51,6 @@ def _panels_of(report: Report) -> dict[str, list[SiteRecord]]:
     targets = report.by_target()
     names = [site.name for site in report.sites]
     return targets if len(set(names)) < len(names) else {report.target: report.sites}
-
-
-def _figure_class() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise KerasNormError(
-            "A plot is drawn by matplotlib, which is not installed.",
-            hint="Run: pip install 'kerasnorm[plot]'",
-        ) from error
-    return Figure
 
 
 def _panels(figure: Any, report: Report, columns: int, most: int) -> tuple[list[Any], Any]:
@@ -113,7 +100,9 @@ def _draw_agreement(axes: Any, report: Report) -> None:
     axes.barh([0, 1], [1.0, max(0.0, kept)], color=[_SOURCE, COLOURS["calibrated"]], height=0.72)
     axes.set_yticks([0, 1], ["before", "after"], fontsize="x-small")
     axes.text(0.01, 0, "the source", va="center", fontsize="x-small", color="white")
-    axes.text(0.01, 1, str(agreement), va="center", fontsize="x-small", color="white")
+    inside = kept > 0.7
+    place, colour = (0.01, "white") if inside else (max(0.0, kept) + 0.01, "black")
+    axes.text(place, 1, str(agreement), va="center", fontsize="x-small", color=colour)
     axes.set(xlim=(0, 1), ylim=(1.6, -0.6))
     what = "R² of the outputs" if same is None else "share of answers that are the source's"
     axes.set_xlabel(what, fontsize="small")

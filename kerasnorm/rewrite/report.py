@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import keras
 
-from kerasnorm.rewrite.plot import plot
+from kerasnorm.rewrite.plot import draw_report
 
 Verdict = Literal["exact", "matched", "calibrated", "refused"]
 # R² below which a site is warned of: less than half of its activation's variance is kept.
@@ -170,7 +170,7 @@ class Report:
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
         >>> swap_norms(model, "weight").report.plot("swap.png")
         """
-        plot(self, path)
+        draw_report(self, path)
 
     def table(self):
         """The records as a `rich.table.Table`, coloured where a terminal shows colours."""

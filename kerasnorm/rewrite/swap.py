@@ -13,9 +13,9 @@ from kerasnorm.calibrate.held_out import HeldOut
 from kerasnorm.calibrate.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.faults import Fault, faults_of
-from kerasnorm.loading.load import repairs_of
+from kerasnorm.loading.load import doubts_of, repairs_of
 from kerasnorm.rewrite import match, verify
-from kerasnorm.rewrite.acquaintance import FirstBatch, unlike
+from kerasnorm.rewrite.acquaintance import FirstSamples, unlike
 from kerasnorm.rewrite.calibration import Wanted, calibrate, input_batches
 from kerasnorm.rewrite.decide import Decision, SiteChoice, decide
 from kerasnorm.rewrite.forest import Forest, graphs_of
@@ -154,8 +154,9 @@ def swap_norms(
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
             a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
-            `strict` and something was refused, data is needed or does not fit the model, or an
-            exact swap differs from the source by more than rounding.
+            `strict` and something was refused, or an
+            exact swap differs from the source by more than rounding. DataError, which is one, if
+            `damping`, or the data, is not as above.
 
     Example:
 
@@ -184,7 +185,7 @@ def swap_norms(
     unlike_data: list[str] = []
     if data is not None and requests:
         reconstruction, held_out = Reconstruction(trees, memory_budget), HeldOut()
-        first = FirstBatch()
+        first = FirstSamples()
         batches = first.watch(input_batches(trees.root, data, batch_size))
         fitted = calibrate(
             trees,
@@ -198,13 +199,20 @@ def swap_norms(
         report.sites = [_fitted(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
         _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
-        unlike_data = unlike(trees.root, decision.sites, first.arrays or [])
+        samples = first.arrays(trees.root)
+        unlike_data = unlike(trees.root, decision.sites, samples) if samples else []
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
     differences, uncompared = verify.insist(trees, twins, exact)
     report.layers = rebuilt.layers
-    report.notes = unlike_data + decision.lost() + rebuilt.notes + uncompared + _said_of(faults)
+    report.notes = [
+        *unlike_data,
+        *decision.lost(),
+        *rebuilt.notes,
+        *uncompared,
+        *_said_of([*doubts_of(model), *faults]),
+    ]
     report.repairs = repairs_of(model)
     keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, trees, twins)
@@ -237,7 +245,7 @@ def inspect_norms(model: keras.Model) -> Report:
         )
     trees = graphs_of(model, match.holds_batch_norm)
     records = [record for target in RULES for record in decide(trees, target, None).records]
-    notes += _said_of(_faults_outside_sites(model))
+    notes += _said_of([*doubts_of(model), *_faults_outside_sites(model)])
     return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
 
 
@@ -285,8 +293,8 @@ def _faults_outside_sites(model: keras.Model) -> list[Fault]:
     return [fault for fault in faults_of(model) if not (fault.in_batch_norm and fault.spoils)]
 
 
-def _said_of(faults: list[Fault]) -> list[str]:
-    return [f"warning: {fault}" for fault in faults]
+def _said_of(problems: list[Any]) -> list[str]:
+    return [f"warning: {problem}" for problem in problems]
 
 
 def _insist_on_numbers(model: keras.Model, faults: list[Fault]) -> None:
