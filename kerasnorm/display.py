@@ -11,8 +11,7 @@ import kerasnorm
 
 def show_fidelity(console: Any, swap: Any) -> None:
     """`swap_norms` has insisted on exactness where it is promised; say how exact it is."""
-    exact = all(site.verdict in ("exact", "refused") for site in swap.report.sites)
-    if not exact or not swap.differences or not swap.report.sites:
+    if not swap.report.sites or not _is_exact(swap.report) or not swap.differences:
         return  # the report says how well the sites fit, or why nothing was compared
     worst = max(swap.differences, key=swap.differences.get)
     console.print(
@@ -20,6 +19,10 @@ def show_fidelity(console: Any, swap: Any) -> None:
         f"{swap.differences[worst]:.1e} standard deviations, at '{worst}'",
         markup=False,
     )
+
+
+def _is_exact(report: Any) -> bool:
+    return all(site.verdict in ("exact", "refused") for site in report.sites)
 
 
 def console(arguments: argparse.Namespace):
@@ -53,7 +56,7 @@ def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     parts = [f"{replaced} of {len(report.sites)} BatchNorm calls to {report.target} norm"]
     if report.agreement is not None:
         parts.append(str(report.agreement))
-    elif swap.differences and replaced and all(s.verdict != "matched" for s in report.sites):
+    elif swap.differences and replaced and _is_exact(report):
         parts.append(f"within {max(swap.differences.values()):.0e} deviations of the source")
     if exported is not None:
         parts.append(f"ONNX within {exported.max_difference:.0e} of Keras")
