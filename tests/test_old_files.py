@@ -101,25 +101,26 @@ def test_odd_models(name, suffix, tmp_path):
     assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+def assert_a_random_model_stays(tmp_path, draw):
+    model = old_models.random_model(draw)
+    suffix = draw(st.sampled_from(["h5", "keras"]))
+    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+
+
+RANDOM = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@settings(RANDOM, max_examples=12)
 @given(st.data())
 def test_random_models(tmp_path, data):
-    model = old_models.random_model(data.draw)
-    suffix = data.draw(st.sampled_from(["h5", "keras"]))
-    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+    assert_a_random_model_stays(tmp_path, data.draw)
 
 
 @pytest.mark.slow
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(RANDOM, max_examples=150)
 @given(st.data())
 def test_many_random_models(tmp_path, data):
-    model = old_models.random_model(data.draw)
-    suffix = data.draw(st.sampled_from(["h5", "keras"]))
-    assert_answers_stay(model, old_models.inputs_of(model), tmp_path / f"model.{suffix}")
+    assert_a_random_model_stays(tmp_path, data.draw)
 
 
 def test_a_configuration_with_weights_beside_it(tmp_path):
@@ -569,3 +570,15 @@ def test_calls_that_lead_nowhere(reference, words, tmp_path):
     config["layers"][2]["inbound_nodes"] = [[reference]]
     with pytest.raises(kerasnorm.LoadError, match=words):
         kerasnorm.load_model(with_graph(tmp_path / "model.h5", config))
+
+
+@pytest.mark.parametrize("name", ["Conv2DTranspose", "Conv2D"])
+def test_a_file_of_keras_2_that_does_not_say_so(name, tmp_path):
+    tk = old_models.tk
+    layer = getattr(tk.layers, name)(4, 3, input_shape=(8, 8, 4))  # as many in as out
+    model = old_models.alive(tk.Sequential([layer]))
+    path = old_models.saved(model, tmp_path / "model.h5")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["keras_version"], file["model_weights"].attrs["keras_version"]
+    x = old_models.batch("image")
+    assert_close(kerasnorm.load_model(path)(x), model(x))

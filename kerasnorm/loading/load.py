@@ -173,7 +173,7 @@ def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Mod
         if stored.major >= 3:
             return _native(stored, log)
         made = Builder(stored.version, stored.major, log, allow_custom_code).build(stored.config)
-        stored.put_weights(made, log)
+        stored.put_weights(made, stored.major, log)
         model = made.layer
         if not isinstance(model, keras.Model):
             raise LoadError("It holds a layer, not a model.")

@@ -18,7 +18,7 @@ from kerasnorm.loading.made import Made
 from kerasnorm.loading.native import read_native, read_pair
 from kerasnorm.loading.pair import Pair, find_pair
 from kerasnorm.loading.repair_log import RepairLog
-from kerasnorm.loading.stored import Stored, as_stored_config
+from kerasnorm.loading.stored import Stored, as_stored_config, major_of
 from kerasnorm.loading.variables import load_variables
 from kerasnorm.loading.weights import load_groups
 
@@ -79,7 +79,7 @@ def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[Stored]
             archive.keras_version,
             content.nbytes,
             training if isinstance(training, dict) else None,
-            lambda made, _: load_variables(content, made),
+            lambda made, *_: load_variables(content, made),
             functools.partial(read_native, archive.file, ".keras", allow_custom_code),
         )
 
@@ -93,9 +93,9 @@ def _open_pair(pair: Pair, allow_custom_code: bool) -> Iterator[Stored]:
         if "keras_version" not in config and "module" in config:
             version = "3"  # which alone writes modules and no version
 
-        def put_weights(made: Made, log: RepairLog) -> None:
+        def put_weights(made: Made, major: int, log: RepairLog) -> None:
             if in_groups:
-                _put_groups(content, "/", made, log)
+                _put_groups(content, "/", made, major, log)
             else:
                 load_variables(content, made)
 
@@ -106,9 +106,10 @@ def _open_pair(pair: Pair, allow_custom_code: bool) -> Iterator[Stored]:
         yield Stored(config, version, content.nbytes, None, put_weights, native)
 
 
-def _put_groups(content: Hdf5, root: str, made: Made, log: RepairLog) -> None:
-    version = content.text("keras_version", root) or content.text("keras_version") or "1"
-    major = int(version[0]) if version[0].isdecimal() else 2
+def _put_groups(content: Hdf5, root: str, made: Made, major: int, log: RepairLog) -> None:
+    version = content.text("keras_version", root) or content.text("keras_version")
+    if version:  # of the weights, which may be another than the configuration's
+        major = major_of(version)
     backend = content.text("backend", root) or content.text("backend")
     load_groups(content, root, made, Origin(major, backend), log)
 

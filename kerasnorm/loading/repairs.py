@@ -33,7 +33,7 @@ _SAYS_NOTHING: dict[str, Any] = {
     "time_major": False,
 }
 # Keys that do not touch what a trained layer answers.
-_TRAINING_ONLY = ("_constraint", "_initializer", "_regularizer", "regularizer")
+_TRAINING_ONLY = ("_constraint", "_initializer", "regularizer")
 _WITHOUT_EFFECT = frozenset(
     {
         "fused",

@@ -23,7 +23,8 @@ class Stored:
         version: The Keras that wrote it, as the file says; None where it does not.
         nbytes: Bytes of weights that the file holds.
         training: The compile state, where the file has one.
-        put_weights: Puts the weights into what was built from `config`.
+        put_weights: Puts the weights into what was built from `config`, in the layout of a major
+            version of Keras where the file does not say it.
         native: Has Keras 3 read the file, with the compile state or without it.
     """
 
@@ -31,15 +32,14 @@ class Stored:
     version: str | None
     nbytes: int
     training: dict[str, Any] | None
-    put_weights: Callable[[Made, RepairLog], None]
+    put_weights: Callable[[Made, int, RepairLog], None]
     native: Callable[[bool], keras.Model]
 
     @property
     def major(self) -> int:
         """The major version of Keras."""
         if self.version:
-            number = self.version.split(".", 1)[0]
-            return int(number) if number.isdecimal() else 2
+            return major_of(self.version)
         layers = _layers(self.config)
         of_keras_1 = any(KERAS1_ARGUMENTS & _config(layer).keys() for layer in layers)
         return 1 if of_keras_1 else 2
@@ -51,6 +51,12 @@ class Stored:
         more = ", …" if len(kinds) > 6 else ""
         writer = f"Keras {self.version}" if self.version else f"a Keras {self.major}"
         return f"a {self.config.get('class_name')} model of {writer} ({listed}{more})"
+
+
+def major_of(version: str) -> int:
+    """The first number of a version of Keras."""
+    number = version.split(".", 1)[0]
+    return int(number) if number.isdecimal() else 2
 
 
 def as_stored_config(config: Any) -> dict[str, Any] | None:
