@@ -417,12 +417,13 @@ def test_a_layer_that_ended_a_mask_is_refused(tmp_path):
 
 def test_a_mask_passes_what_runs_as_in_training(tmp_path):
     tk = old_models.tk
-    a = tk.Input((7,))
-    x = tk.layers.Embedding(9, 4, mask_zero=True)(a)
-    noise = tk.layers.GaussianNoise(1e-12)  # of no effect, whenever it runs
-    model = old_models.alive(tk.Model(a, tk.layers.LSTM(3)(noise(x, training=True))))
+    a, b = tk.Input((7,)), tk.Input((7,))
+    x, y = (tk.layers.Embedding(9, 4, mask_zero=True)(words) for words in (a, b))
+    x = tk.layers.GaussianNoise(1e-12)(x, training=True)  # of no effect, whenever it runs
+    joined = tk.layers.Add()([x, y])  # whose mask is both masks
+    model = old_models.alive(tk.Model([a, b], tk.layers.LSTM(3)(joined)))
     words = np.array([[1, 2, 0, 0, 4, 0, 0], [5, 0, 6, 7, 0, 0, 0]], "float32")
-    assert_answers_stay(model, words, tmp_path / "model.h5")
+    assert_answers_stay(model, [words, np.roll(words, 2, axis=1)], tmp_path / "model.h5")
 
 
 @pytest.mark.parametrize("suffix", ["h5", "keras"])

@@ -16,8 +16,7 @@ from kerasnorm.rewrite.run import run
 # stored one or smaller, or their mean so many stored deviations away. Other images of the same kind
 # stay below 3: another camera, poor light.
 _TIMES, _DEVIATIONS = 5.0, 5.0
-# So many samples are enough to say, and fewer say nothing.
-_SAMPLES, _LEAST = 64, 16
+_SAMPLES = 64
 
 
 class FirstSamples:
@@ -35,10 +34,8 @@ class FirstSamples:
                 self._count += len(arrays[0])
             yield arrays
 
-    def arrays(self, root: Graph) -> list[np.ndarray] | None:
-        """The samples for a model, as flat inputs; None if they are too few to say anything."""
-        if self._count < _LEAST:
-            return None
+    def arrays(self, root: Graph) -> list[np.ndarray]:
+        """The samples for a model, as flat inputs."""
         sizes = [t.shape[0] for t in tree.flatten(root.inputs) if t.shape[0] is not None]
         if sizes:  # of every batch, by the model
             return self._parts[0]

@@ -199,8 +199,7 @@ def swap_norms(
         report.sites = [_fitted(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
         _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
-        samples = first.arrays(trees.root)
-        unlike_data = unlike(trees.root, decision.sites, samples) if samples else []
+        unlike_data = unlike(trees.root, decision.sites, first.arrays(trees.root))
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
