@@ -21,7 +21,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import WeightNorm
-from kerasnorm.demo import load_digits
+from kerasnorm.cli.demo import load_digits
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import keras
 import numpy as np
 
 import kerasnorm
-from kerasnorm import demo
+from kerasnorm.cli import demo
 from kerasnorm.errors import KerasNormError
 
 PAGE = Path(__file__).with_name("web")

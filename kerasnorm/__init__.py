@@ -1,16 +1,16 @@
 """Take BatchNorm out of a trained Keras model, keep what the model knows, ship it as ONNX."""
 
-from kerasnorm import command_line_log as command_line_log  # before Keras starts TensorFlow
+from kerasnorm.cli import quiet_start as quiet_start  # before Keras starts TensorFlow
 
 # isort: split
 
 from kerasnorm import layers as layers
-from kerasnorm.calibrate.distill import distill as distill
-from kerasnorm.calibrate.statistics import estimate_statistics as estimate_statistics
+from kerasnorm.distillation.distill import distill as distill
 from kerasnorm.errors import ExportError as ExportError
 from kerasnorm.errors import KerasNormError as KerasNormError
 from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError
+from kerasnorm.fit.batch_statistics import estimate_statistics as estimate_statistics
 from kerasnorm.layers import Affine as Affine
 from kerasnorm.layers import BatchNorm as BatchNorm
 from kerasnorm.layers import CosineNorm as CosineNorm
@@ -20,7 +20,7 @@ from kerasnorm.layers import data_init as data_init
 from kerasnorm.loading import load_model as load_model
 from kerasnorm.loading import load_report as load_report
 from kerasnorm.onnx import export_onnx as export_onnx
-from kerasnorm.rewrite.fold import fold_norms as fold_norms
-from kerasnorm.rewrite.swap import inspect_norms as inspect_norms
-from kerasnorm.rewrite.swap import swap_norms as swap_norms
+from kerasnorm.swap.fold import fold_norms as fold_norms
+from kerasnorm.swap.swap import inspect_norms as inspect_norms
+from kerasnorm.swap.swap import swap_norms as swap_norms
 from kerasnorm.version import __version__ as __version__

@@ -2,6 +2,6 @@
 
 import sys
 
-from kerasnorm.cli import main
+from kerasnorm.cli.main import main
 
 sys.exit(main())

@@ -12,7 +12,7 @@ import pytest
 import tiny_models
 
 import kerasnorm
-from kerasnorm.calibrate.reconstruct import Reconstruction
+from kerasnorm.distillation.reconstruct import Reconstruction
 
 MINUTES = float(os.environ.get("KERASNORM_SLOW_MINUTES", "inf"))
 _START = time.monotonic()

@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kerasnorm.internals import has_graph
-from kerasnorm.rewrite import match
+from kerasnorm.graph import sites as match
+from kerasnorm.keras_private import has_graph
 
 # Largest |Δ| over a tensor's own standard deviation. Folding is exact in real numbers; float32
 # leaves 1e-6 to 1e-5 in networks of up to 200 layers.

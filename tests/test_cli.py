@@ -16,8 +16,8 @@ import pytest
 import tiny_models
 
 import kerasnorm
-from kerasnorm.cli import main
-from kerasnorm.rewrite import match
+from kerasnorm.cli.main import main
+from kerasnorm.graph import sites
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def test_a_failed_parity_check_writes_nothing(model, tmp_path, capsys, monkeypat
         found = statistics(layer)
         return dataclasses.replace(found, shift=0 * found.shift)
 
-    statistics = match.statistics
-    monkeypatch.setattr(match, "statistics", forget_the_mean)
+    statistics = sites.statistics
+    monkeypatch.setattr(sites, "statistics", forget_the_mean)
     source = keras.models.load_model(model)
     source.get_layer("bn").moving_mean.assign([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     source.save(model)
@@ -215,7 +215,7 @@ def test_a_kill_while_writing_leaves_the_old_file(model, tmp_path):
     ready = tmp_path / "ready"
     code = (
         "import sys, time, pathlib, keras\n"
-        "from kerasnorm.cli import main\n"
+        "from kerasnorm.cli.main import main\n"
         "def slow(self, path):\n"
         "    path.write_bytes(b'half')\n"
         f"    pathlib.Path(r'{ready}').touch()\n"

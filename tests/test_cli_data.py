@@ -12,7 +12,7 @@ import tiny_models
 from fidelity import randomize
 
 import kerasnorm
-from kerasnorm.cli import main
+from kerasnorm.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 

@@ -11,8 +11,8 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import SwapError, WeightNorm
-from kerasnorm.internals import sublayers
-from kerasnorm.rewrite import match
+from kerasnorm.graph import sites
+from kerasnorm.keras_private import sublayers
 
 # kind: {site: layer it became}
 BECOMES = {
@@ -231,7 +231,7 @@ def test_time_distributed():
     }
     assert_exact(source, swap, x)
     assert records(source) == calls
-    assert not [la for la in all_layers(swap.model) if match.is_batch_norm(la)]
+    assert not [la for la in all_layers(swap.model) if sites.is_batch_norm(la)]
 
 
 def test_time_distributed_in_training_mode_is_refused():
@@ -280,7 +280,7 @@ def test_code_that_holds_its_layers_elsewhere_is_refused_by_name():
     net(np.ones((2, 3), "float32"))
     with pytest.raises(
         SwapError,
-        match=r"layer 'net': The co.*(must take its layers from its attributes|variables)",
+        sites=r"layer 'net': The co.*(must take its layers from its attributes|variables)",
     ):
         kerasnorm.swap_norms(net, "weight")
 

@@ -15,12 +15,12 @@ from helpers import assert_close
 from keras import layers
 
 import kerasnorm
-from kerasnorm.calibrate import answers
-from kerasnorm.calibrate.distill import _learning_rate
-from kerasnorm.calibrate.features import common_features
-from kerasnorm.calibrate.lessons import compared_at
+from kerasnorm.distillation import losses as answers
+from kerasnorm.distillation.distill import _learning_rate
+from kerasnorm.distillation.features import common_features
+from kerasnorm.distillation.training import compared_at
 from kerasnorm.errors import DataError, KerasNormError, SwapError
-from kerasnorm.rewrite.forest import graphs_of
+from kerasnorm.graph.model_graphs import graphs_of
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 

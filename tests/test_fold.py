@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, SwapError, WeightNorm
-from kerasnorm.rewrite.fold import bake
+from kerasnorm.swap.fold import bake
 
 
 def test_the_folded_file_loads_without_kerasnorm(tmp_path):

@@ -16,7 +16,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import LoadError
-from kerasnorm.cli import main
+from kerasnorm.cli.main import main
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Keras calls HDF5 a legacy format

@@ -12,7 +12,7 @@ from helpers import loaded
 
 import kerasnorm
 from kerasnorm import Affine, CosineNorm, LayerNorm, WeightNorm
-from kerasnorm.rewrite.forest import graphs_of
+from kerasnorm.graph.model_graphs import graphs_of
 
 WRAPPERS = {"weight": WeightNorm, "cosine": CosineNorm}
 

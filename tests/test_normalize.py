@@ -12,7 +12,8 @@ import pytest
 from gradients import BACKEND, output_and_gradients
 from helpers import TOLERANCE
 
-from kerasnorm import BatchNorm, LayerNorm, sums
+from kerasnorm import BatchNorm, LayerNorm
+from kerasnorm.math import sums
 
 EPSILON = 1e-3
 # What is normalized: the layer, the shape of its input, the axes of a set, and those of gamma.

@@ -19,13 +19,13 @@ from keras import layers
 from onnx import numpy_helper
 
 import kerasnorm
+from kerasnorm.compare.rounding import rounding_sensitivity
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import Affine, WeightNorm
 from kerasnorm.onnx import check as checks
 from kerasnorm.onnx import export
 from kerasnorm.onnx.export import export_onnx
-from kerasnorm.onnx.rounding import rounding_sensitivity
-from kerasnorm.onnx.signature import signature_of
+from kerasnorm.onnx.io_spec import signature_of
 from kerasnorm.onnx.trace import trace
 
 OLD = b"what was there before"

@@ -13,13 +13,14 @@ import tiny_models
 from keras import layers
 
 import kerasnorm
+from kerasnorm.compare.rounding import rounding_sensitivity
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
-from kerasnorm.onnx import export, trace, weights
+from kerasnorm.onnx import export, trace
+from kerasnorm.onnx import external_weights as weights
 from kerasnorm.onnx.check import tolerance_for
 from kerasnorm.onnx.export import export_onnx
-from kerasnorm.onnx.rounding import rounding_sensitivity
-from kerasnorm.onnx.signature import signature_of
+from kerasnorm.onnx.io_spec import signature_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tf2onnx import optimizer
 
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm
-from kerasnorm.onnx import opaque, operators
+from kerasnorm.onnx.custom_ops import registry, substitute
 from kerasnorm.onnx.export import export_onnx
 
 ANY_GAINS = {"gamma_initializer": "random_normal", "beta_initializer": "random_normal"}
@@ -390,14 +390,14 @@ def test_layers_are_as_before_afterwards_even_after_a_failure():
     before = dict(vars(norm))
 
     def fail():
-        with operators.short_forms(model, 17):
+        with substitute.short_forms(model, 17):
             assert "call" in vars(norm)
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail()
     assert vars(norm) == before
-    with operators.short_forms(model, 16):
+    with substitute.short_forms(model, 16):
         assert vars(norm) == before
 
 
@@ -406,7 +406,7 @@ def test_a_layer_whose_call_was_replaced_is_left_alone():
     model = keras.Sequential([keras.Input((8,)), norm])
     own = norm.call
     object.__setattr__(norm, "call", lambda inputs, mask=None: own(inputs) + 1)
-    with operators.short_forms(model, 17) as short:
+    with substitute.short_forms(model, 17) as short:
         assert short == []
 
 
@@ -415,7 +415,7 @@ def test_the_stand_in_computes_the_same_function():
     model = keras.Sequential([keras.Input((None, None, 4)), norm])
     x = np.random.default_rng(0).standard_normal((2, 5, 6, 4)).astype("float32")
     expected = model(x)
-    with operators.short_forms(model, 17):
+    with substitute.short_forms(model, 17):
         np.testing.assert_allclose(model(x), expected, atol=1e-6)
 
 
@@ -447,7 +447,7 @@ def test_constants_are_shared_only_by_those_of_one_dtype_and_shape():
             self.output = [name]
             return self
 
-    scope = opaque.Scope(Made(), Made(), {})
+    scope = registry.Scope(Made(), Made(), {})
     whole = scope.constant(np.zeros(2, "int64"))
     assert scope.constant(np.zeros(2, "int64")) == whole
     assert scope.constant(np.zeros(2, "float64")) != whole

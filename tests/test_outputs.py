@@ -14,9 +14,10 @@ import tiny_models
 from rich.console import Console
 
 import kerasnorm
-from kerasnorm import cli, files
+from kerasnorm import atomic_files
+from kerasnorm.atomic_files import replace_together, replace_whole
+from kerasnorm.cli import main
 from kerasnorm.errors import KerasNormError
-from kerasnorm.files import replace_together, replace_whole
 from kerasnorm.onnx import export, trace
 
 TOOLS = Path(__file__).parents[1] / "tools"
@@ -125,7 +126,7 @@ def old(tmp_path):
 def swap(model, outputs) -> int:
     options = dict(zip(("output", "onnx", "report"), outputs, strict=True))
     arguments = [text for name, path in options.items() for text in (f"--{name}", str(path))]
-    return cli.main(["swap", str(model), "--to", "weight", "--force", "--quiet", *arguments])
+    return main.main(["swap", str(model), "--to", "weight", "--force", "--quiet", *arguments])
 
 
 def test_a_link_to_an_output_is_followed_and_stays(model, old, tmp_path):
@@ -156,14 +157,14 @@ def test_what_is_private_is_not_public_while_it_is_written(mode, meanwhile, old)
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_output_that_cannot_be_made_leaves_the_others(number, model, old, capsys, monkeypatch):
-    create = files._create_beside
+    create = atomic_files._create_beside
 
     def refuse(target, *rest):
         if target == old[number]:
             raise KerasNormError("There is no room.")
         return create(target, *rest)
 
-    monkeypatch.setattr(files, "_create_beside", refuse)
+    monkeypatch.setattr(atomic_files, "_create_beside", refuse)
     assert swap(model, old) == 1
     assert capsys.readouterr().err == "kerasnorm: There is no room.\n"
     assert [path.read_text() for path in old] == [OLD] * 3

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 
 import kerasnorm
-from kerasnorm.cli import main
+from kerasnorm.cli.main import main
 
 matplotlib = pytest.importorskip("matplotlib", reason="needs matplotlib, of the plot extra")
 

@@ -28,9 +28,9 @@ from random_models import Drawn, random_model
 
 import kerasnorm
 from kerasnorm import ExportError, SwapError
-from kerasnorm.rewrite import match
-from kerasnorm.rewrite.forest import graphs_of
-from kerasnorm.rewrite.swap import Swap
+from kerasnorm.graph import sites as match
+from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.swap.swap import Swap
 
 # Shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway.
 HARSH = settings(

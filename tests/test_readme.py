@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from kerasnorm.cli import main
+from kerasnorm.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -12,11 +12,11 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import CosineNorm, WeightNorm
-from kerasnorm.calibrate import reconstruct
-from kerasnorm.calibrate.features import common_features
-from kerasnorm.calibrate.reconstruct import Reconstruction, multiplications
-from kerasnorm.calibrate.strides import strides_taken_before
-from kerasnorm.rewrite.forest import graphs_of
+from kerasnorm.distillation import reconstruct
+from kerasnorm.distillation.features import common_features
+from kerasnorm.distillation.reconstruct import Reconstruction, multiplications
+from kerasnorm.distillation.strided_pointwise import strides_taken_before
+from kerasnorm.graph.model_graphs import graphs_of
 
 BN = layers.BatchNormalization
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kerasnorm.calibrate.regression import Lines, Ridge, r_squared
+from kerasnorm.fit.regression import Lines, Ridge, r_squared
 
 
 def test_lines_are_those_of_all_rows_together():

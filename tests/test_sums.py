@@ -9,7 +9,7 @@ from helpers import assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kerasnorm import sums
+from kerasnorm.math import sums
 
 # Shapes and axes that reach every form, with sizes around the ones where it changes.
 FORMS = {

@@ -11,8 +11,8 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import CosineNorm, SwapError
-from kerasnorm.calibrate.fits import Sampling, fit_cosine
-from kerasnorm.calibrate.rows import Rows
+from kerasnorm.fit.fit_layer import Sampling, fit_cosine
+from kerasnorm.fit.im2col import Rows
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 

@@ -13,8 +13,8 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, LayerNorm, SwapError
-from kerasnorm.calibrate.fits import Sampling
-from kerasnorm.calibrate.regression import r_squared
+from kerasnorm.fit.fit_layer import Sampling
+from kerasnorm.fit.regression import r_squared
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 

@@ -26,7 +26,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from kerasnorm import demo
+from kerasnorm.cli import demo
 from kerasnorm.errors import KerasNormError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, KerasNormError, WeightNorm, data_init
-from kerasnorm.layers.substitution import call_with
+from kerasnorm.layers.functional_call import call_with
 
 
 def normal(*shape, seed=0):

@@ -156,7 +156,7 @@ def report(targets: tuple[str, ...], texts: list[str], model: str) -> None:
     """Print the rows of the backend of this process; leave it with status 1 on a failure."""
     import keras
 
-    from kerasnorm import sums
+    from kerasnorm.math import sums
 
     compilers = {target: compiler(target) for target in targets}
     failed = False

@@ -41,7 +41,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-import kerasnorm.cli
+import kerasnorm.cli.main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ANSWERS = ("exit 0", "exit 1", "exit 2")
@@ -214,7 +214,7 @@ def _command(argv: list[str], real: bool) -> int:
         environment = {**os.environ, "PYTHONPATH": path}
         del environment["TF_CPP_MIN_LOG_LEVEL"]
         os.execve(sys.executable, [sys.executable, "-m", "kerasnorm", *argv], environment)
-    return kerasnorm.cli.main(argv)
+    return kerasnorm.cli.main.main(argv)
 
 
 def _compare(model: Path, output: Path, target: str) -> int:

@@ -31,7 +31,8 @@ import onnxruntime
 from keras import layers
 
 import kerasnorm
-from kerasnorm import cli, files
+from kerasnorm import atomic_files
+from kerasnorm.cli import main
 from kerasnorm.onnx import export, trace
 
 OUTPUTS = {"--output": "out.keras", "--report": "out.json", "--onnx": "out.onnx"}
@@ -43,7 +44,7 @@ _SITES = len(_FILTERS) + 1
 _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(
     [
-        "kerasnorm.cli",
+        "kerasnorm.cli.main",
         "kerasnorm.onnx.export",
         "tf2onnx.tfonnx",
         "onnxruntime",
@@ -148,20 +149,20 @@ def _run(arguments: list[str], way: Way, said: Path) -> None:
         keras.src.saving.saving_lib.is_memory_sufficient = lambda model: False
     if way.limit:
         _limit_from(*way.limit)
-    code = cli.main(arguments)
+    code = main.main(arguments)
     gc.collect()  # as where a process ends by itself: h5py keeps what failed in circles
     sys.exit(code)
 
 
 def _limit_from(suffix: str, size: int) -> None:
-    create = files._create_beside
+    create = atomic_files._create_beside
 
     def create_and_limit(target: Path, *rest: Any) -> Path:
         if target.suffix == suffix:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
         return create(target, *rest)
 
-    files._create_beside = create_and_limit  # type: ignore[assignment]
+    atomic_files._create_beside = create_and_limit  # type: ignore[assignment]
 
 
 class Folder:

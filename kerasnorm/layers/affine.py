@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from kerasnorm import formulas
+from kerasnorm.math import normalize
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -104,7 +104,7 @@ class Affine(keras.layers.Layer):
         kernel = ops.reshape(ops.cast(self.kernel, dtype), shape)
         bias = None if self.bias is None else ops.reshape(ops.cast(self.bias, dtype), shape)
         x = ops.cast(inputs, dtype)
-        return ops.cast(formulas.affine(x, kernel, bias), self.compute_dtype)
+        return ops.cast(normalize.affine(x, kernel, bias), self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -5,8 +5,8 @@ from __future__ import annotations
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from kerasnorm import formulas
 from kerasnorm.layers import masks, replicas
+from kerasnorm.math import normalize
 
 _CLIPPING_KEYS = {"rmax", "rmin", "dmax"}
 
@@ -180,7 +180,7 @@ class BatchNorm(keras.layers.Layer):
         else:
             centered = x - self._broadcast(self.moving_mean, x)
             variance = self._broadcast(self.moving_variance, x)
-            y = formulas.affine(centered * ops.rsqrt(variance + self.epsilon), gain, bias)
+            y = normalize.affine(centered * ops.rsqrt(variance + self.epsilon), gain, bias)
         return ops.cast(y, self.compute_dtype)
 
     def _normalize_over_batch(self, x, gain, bias, mask):
@@ -188,19 +188,19 @@ class BatchNorm(keras.layers.Layer):
         weights = None if mask is None else masks.as_weights(mask, x, self._channel_axis)
         sum_replicas = replicas.sum_over_replicas if self.synchronized else None
         if not self.renorm:
-            y, mean, variance = formulas.normalize(
+            y, mean, variance = normalize.normalize(
                 x, axes, self.epsilon, gain, bias, weights, sum_replicas
             )
             _step(self.moving_mean, ops.reshape(mean, (-1,)), self.momentum)
             _step(self.moving_variance, ops.reshape(variance, (-1,)), self.momentum)
             return y
-        centered, mean, variance = formulas.centered_moments(x, axes, weights, sum_replicas)
+        centered, mean, variance = normalize.centered_moments(x, axes, weights, sum_replicas)
         normalized = centered * ops.rsqrt(variance + self.epsilon)
         mean, variance = ops.reshape(mean, (-1,)), ops.reshape(variance, (-1,))
         r, d = self._renorm_correction(mean, variance)
         self._step_renorm_statistics(mean, variance)
-        normalized = formulas.affine(normalized, self._broadcast(r, x), self._broadcast(d, x))
-        return formulas.affine(normalized, gain, bias)
+        normalized = normalize.affine(normalized, self._broadcast(r, x), self._broadcast(d, x))
+        return normalize.affine(normalized, gain, bias)
 
     def _renorm_correction(self, mean, variance):
         clipping = self.renorm_clipping or {}
@@ -260,7 +260,7 @@ class BatchNorm(keras.layers.Layer):
 
 def _step(variable, value, momentum):
     old = ops.cast(variable, value.dtype)
-    variable.assign(ops.cast(formulas.moving_average(old, value, momentum), variable.dtype))
+    variable.assign(ops.cast(normalize.moving_average(old, value, momentum), variable.dtype))
 
 
 def _square_root_of(initializer):

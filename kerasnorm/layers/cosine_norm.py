@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm import formulas, vectors
-from kerasnorm.layers import kernel as kernels
-from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers import kernels
+from kerasnorm.layers import linear_ops as linear
+from kerasnorm.layers.functional_call import in_dtype
 from kerasnorm.layers.patches import Contraction, refusal
-from kerasnorm.layers.substitution import in_dtype
+from kerasnorm.math import normalize, norms
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -160,8 +160,8 @@ class CosineNorm(keras.layers.Wrapper):
         beside = self.damping if self.rescale else float(inner is not None)
         w, inner = self._direction(inner)
 
-        scale = ops.maximum(vectors.largest(x, contraction.axes), beside)
-        scale = vectors.positive(scale)
+        scale = ops.maximum(norms.largest(x, contraction.axes), beside)
+        scale = norms.positive(scale)
         correction = None
         if self.centered:
             x, correction, squares = contraction.centered(x * (1 / scale))
@@ -180,19 +180,19 @@ class CosineNorm(keras.layers.Wrapper):
             dots = ops.where(squares > 0, dots, ops.zeros_like(dots))
         if inner is not None:
             inner = contraction.units_to_output(ops.cast(inner, x.dtype))
-            dots = formulas.affine(dots, bias=inner if self._contracts_unscaled else inner / scale)
+            dots = normalize.affine(dots, bias=inner if self._contracts_unscaled else inner / scale)
         squares = squares + ops.square(beside / scale)
         if self.centered:
             # where Σx² − (Σx)²/n has lost digits, Cauchy–Schwarz still holds
             squares = ops.maximum(squares, ops.square(dots))
-        factor = vectors.inverse_length(squares)
+        factor = norms.inverse_length(squares)
         if self._contracts_unscaled:
             # beyond this it belongs to dot products too small for the dtype
             factor = ops.minimum(factor / scale, float(np.finfo(self.compute_dtype).max) / 10)
-        y = formulas.affine(dots, factor)
+        y = normalize.affine(dots, factor)
         if self.rescale:
             gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
-            y = linear.add_bias(self.layer, formulas.affine(y, gain), bias)
+            y = linear.add_bias(self.layer, normalize.affine(y, gain), bias)
         y = ops.cast(y, self.compute_dtype)
         return y if self.layer.activation is None else self.layer.activation(y)
 
@@ -208,8 +208,8 @@ class CosineNorm(keras.layers.Wrapper):
         w = ops.cast(kernel.variable, wide)
         if linear.is_separable(self.layer):
             depthwise = ops.cast(self.layer.depthwise_kernel, wide)
-            return vectors.separable_direction(depthwise, w)[-1]
-        return ops.reshape(vectors.norm(w, kernel.contracted_axes), kernel.unit_shape)
+            return norms.separable_direction(depthwise, w)[-1]
+        return ops.reshape(norms.norm(w, kernel.contracted_axes), kernel.unit_shape)
 
     def _direction(self, bias):
         """[w, b] / ‖[w, b]‖ as kernels, by their names, and a bias with one value per unit."""
@@ -219,13 +219,13 @@ class CosineNorm(keras.layers.Wrapper):
         if linear.is_separable(self.layer):
             depthwise = ops.cast(self.layer.depthwise_kernel, w.dtype)
             bias = None if bias is None else ops.cast(bias, w.dtype)
-            depthwise, w, bias, _ = vectors.separable_direction(depthwise, w, bias)
+            depthwise, w, bias, _ = norms.separable_direction(depthwise, w, bias)
             return {"g": w, "g_depthwise": depthwise}, bias
         if self.centered:
-            w, _, _ = formulas.centered_moments(w, kernel.contracted_axes)
+            w, _, _ = normalize.centered_moments(w, kernel.contracted_axes)
         if bias is not None:
             bias = ops.reshape(ops.cast(bias, w.dtype), kernel.broadcast_shape)
-        w, bias = vectors.joint_direction(w, bias, kernel.contracted_axes)
+        w, bias = norms.joint_direction(w, bias, kernel.contracted_axes)
         return {"g": w}, bias if bias is None else ops.reshape(bias, kernel.unit_shape)
 
     def compute_output_shape(self, input_shape):

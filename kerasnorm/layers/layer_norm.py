@@ -8,8 +8,8 @@ import warnings
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from kerasnorm import formulas
 from kerasnorm.layers import masks
+from kerasnorm.math import normalize
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -165,7 +165,7 @@ class LayerNorm(keras.layers.Layer):
                 weights = None  # whole vectors are masked, none of them in part
         gain, bias = self._broadcast(self.gamma, x), self._broadcast(self.beta, x)
         axes = self._normalized_axes
-        y, _, _ = formulas.normalize(x, axes, self.epsilon, gain, bias, weights)
+        y, _, _ = normalize.normalize(x, axes, self.epsilon, gain, bias, weights)
         return ops.cast(y, self.compute_dtype)
 
     def _broadcast(self, variable, x):

@@ -16,11 +16,10 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kerasnorm import formulas, vectors
-from kerasnorm.layers import kernel as kernels
-from kerasnorm.layers import linear_map as linear
-from kerasnorm.layers import masks
-from kerasnorm.sums import total
+from kerasnorm.layers import kernels, masks
+from kerasnorm.layers import linear_ops as linear
+from kerasnorm.math import normalize, norms
+from kerasnorm.math.sums import total
 
 
 def refusal(layer) -> str | None:
@@ -167,7 +166,7 @@ class Contraction:
             return self._per_filter(self._patch_sums(ops.square(x)))
         axes = [self.channel_axis] if self.sliding else self.axes
         squares = (
-            total(ops.square(x), axes) if scale is None else vectors.sum_of_squares(x, axes, scale)
+            total(ops.square(x), axes) if scale is None else norms.sum_of_squares(x, axes, scale)
         )
         return self._slid(squares) if self.sliding else self.to_output(squares)
 
@@ -188,7 +187,7 @@ class Contraction:
         it right.
         """
         if not self.sliding:
-            x, _, _ = formulas.centered_moments(x, self.axes)
+            x, _, _ = normalize.centered_moments(x, self.axes)
             return x, lambda weights: 0.0, self.squared_lengths(x)
         shift = ops.stop_gradient(self._group_means(x))
         ones = ops.ones_like(x[:1])

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import initializers, ops
 
-from kerasnorm import formulas
+from kerasnorm.math import normalize
 
 
 class _LayerNormCell(keras.layers.Layer):
@@ -47,10 +47,10 @@ class _LayerNormCell(keras.layers.Layer):
 
     def _normalize(self, a, gain, shift=None):
         x = ops.cast(a, keras.backend.result_type(a.dtype, "float32"))
-        x = formulas.rest_where_constant(x, (-1,))
+        x = normalize.rest_where_constant(x, (-1,))
         gain = ops.cast(gain, x.dtype)[None]
         shift = None if shift is None else ops.cast(shift, x.dtype)[None]
-        return ops.cast(formulas.normalize(x, (1,), self.epsilon, gain, shift)[0], a.dtype)
+        return ops.cast(normalize.normalize(x, (1,), self.epsilon, gain, shift)[0], a.dtype)
 
     def _dropped(self, inputs, previous, training):
         """Inputs and previous output under dropout, with one mask for all gates."""

@@ -11,14 +11,14 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasnorm import formulas, vectors
-from kerasnorm.layers import kernel as kernels
-from kerasnorm.layers import linear_map as linear
+from kerasnorm.layers import kernels
+from kerasnorm.layers import linear_ops as linear
+from kerasnorm.layers.functional_call import call_with, in_dtype
 from kerasnorm.layers.graphs import out_of_graphs
-from kerasnorm.layers.late_loads import report_loads
 from kerasnorm.layers.patches import Contraction
-from kerasnorm.layers.recurrent_face import RecurrentFace
-from kerasnorm.layers.substitution import call_with, in_dtype
+from kerasnorm.layers.recurrent_mixin import RecurrentFace
+from kerasnorm.layers.weight_loading import report_loads
+from kerasnorm.math import normalize, norms
 
 _watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
 _gains_are_set_later = False
@@ -213,10 +213,10 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         contraction = Contraction(self.layer, len(inputs.shape))
         units = contraction.unit_axes_of_output()
         if self.mean_only == "layer":
-            mean = formulas.weighted_mean(t, units)
+            mean = normalize.weighted_mean(t, units)
         elif training and self.trainable:
             others = tuple(a for a in range(len(t.shape)) if a not in units)
-            mean = formulas.weighted_mean(t, others, contraction.weights_of_output(mask, t))
+            mean = normalize.weighted_mean(t, others, contraction.weights_of_output(mask, t))
             self._step_moving_mean(mean, contraction)
         else:
             mean = contraction.units_to_output(ops.cast(self.moving_mean, t.dtype))
@@ -232,7 +232,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def _step_moving_mean(self, mean, contraction):
         old = contraction.units_to_output(ops.convert_to_tensor(self.moving_mean))
-        new = formulas.moving_average(old, ops.cast(mean, old.dtype), self.momentum)
+        new = normalize.moving_average(old, ops.cast(mean, old.dtype), self.momentum)
         self.moving_mean.assign(contraction.output_to_units(new))
 
     def pre_activation(self, inputs, unit_gain=False):
@@ -324,7 +324,7 @@ def _weight(kernel: kernels.Kernel, gain):
     def weight(g):
         v, wide = _widened(kernel)
         g = ops.cast(ops.reshape(g, kernel.broadcast_shape), wide)
-        w = vectors.normalized_weight(v, g, kernel.contracted_axes)
+        w = norms.normalized_weight(v, g, kernel.contracted_axes)
         return ops.cast(w, kernel.variable.dtype)
 
     return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
@@ -342,7 +342,7 @@ def _start_of(kernel: kernels.Kernel):
 
     def initializer(shape, dtype=None):
         v, _ = _widened(kernel)
-        length = vectors.norm(v, kernel.contracted_axes)
+        length = norms.norm(v, kernel.contracted_axes)
         zero = ops.equal(v, 0)
         if kernel.contracted_axes:
             zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5, parsed
-from kerasnorm.loading.limits import LONGEST_TEXT, is_bomb
+from kerasnorm.loading.safety import LONGEST_TEXT, is_bomb
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets/"

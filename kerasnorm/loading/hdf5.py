@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.limits import LONGEST_TEXT, is_bomb
+from kerasnorm.loading.safety import LONGEST_TEXT, is_bomb
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # A tree that is deeper was never written by Keras.

@@ -15,14 +15,14 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import LoadError
-from kerasnorm.faults import faults_of
+from kerasnorm.graph.weight_checks import faults_of
 from kerasnorm.loading.budget import limited_weights
-from kerasnorm.loading.build import Builder
-from kerasnorm.loading.limits import insist_on_no_code, insist_on_sizes, is_modest
+from kerasnorm.loading.compile_state import compile_as_stored
+from kerasnorm.loading.legacy.build import Builder
+from kerasnorm.loading.model_file import Stored
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
-from kerasnorm.loading.stored import Stored
-from kerasnorm.loading.training import compile_as_stored
+from kerasnorm.loading.safety import insist_on_no_code, insist_on_sizes, is_modest
 
 # Of each loaded model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, LoadReport] = weakref.WeakKeyDictionary()

@@ -12,15 +12,15 @@ import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.archive import Archive
-from kerasnorm.loading.converted import Origin
 from kerasnorm.loading.hdf5 import Hdf5, is_hdf5
-from kerasnorm.loading.made import Made
+from kerasnorm.loading.json_and_weights import Pair, find_pair
+from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.weights.assign import load_groups
+from kerasnorm.loading.legacy.weights.layouts import Origin
+from kerasnorm.loading.legacy.weights.variables import load_variables
+from kerasnorm.loading.model_file import Stored, as_stored_config, major_of
 from kerasnorm.loading.native import read_native, read_pair
-from kerasnorm.loading.pair import Pair, find_pair
 from kerasnorm.loading.repair_log import RepairLog
-from kerasnorm.loading.stored import Stored, as_stored_config, major_of
-from kerasnorm.loading.variables import load_variables
-from kerasnorm.loading.weights import load_groups
 
 _GROUPS = "model_weights"
 

@@ -10,13 +10,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.compare.rounding import rounding_sensitivity
 from kerasnorm.errors import ExportError
-from kerasnorm.internals import sublayers
+from kerasnorm.keras_private import sublayers
+from kerasnorm.onnx.blame import first_layers_that_differ
+from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.io_spec import Signature, arrays_for
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.locate import first_layers_that_differ
-from kerasnorm.onnx.reason import reason
-from kerasnorm.onnx.rounding import rounding_sensitivity
-from kerasnorm.onnx.signature import Signature, arrays_for
 from kerasnorm.onnx.trace import Traced
 
 # Largest difference allowed, relative to the largest entry of the output, by the coarsest dtype

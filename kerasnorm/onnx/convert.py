@@ -8,16 +8,16 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import ExportError
-from kerasnorm.internals import sublayers
+from kerasnorm.keras_private import sublayers
+from kerasnorm.onnx.custom_ops.registry import handlers, write
+from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.external_weights import WeightsFile, insert, taken_out
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.logs import collected_errors
 from kerasnorm.onnx.nodes import all_nodes
-from kerasnorm.onnx.opaque import handlers, write
-from kerasnorm.onnx.padded_pools import keep_apart
-from kerasnorm.onnx.reason import reason
-from kerasnorm.onnx.silence import collected_errors
 from kerasnorm.onnx.trace import Traced
-from kerasnorm.onnx.weights import WeightsFile, insert, taken_out
-from kerasnorm.rewrite.report import report_of
+from kerasnorm.onnx.workarounds import keep_apart
+from kerasnorm.swap.report import report_of
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.

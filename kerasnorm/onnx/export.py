@@ -10,18 +10,18 @@ from typing import Any
 
 import keras
 
+from kerasnorm.atomic_files import replace_whole
 from kerasnorm.errors import ExportError
-from kerasnorm.files import replace_whole
-from kerasnorm.internals import sublayers
+from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.check import check
 from kerasnorm.onnx.convert import to_onnx
+from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.external_weights import WeightsFile
+from kerasnorm.onnx.io_spec import signature_of
 from kerasnorm.onnx.layer_names import layer_of
+from kerasnorm.onnx.logs import silence
 from kerasnorm.onnx.nodes import all_nodes
-from kerasnorm.onnx.reason import reason
-from kerasnorm.onnx.signature import signature_of
-from kerasnorm.onnx.silence import silence
 from kerasnorm.onnx.trace import Traced, nbytes, trace
-from kerasnorm.onnx.weights import WeightsFile
 
 _OLDEST_OPSET = 13
 # In bytes. One protocol buffer message holds no more.

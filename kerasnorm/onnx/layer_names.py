@@ -6,7 +6,7 @@ import re
 
 import keras
 
-from kerasnorm.internals import sublayers
+from kerasnorm.keras_private import sublayers
 
 
 def layer_of(model: keras.Model, text: str) -> str | None:

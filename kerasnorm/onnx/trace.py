@@ -11,13 +11,13 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm import sums
 from kerasnorm.errors import ExportError, SwapError
+from kerasnorm.math import sums
+from kerasnorm.onnx.custom_ops.substitute import short_forms
+from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.io_spec import Signature, output_names
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.operators import short_forms
-from kerasnorm.onnx.reason import reason
-from kerasnorm.onnx.signature import Signature, output_names
-from kerasnorm.rewrite.fold import bake
+from kerasnorm.swap.fold import bake
 
 # In bytes: what is smaller is a constant of the graph in any case, which TensorFlow computes with.
 _LARGE_WEIGHT = 2**14

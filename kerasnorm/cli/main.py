@@ -1,0 +1,230 @@
+"""The command line: `kerasnorm demo | inspect | swap | fold | export`.
+
+Exit codes: 0 done; 1 the work failed (parity broken; something refused, or no BatchNorm found,
+under --strict); 2 the request was wrong; 130 interrupted. Errors are one plain line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import kerasnorm
+from kerasnorm.cli import commands
+from kerasnorm.cli.commands import RequestError
+from kerasnorm.errors import DataError, KerasNormError, LoadError
+
+FAILED, WRONG_REQUEST = 1, 2
+
+_EXAMPLES = """\
+examples:
+  kerasnorm demo
+  kerasnorm inspect model.h5
+  kerasnorm swap model.h5 --to weight --output swapped.keras --onnx swapped.onnx
+  kerasnorm swap model.h5 --to layer --data images.npy --output swapped.keras --plot swap.png
+  kerasnorm swap model.h5 --to cosine --data images.npy --distill --output swapped.keras
+  kerasnorm fold swapped.keras plain.keras
+  kerasnorm export plain.keras plain.onnx
+"""
+
+
+_MODEL = (
+    "a .keras, .h5 or .hdf5 file of any Keras; a .json configuration with its weights beside it; "
+    "or the folder of the two"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments, without the program's name; `sys.argv[1:]` if None.
+
+    Returns:
+        The exit code: 0 done, 1 the work failed, 2 the request was wrong.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an old code page has no arrows and Greek
+            stream.reconfigure(errors="replace")
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has said what is wrong, or printed the help
+        return stop.code if isinstance(stop.code, int) else WRONG_REQUEST
+    problem: Exception
+    try:
+        with (
+            contextlib.nullcontext() if arguments.debug else _silent_libraries(),
+            _without_bars() if arguments.quiet else contextlib.nullcontext(),
+        ):
+            return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _complain("interrupted; nothing was written.", 130)
+    except (RequestError, LoadError, DataError) as error:
+        code, problem = WRONG_REQUEST, error
+    except Exception as error:
+        # ours, or whatever Keras, TensorFlow or the disk had to say: never a traceback
+        code, problem = FAILED, error
+    if arguments.debug:
+        raise problem
+    return _complain(_one_line(problem), code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kerasnorm",
+        description="Take BatchNorm out of a trained Keras model, keep what it knows, ship it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=kerasnorm.__version__)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str):
+        sub = subparsers.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=_examples(name),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        sub.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
+        sub.add_argument("--quiet", action="store_true", help="print errors only")
+        sub.add_argument(
+            "--allow-custom-code",
+            action="store_true",
+            help="run functions stored in the model file; only for files you trust",
+        )
+        return sub
+
+    command("demo", commands.demo, "the whole story on real data, nothing to download")
+
+    inspect = command("inspect", commands.inspect, "say what a swap would do to each BatchNorm")
+    inspect.add_argument("model", metavar="MODEL", help=_MODEL)
+    inspect.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+    swap = command("swap", commands.swap, "replace a model's BatchNorm by another normalization")
+    swap.add_argument("model", metavar="MODEL", help=_MODEL)
+    swap.add_argument(
+        "--to",
+        required=True,
+        choices=["weight", "layer", "cosine"],
+        help="the normalization to use",
+    )
+    swap.add_argument(
+        "--data",
+        metavar="X.npy|X.npz[:KEY]",
+        help="unlabeled inputs to fit to: needed for cosine, better for layer",
+    )
+    swap.add_argument(
+        "--distill",
+        action="store_true",
+        help="then train it on the same data to answer as the source does",
+    )
+    swap.add_argument(
+        "--damping",
+        type=float,
+        default=0.0,
+        metavar="A",
+        help="how far layer and cosine norm may fall back to what BatchNorm computes; default 0",
+    )
+    swap.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of the sampling and the training; default 0",
+    )
+    swap.add_argument("--output", type=Path, metavar="OUT.keras", help="write the swapped model")
+    swap.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
+    swap.add_argument("--report", type=Path, metavar="OUT.json", help="write the report as JSON")
+    swap.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the report")
+    swap.add_argument("--strict", action="store_true", help="fail if any site is refused")
+    _add_opset(swap)
+    _add_force(swap)
+
+    fold = command(
+        "fold", commands.fold, "write a model with plain Keras layers only, where that is exact"
+    )
+    fold.add_argument("model", metavar="MODEL", help=_MODEL)
+    fold.add_argument("output", type=Path, metavar="OUT.keras", help="the file to write")
+    _add_force(fold)
+
+    export = command(
+        "export", commands.export, "write a model as ONNX and check it in ONNX Runtime"
+    )
+    export.add_argument("model", metavar="MODEL", help=_MODEL)
+    export.add_argument("onnx", type=Path, metavar="OUT.onnx", help="the file to write")
+    _add_opset(export)
+    _add_force(export)
+    return parser
+
+
+def _examples(command: str) -> str:
+    """The examples of one command."""
+    first, *lines = _EXAMPLES.splitlines()
+    return "\n".join([first, *(line for line in lines if line.split()[1] == command)])
+
+
+def _add_opset(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--opset", type=int, default=17, metavar="N", help="of the ONNX operators; default 17"
+    )
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace outputs that exist")
+
+
+def _one_line(problem: Exception) -> str:
+    if isinstance(problem, KerasNormError):
+        return str(problem)
+    from kerasnorm.onnx.error_text import reason
+
+    return f"{type(problem).__name__}: {reason(problem)} (--debug shows where)"
+
+
+def _complain(text: str, code: int) -> int:
+    # Names come from files, and a terminal obeys what it is sent.
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    print(f"kerasnorm: {plain}", file=sys.stderr)
+    return code
+
+
+@contextlib.contextmanager
+def _silent_libraries() -> Iterator[None]:
+    """Nothing that Keras, TensorFlow or absl have to say is about what the user asked."""
+    loggers = [logging.getLogger(name) for name in ("absl", "tensorflow", "tf2onnx")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_bars() -> Iterator[None]:
+    import keras
+
+    shown = keras.config.is_interactive_logging_enabled()
+    keras.config.disable_interactive_logging()
+    try:
+        yield
+    finally:
+        if shown:
+            keras.config.enable_interactive_logging()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

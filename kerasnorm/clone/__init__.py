@@ -1,0 +1,1 @@
+"""A model built anew, with some of its layers replaced."""

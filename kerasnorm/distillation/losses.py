@@ -1,0 +1,150 @@
+"""What a model's outputs say, and how far one model's answers are from another's.
+
+Answers are compared as logits, which a final softmax or sigmoid squeezes: for probabilities p,
+log p is the logits less a constant of each sample, and log p − log(1 − p) is those of a sigmoid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+import numpy as np
+from keras import ops, tree
+
+from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.math.running_moments import RunningMoments
+
+# Below these, probabilities in float32 are rounding: p itself, and 1 − p.
+_LEAST, _LEAST_BESIDE_ONE = 1e-30, 1e-7
+_PASSING = (keras.layers.Identity, keras.layers.Dropout)
+_ACTIVATIONS = {keras.activations.softmax: "softmax", keras.activations.sigmoid: "sigmoid"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """How one output of a model is to be read.
+
+    Attributes:
+        kind: What its last layer ends in; "linear" stands for all that is no probability.
+        axis: Of the classes.
+    """
+
+    kind: Literal["softmax", "sigmoid", "linear"]
+    axis: int = -1
+
+    def logits(self, y: Any) -> Any:
+        """The logits of probabilities, of the same shape, in float32 or wider."""
+        y = ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
+        if self.kind == "softmax":
+            return ops.log(ops.maximum(y, _LEAST))
+        if self.kind == "sigmoid":
+            y = ops.clip(y, _LEAST_BESIDE_ONE, 1 - _LEAST_BESIDE_ONE)
+            return ops.log(y) - ops.log(1 - y)
+        return y
+
+    def answers(self, logits: Any) -> Any:
+        """The likeliest class; of a sigmoid, yes or no for each unit."""
+        return ops.argmax(logits, self.axis) if self.kind == "softmax" else logits > 0
+
+
+def heads_of(forest: Forest) -> list[Head]:
+    """How to read each output of a model, flat."""
+    outputs = tree.flatten(forest.root.outputs)
+    return [_head(forest, forest.root, tensor) for tensor in outputs]
+
+
+def _head(forest: Forest, graph: Graph, tensor: Any) -> Head:
+    call = graph.producer(tensor)
+    operation = call.operation
+    inner = forest.graphs.get(id(operation))
+    if inner is not None:
+        number = [id(t) for t in call.outputs].index(id(tensor))
+        return _head(forest, inner, tree.flatten(inner.outputs)[number])
+    if not _is_keras(operation):  # what a user's class computes is its own affair
+        return Head("linear")
+    if type(operation).__name__ == "Softmax":  # the layer, or the operation of keras.ops
+        return Head("softmax", operation.axis) if type(operation.axis) is int else Head("linear")
+    if type(operation).__name__ == "Sigmoid":
+        return Head("sigmoid")
+    activation = _activation(operation)
+    passes = isinstance(operation, keras.layers.Activation) and (
+        activation is keras.activations.linear
+    )
+    if (passes or isinstance(operation, _PASSING)) and call.inputs:
+        return _head(forest, graph, call.inputs[0])
+    return Head(_ACTIVATIONS.get(activation, "linear"))  # type: ignore[arg-type]
+
+
+def _activation(layer: Any) -> Any:
+    """A layer's last function; that of a recurrent layer is not the last thing it does."""
+    while isinstance(layer, keras.layers.Wrapper) and _is_keras(layer):
+        layer = layer.layer
+    if not _is_keras(layer):
+        return None
+    return None if hasattr(layer, "cell") else getattr(layer, "activation", None)
+
+
+def _is_keras(operation: Any) -> bool:
+    """Whether a layer or operation is one of Keras's own classes or of this package's."""
+    return type(operation).__module__.split(".")[0] in ("keras", "kerasnorm")
+
+
+@keras.saving.register_keras_serializable(package="kerasnorm")
+class Disagreement(keras.losses.Loss):
+    """How far logits s are from a teacher's logits t.
+
+    - softmax: KL(p‖q) = Σ_i p_i·(log p_i − log q_i), p = softmax(t), q = softmax(s);
+    - sigmoid: the same of p = σ(t), q = σ(s), the mean over the units;
+    - linear: (s − t)² / `scale`, the mean over the last axis.
+
+    All are 0 where the two agree, and above elsewhere. Masked positions do not count.
+
+    Args:
+        kind: "softmax", "sigmoid" or "linear".
+        axis: Of the classes.
+        scale: The variance of t, for linear outputs: the loss is then 1 − R².
+    """
+
+    def __init__(self, kind="linear", axis=-1, scale=1.0, name="disagreement", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.kind, self.axis, self.scale = kind, axis, scale
+
+    def call(self, y_true, y_pred):
+        if self.kind == "softmax":
+            log_p = ops.log_softmax(y_true, self.axis)
+            log_q = ops.log_softmax(y_pred, self.axis)
+            return ops.sum(ops.exp(log_p) * (log_p - log_q), self.axis)
+        if self.kind == "sigmoid":
+            p = ops.sigmoid(y_true)
+            between = p * (ops.softplus(-y_pred) - ops.softplus(-y_true)) + (1 - p) * (
+                ops.softplus(y_pred) - ops.softplus(y_true)
+            )
+            return ops.mean(between, -1)
+        return ops.mean(ops.square(y_pred - y_true), -1) / self.scale
+
+    def get_config(self):
+        config = {"kind": self.kind, "axis": self.axis, "scale": self.scale, "name": self.name}
+        return {**super().get_config(), **config}
+
+
+def disagreement(head: Head, logits: np.ndarray) -> Disagreement:
+    """The loss against a teacher's logits over a data set."""
+    found = RunningMoments()
+    found.add_rows(logits.reshape(-1, logits.shape[-1] if logits.ndim > 1 else 1))
+    # an output that does not vary is compared in its own units
+    return Disagreement(head.kind, head.axis, found.typical_variance or 1.0)
+
+
+def agreement(head: Head) -> keras.metrics.Metric | None:
+    """How often two models give the same answer; None for outputs that are no probabilities."""
+    if head.kind == "linear":
+        return None
+
+    def same(y_true, y_pred):
+        found = ops.cast(head.answers(y_true) == head.answers(y_pred), "float32")
+        return ops.mean(found, -1) if head.kind == "sigmoid" else found
+
+    return keras.metrics.MeanMetricWrapper(same, name="agreement")

@@ -1,0 +1,120 @@
+"""A short training on the calibration data, after the closed-form fits have brought it near.
+
+The fits go layer by layer, and each can only choose among linear maps. Trained together, the layers
+of a block find ways to its end that none of them finds alone; a few hundred samples are enough for
+that, since they are compared in every place of every block, not by their answers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerasnorm.distillation.distill import distill
+from kerasnorm.distillation.freeze import frozen, others
+from kerasnorm.fit.split import FROM_TRAINING, LEAST, same_shapes
+from kerasnorm.graph import sites
+from kerasnorm.graph.graph import Call
+from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.layers import kernels
+
+_EPOCHS, _BATCH = 20, 32
+_MOST_SAMPLES = 4096
+# Fewer leave too few to judge by.
+_LEAST_SAMPLES = LEAST * FROM_TRAINING
+# Multiplications of one run over all samples and epochs: a minute or so of two processor cores.
+_WORK = 2e11
+
+
+class Reconstruction:
+    """Trains a swapped model to reproduce its source on some of the data that passes through.
+
+    Args:
+        source: The source's graphs.
+        memory_budget: Bytes, a quarter of which may hold samples to train on.
+    """
+
+    def __init__(self, source: Forest, memory_budget: int):
+        self._source = source
+        self._room = memory_budget // 4
+        self._kept: list[list[np.ndarray]] = []
+        self._count = 0
+        self._work = 0.0  # multiplications of one pass over what is kept
+
+    def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+        """Pass batches of flat inputs on, and keep what is to be trained on."""
+        each = 0.0
+        for arrays in batches:
+            each = each or multiplications(self._source, arrays)
+            work = self._work + each * len(arrays[0])
+            fits = self._count + len(arrays[0]) <= _MOST_SAMPLES and work <= _WORK
+            self._room -= sum(array.nbytes for array in arrays)
+            if fits and self._room >= 0 and (not self._kept or same_shapes(arrays, self._kept[0])):
+                self._kept.append(arrays)
+                self._count += len(arrays[0])
+                self._work = work
+            yield arrays
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs are worth their time; 0 for large models, which `distill` is for.
+
+        And for few samples, for models of one batch size, and for other backends than TensorFlow.
+        """
+        sizes = [tensor.shape[0] for tensor in tree.flatten(self._source.root.inputs)]
+        able = keras.backend.backend() == "tensorflow" and all(size is None for size in sizes)
+        if not able or self._count < _LEAST_SAMPLES:
+            return 0
+        return int(min(_EPOCHS, _WORK // max(self._work, 1)))
+
+    def run(self, swapped: Any, layers: list[keras.Layer], seed: int) -> bool:
+        """Train some layers of the swapped model in place; whether it came nearer to its source."""
+        root = self._source.root
+        with frozen(others(swapped, layers)):
+            if not self.epochs or not swapped.trainable_variables:
+                return False
+            flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
+            self._kept.clear()
+            data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
+            history = distill(
+                swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+            )
+        return history.after != history.before
+
+
+def multiplications(forest: Forest, arrays: list[np.ndarray]) -> float:
+    """How many multiplications a model takes for one sample of a batch, about.
+
+    Its linear layers' own; what other layers hold is taken to be used at each of their places.
+    Where the model leaves a size open, at any depth, the largest of the data's stands for it.
+    """
+    free = max((size for array in arrays for size in array.shape[1:]), default=1)
+    total = 0.0
+    for graph in forest.graphs.values():
+        for call in graph.calls:
+            layer: Any = call.operation
+            opened = id(layer) in forest.graphs or not isinstance(layer, keras.Layer)
+            if not opened and layer.built:
+                total += _uses(call, free) * _weights(layer)
+    return total
+
+
+def _uses(call: Call, free: int) -> float:
+    """At how many places of its output, or of its input, a call uses each of its weights."""
+    linear = sites.is_plain_linear(call.operation)
+    tensors = call.outputs if linear else [*call.outputs, *call.inputs]
+    counts = []
+    for tensor in tensors:
+        sizes = [free if size is None else size for size in tensor.shape[1:]]
+        axis = kernels.channel_axis(call.operation, len(sizes) + 1) if linear else None
+        channels = sizes[(axis or len(sizes)) - 1] if sizes else 1
+        counts.append(float(np.prod(sizes)) / max(1, channels))
+    return max(counts, default=1.0)
+
+
+def _weights(layer: keras.Layer) -> int:
+    return sum(int(np.prod(v.shape)) for v in layer.variables if len(v.shape) > 1)

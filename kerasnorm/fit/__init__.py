@@ -1,0 +1,1 @@
+"""Closed-form fits on unlabeled data: reading it, splitting it, im2col, regression."""

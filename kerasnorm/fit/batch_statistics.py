@@ -1,0 +1,152 @@
+"""Exact moving statistics of BatchNorm layers, in one pass over data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kerasnorm.errors import KerasNormError
+from kerasnorm.fit.data import batches_of
+from kerasnorm.layers import masks
+from kerasnorm.layers.batch_norm import BATCH_NORMS
+from kerasnorm.math import normalize
+from kerasnorm.math.running_moments import RunningMoments
+
+
+def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) -> None:
+    """Set the moving statistics of every BatchNorm to exact ones over a data set, in place.
+
+    In one pass over the data, each BatchNorm (Keras's or this package's, frozen or not) normalizes
+    every batch by the batch's own statistics, as in training, while its inputs' mean and variance
+    are summed up over the whole data set; these then become its moving mean and variance.
+    Everything else in the model runs as at inference (no dropout), and nothing is trained. Masked
+    entries do not count.
+
+    The statistics of a layer that follows no other BatchNorm do not depend on how the data is cut
+    into batches. Those of deeper layers are of inputs that were normalized batch by batch, so
+    larger batches come closer to what inference will see, and one batch is exact throughout.
+
+    Args:
+        model: A built model.
+        data: Its inputs: an array, a tuple, list or dictionary of arrays for several inputs, or
+            an iterable of batches, such as a `tf.data.Dataset`, where a batch that is a tuple
+            counts as (inputs, targets, …).
+        batch_size: Of the batches that arrays are cut into.
+
+    Raises:
+        KerasNormError: If the model calls no BatchNorm, if the data is empty, if the inputs of a
+            layer are not finite, or if a list holds several arrays for a model with one input.
+
+    Example:
+
+    >>> import numpy as np
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
+    >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
+    """
+    _refuse_list_of_batches(model, data)
+    batches = batches_of(data, batch_size)
+    layers: list[Any] = [layer for layer in _layers_within(model) if isinstance(layer, BATCH_NORMS)]
+    moments: dict[int, RunningMoments] = {}
+    try:
+        for layer in layers:
+            layer.call = _summing_call(layer, moments)
+        for batch in batches:
+            model(batch, training=False)
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("call", None)
+    if not moments:
+        raise KerasNormError(
+            "estimate_statistics needs a model that calls a BatchNorm, and data. Received: "
+            f"{len(layers)} such layers, none of them called.",
+            model=model.name,
+        )
+    for layer in layers:
+        if id(layer) in moments and not np.isfinite(moments[id(layer)].variance).all():
+            raise KerasNormError(
+                "The inputs of a BatchNorm must be finite to have statistics. Received: "
+                "infinities or NaN.",
+                model=model.name,
+                layer=layer.name,
+                hint="Check the data, and the statistics of the layers before.",
+            )
+    for layer in layers:
+        if id(layer) in moments:
+            _assign(layer, moments[id(layer)])
+
+
+def _summing_call(layer, moments: dict[int, RunningMoments]):
+    def call(inputs, training=None, mask=None):
+        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        channels = layer.axis % len(x.shape)
+        axes = tuple(a for a in range(len(x.shape)) if a != channels)
+        weights = None if mask is None else masks.as_weights(mask, x, channels)
+        centered, _, variance = normalize.centered_moments(x, axes, weights)
+        shape = (1,) * channels + (-1,) + (1,) * (len(x.shape) - 1 - channels)
+        gain, bias = (
+            None if v is None else ops.reshape(ops.cast(v, x.dtype), shape)
+            for v in (layer.gamma, layer.beta)
+        )
+        moments.setdefault(id(layer), RunningMoments()).add(*_moments(x, axes, weights))
+        y = normalize.affine(centered * ops.rsqrt(variance + layer.epsilon), gain, bias)
+        return ops.cast(y, layer.compute_dtype)
+
+    return call
+
+
+def _moments(x, axes: tuple[int, ...], weights) -> tuple[Any, Any, Any]:
+    """(count, mean, variance) over `axes` in float64, entries of weight 0 left out."""
+    wide = ops.convert_to_numpy(x).astype("float64")
+    counts = np.ones(wide.shape, bool)
+    if weights is not None:
+        counts = np.broadcast_to(ops.convert_to_numpy(weights) > 0, wide.shape)
+    count = counts.sum(axes)
+    safe = np.maximum(count, 1)
+    with np.errstate(invalid="ignore"):  # infinities are reported once all is summed
+        mean = wide.sum(axes, where=counts) / safe
+        deviations = wide - np.expand_dims(mean, axes)
+        return count, mean, np.square(deviations).sum(axes, where=counts) / safe
+
+
+def _refuse_list_of_batches(model: keras.Model, data: Any) -> None:
+    inputs = getattr(model, "inputs", None)
+    if isinstance(data, (list, tuple)) and inputs and len(inputs) == 1 and len(data) > 1:
+        raise KerasNormError(
+            "A list stands for the several inputs of a model, and this model has one. Received: "
+            f"a {type(data).__name__} of {len(data)}.",
+            model=model.name,
+            hint="Give one array (numpy.concatenate), or an iterator of batches, iter(batches).",
+        )
+
+
+def _assign(layer, found: RunningMoments) -> None:
+    layer.moving_mean.assign(found.mean)
+    layer.moving_variance.assign(found.variance)
+    if layer.renorm:
+        deviation = np.sqrt(found.variance + layer.epsilon)
+        layer.moving_stddev.assign(deviation)
+        layer.renorm_mean.assign(found.mean)
+        layer.renorm_stddev.assign(deviation)
+
+
+def _layers_within(root: keras.Layer) -> list[keras.Layer]:
+    """The layers of a model and of the layers in it, found through their attributes."""
+    found: dict[int, keras.Layer] = {}
+    stack: list[Any] = [root]
+    seen: set[int] = set()
+    while stack:
+        item = stack.pop()
+        if id(item) in seen:
+            continue
+        seen.add(id(item))
+        if isinstance(item, keras.Layer):
+            found[id(item)] = item
+            stack.extend(vars(item).values())
+        elif isinstance(item, dict):
+            stack.extend(item.values())
+        elif isinstance(item, (list, tuple, set)):
+            stack.extend(item)
+    return list(found.values())

@@ -1,0 +1,251 @@
+"""Fit a swapped model to its source, layer after layer, on unlabeled data.
+
+Each layer is fitted on what the swapped model, fitted so far, feeds it, against what the source
+puts out: later layers repair what earlier ones lost.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import tree
+
+from kerasnorm.clone.rebuild import Rebuilt
+from kerasnorm.errors import DataError
+from kerasnorm.fit import fit_layer
+from kerasnorm.fit.data import batches_of
+from kerasnorm.fit.fit_layer import Sampling
+from kerasnorm.fit.im2col import has_rows
+from kerasnorm.graph import sites
+from kerasnorm.graph.activation_store import Store
+from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.stream import Key, Walk
+from kerasnorm.layers import CosineNorm
+from kerasnorm.progress import progress
+from kerasnorm.targets.plan import FitRequest
+
+# One sample in five is held out to judge a fit.
+LEAST_SAMPLES = 10
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """A layer of the swapped model that is to do what a call of the source does.
+
+    Attributes:
+        site: Name of the BatchNorm call it was swapped for.
+        layer: The LayerNorm or CosineNorm.
+        target: The source's call whose output it is to give; with `source`, that call's input is
+            taken, and the pre-activation that `source`, a linear layer, makes of it.
+        source: See `target`.
+        plain: The linear layer in front that is fitted with a LayerNorm.
+    """
+
+    site: str
+    layer: Any
+    target: Call
+    source: Any = None
+    plain: Any = None
+
+    @classmethod
+    def of(cls, site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
+        """What a rule asks for, with the layers that its edits made."""
+        plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+        layer = rebuilt.copies[id(request.layer)]
+        return cls(site, layer, request.target, request.source, plain)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What `calibrate` did.
+
+    Attributes:
+        scores: R² on held-out rows, by site.
+        layers: The layers that were fitted.
+    """
+
+    scores: dict[str, float]
+    layers: list[keras.Layer]
+
+
+def calibrate(
+    forest: Forest,
+    rebuilt: Rebuilt,
+    wanted: list[Wanted],
+    batches: Iterable[list[np.ndarray]],
+    *,
+    damping: float,
+    seed: int,
+    memory_budget: int,
+) -> Fitted:
+    """Fit the layers of a swapped model in graph order, linear layers in between included.
+
+    Args:
+        forest: The source's graphs.
+        rebuilt: The swapped model; its layers are set in place.
+        wanted: What stands for the swapped sites.
+        batches: The data: inputs of the model, flat, batch by batch.
+        damping: See `swap_norms`.
+        seed: Of the sampling.
+        memory_budget: Bytes of activations to hold in memory.
+    """
+    store = Store(memory_budget)
+    copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
+    root: Any = rebuilt.graphs[id(forest.root.owner)]
+    source = Walk(forest.root, forest.graphs, store, "source")
+    swapped = Walk(root, copies, store, "swapped")
+    found = (_Todo.of(item, source, swapped, damping) for item in wanted)
+    todo = [item for item in found if item is not None]
+    todo += _in_between(forest, rebuilt, wanted, source, swapped)
+    for pending in todo:
+        source.pin(pending.target)
+    scores: dict[str, float] = {}
+    try:
+        for arrays in batches:
+            source.feed(arrays)
+            swapped.feed(arrays)
+        sampling = Sampling(source.batches, np.random.default_rng(seed))
+        with progress("fitting", len(todo)) as advance:
+            for next_up in sorted(todo, key=lambda item: item.step):
+                scores[next_up.name] = next_up.run(next_up.stream(source, swapped), sampling)
+                source.unpin(next_up.target)
+                advance()
+    finally:
+        store.close()
+    by_site = {item.site: scores[item.site] for item in wanted if item.site in scores}
+    return Fitted(by_site, [layer for item in todo for layer in item.layers])
+
+
+@dataclass(frozen=True)
+class _Todo:
+    """A fit, and where the two walks have to be for it.
+
+    Attributes:
+        name: The site, or the layer.
+        step: The swapped model's step in front of which it is done.
+        target: The key in the source's walk of what the layer is compared with.
+        target_step: The source's step by which that is known.
+        run: The fit.
+        layers: The layers that it sets.
+    """
+
+    name: str
+    step: int
+    target: Key
+    target_step: int
+    run: Callable[[fit_layer.Stream, Sampling], float]
+    layers: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, item: Wanted, source: Walk, swapped: Walk, damping: float) -> _Todo | None:
+        """The fit of a site; None where it is not in either walk."""
+        with_plain = item.plain is not None and has_rows(item.plain)
+        step = swapped.first_call_of(item.plain if with_plain else item.layer)
+        at = source.first_step(item.target)
+        if step is None or at is None:
+            return None
+        run = _fit_of(item, damping)
+        layers = (item.layer,) if item.plain is None else (item.layer, item.plain)
+        if item.source is not None:
+            return cls(item.site, step, source.input(at), at, run, layers)
+        return cls(item.site, step, source.output(at), at + 1, run, layers)
+
+    def stream(self, source: Walk, swapped: Walk) -> fit_layer.Stream:
+        given = swapped.input(self.step)
+        return lambda: zip(
+            swapped.stream(self.step, given),
+            source.stream(self.target_step, self.target),
+            strict=True,
+        )
+
+
+def _fit_of(item: Wanted, damping: float) -> Callable[[fit_layer.Stream, Sampling], float]:
+    if isinstance(item.layer, CosineNorm):
+        return lambda stream, sampling: fit_layer.fit_cosine(
+            item.layer, item.source, stream, sampling, damping
+        )
+    if item.plain is None or not has_rows(item.plain):
+        return lambda stream, sampling: fit_layer.fit_gain_and_bias(item.layer, stream, sampling)
+    return lambda stream, sampling: fit_layer.fit_layer_norm(
+        item.plain, item.layer, stream, sampling, damping
+    )
+
+
+def _in_between(
+    forest: Forest, rebuilt: Rebuilt, wanted: list[Wanted], source: Walk, swapped: Walk
+) -> list[_Todo]:
+    """The linear layers behind the first swapped site that stand for no site themselves."""
+    fitted = {id(layer) for item in wanted for layer in (item.layer, item.plain)}
+    steps = [swapped.first_call_of(item.plain or item.layer) for item in wanted]
+    first = min((step for step in steps if step is not None), default=len(swapped.steps))
+    found: list[_Todo] = []
+    for at, linear_step in enumerate(source.steps):
+        original: Any = linear_step.call.operation
+        copy = rebuilt.copies.get(id(original))
+        linear = sites.is_plain_linear(original) and forest.calls[id(original)] == 1
+        if copy is None or not linear or id(copy) in fitted or type(copy) is not type(original):
+            continue
+        where = swapped.first_call_of(copy)
+        if has_rows(original) and where is not None and where > first:
+            run = functools.partial(fit_layer.fit_linear, copy, original)
+            name = f"layer {original.name}"
+            found.append(_Todo(name, where, source.input(at), at, run, (copy,)))
+    return found
+
+
+def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.ndarray]]:
+    """The data as batches of a model's inputs, flat.
+
+    Raises:
+        DataError: If it is empty, does not fit the inputs, or is not finite.
+    """
+    inputs = tree.flatten(root.inputs)
+    count = 0
+    for batch in batches_of(data, batch_size):
+        arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in tree.flatten(batch)]
+        if len(arrays) != len(inputs):
+            raise DataError(
+                f"The data must have an array for each input of the model, {len(inputs)} in all. "
+                f"Received {len(arrays)}.",
+                model=root.owner.name,
+                hint="Give the inputs only, of an .npz file by name: x.npz:KEY. Of a tuple of "
+                "batches, (inputs, labels), only the first counts.",
+            )
+        for array, tensor in zip(arrays, inputs, strict=True):
+            _insist_on_fitting(array, tensor, root)
+        count += len(arrays[0])
+        yield [
+            a.astype(keras.backend.standardize_dtype(t.dtype), copy=False)
+            for a, t in zip(arrays, inputs, strict=True)
+        ]
+    if count < LEAST_SAMPLES:
+        raise DataError(
+            f"Calibration needs at least {LEAST_SAMPLES} samples. Received {count}.",
+            model=root.owner.name,
+            hint="A few hundred unlabeled inputs do.",
+        )
+
+
+def _insist_on_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
+    fits_shape = len(array.shape) == len(tensor.shape) and all(
+        size in (None, given) for size, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits_shape:
+        raise DataError(
+            f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
+            f"(n, {', '.join(map(str, array.shape[1:]))}).",
+            model=root.owner.name,
+            hint="An axis for the channels is missing: `x[..., None]`."
+            if (*array.shape, 1) == (len(array), *tensor.shape[1:])
+            else None,
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(
+            "The data must be finite. Received NaN or infinities.", model=root.owner.name
+        )

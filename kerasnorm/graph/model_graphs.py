@@ -1,0 +1,193 @@
+"""The graphs of a model and of everything in it that has one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm import keras_private
+from kerasnorm.errors import SwapError
+from kerasnorm.graph import graph as graphs
+from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.trace import TraceError, trace
+
+Opens = Callable[[keras.Layer], bool]
+
+
+@dataclass
+class Forest:
+    """The graphs of a model, of every model nested in it, and of layers whose code was traced.
+
+    Attributes:
+        root: The graph of the model itself.
+        graphs: Every graph by the `id` of its owner, inner ones before those that hold them.
+        paths: The path of each owner in front of its layers' names: "" or "backbone/".
+        calls: How many calls of each operation there are, by `id`, in all graphs together; that
+            a layer whose own calls are not seen holds another is one more call of the other.
+        live: The `id` of each owner that some call, or some call of a model around it, runs with
+            `training=True`.
+        closed: Why a layer that was to be opened could not be traced, by `id`.
+        holders: The `id` of each layer whose own calls are not seen.
+    """
+
+    root: Graph
+    graphs: dict[int, Graph] = field(default_factory=dict)
+    paths: dict[int, str] = field(default_factory=dict)
+    calls: Counter = field(default_factory=Counter)
+    live: set[int] = field(default_factory=set)
+    closed: dict[int, str] = field(default_factory=dict)
+    holders: set[int] = field(default_factory=set)
+
+    def path(self, graph: Graph, layer: Any) -> str:
+        """The path of a layer that a graph calls."""
+        return self.paths[id(graph.owner)] + layer.name
+
+
+def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
+    """Collect the graphs of a model and of what is nested in it, each once.
+
+    Args:
+        model: A Functional or Sequential model, or one with a `call` of its own that was called.
+        opens: Which layers with code of their own to trace.
+
+    Raises:
+        SwapError: If the model has no graph and its code cannot be traced.
+    """
+    if not isinstance(model, keras.Layer):
+        raise SwapError(
+            f"A model must be given. Received: {model!r}.",
+            hint="Load a file first: kerasnorm.load_model(path).",
+        )
+    root = graphs.graph_of(model) if keras_private.has_graph(model) else _traced_model(model)
+    closed: dict[int, str] = {}
+    while True:
+        found = Forest(root, closed=dict(closed))
+        _visit(found, root, "", opens)
+        odd = _called_in_several_ways(found)
+        if not odd:
+            break
+        closed.update(dict.fromkeys(odd, "it is called in several ways"))
+    for graph in found.graphs.values():
+        for call in graph.calls:
+            if id(call.operation) in found.graphs and call.kwargs.get("training"):
+                _enliven(found, call.operation)
+    return found
+
+
+def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
+    found.paths[id(graph.owner)] = path
+    for call in graph.calls:
+        operation = call.operation
+        found.calls[id(operation)] += 1
+        if id(operation) in found.paths or id(operation) in found.closed:
+            continue
+        inner = _inner_graph(found, call, opens)
+        if inner is not None:
+            _visit(found, inner, f"{path}{operation.name}/", opens)
+        elif id(operation) not in found.holders:
+            found.holders.add(id(operation))
+            found.calls.update(map(id, keras_private.sublayers(operation)))
+    found.graphs[id(graph.owner)] = graph
+
+
+def _inner_graph(found: Forest, call: Call, opens: Opens) -> Graph | None:
+    layer = call.operation
+    if keras_private.has_graph(layer):
+        return graphs.graph_of(layer)
+    if not isinstance(layer, keras.Layer) or call.is_input or not opens(layer):
+        return None
+    try:
+        return trace(layer, call.args, call.kwargs)
+    except TraceError as error:
+        found.closed[id(layer)] = str(error)
+        return None
+
+
+def _called_in_several_ways(found: Forest) -> list[int]:
+    """The `id` of each traced layer whose code does not call the same layers in each of its calls.
+
+    Its graph is that of one call only.
+    """
+    manners: dict[int, dict[str, Call]] = {}
+    for graph in found.graphs.values():
+        for call in graph.calls:
+            inner = found.graphs.get(id(call.operation))
+            if inner is not None and inner.is_code:
+                manners.setdefault(id(call.operation), {}).setdefault(_manner(call), call)
+    return [
+        owner
+        for owner, calls in manners.items()
+        if len(calls) > 1 and not all(_runs_as(found.graphs[owner], c) for c in calls.values())
+    ]
+
+
+def _runs_as(graph: Graph, call: Call) -> bool:
+    """Whether the code of a graph's owner has a graph of the same form in another call."""
+    try:
+        other = trace(call.operation, call.args, call.kwargs)
+    except TraceError:
+        return False
+    return _form(graph) == _form(other)
+
+
+def _form(graph: Graph) -> list[tuple]:
+    """What is called on what: everything but sizes and constants."""
+    numbers = {id(t): (n, k) for n, c in enumerate(graph.calls) for k, t in enumerate(c.outputs)}
+    return [
+        (
+            call.operation if isinstance(call.operation, keras.Layer) else type(call.operation),
+            [numbers[id(t)] for t in call.inputs],
+            [(len(t.shape), t.dtype, graph.is_output(t)) for t in call.outputs],
+            bool(call.kwargs.get("training")),
+        )
+        for call in graph.calls
+        if not call.is_input
+    ]
+
+
+def _manner(call: Call) -> str:
+    """How a layer is called, but for which tensors: shapes, dtypes, constants."""
+    values = {k: v for k, v in call.kwargs.items() if k != "training"}
+    return repr(
+        tree.map_structure(
+            lambda v: (v.shape, v.dtype) if isinstance(v, keras.KerasTensor) else v,
+            (call.args, values),
+        )
+    )
+
+
+def _traced_model(model: keras.Model) -> Graph:
+    shapes = keras_private.built_shapes(model)
+    if shapes is None:
+        raise SwapError(
+            f"A model with code of its own must have been called on its inputs, and Keras must be "
+            f"able to follow the code. Received a {type(model).__name__} that does not know the "
+            "shapes of its inputs.",
+            model=model.name,
+            hint="Call it on a batch first; write its `call` with Keras layers and keras.ops.",
+        )
+    args, kwargs = tree.map_shape_structure(
+        lambda shape: keras.Input(batch_shape=(None, *shape[1:])), shapes
+    )
+    try:
+        return trace(model, args, kwargs)
+    except TraceError as error:
+        raise SwapError(
+            f"The model must be Functional or Sequential, or have code that Keras can follow. "
+            f"Received a {type(model).__name__}: {error}.",
+            model=model.name,
+            hint="Write its `call` with Keras layers and keras.ops, or rebuild it with the "
+            "functional API.",
+        ) from error
+
+
+def _enliven(found: Forest, owner) -> None:
+    found.live.add(id(owner))
+    for call in found.graphs[id(owner)].calls:
+        if id(call.operation) in found.graphs and call.kwargs.get("training") is not False:
+            _enliven(found, call.operation)

@@ -1,0 +1,101 @@
+"""Follow a layer's own code: its `call`, run once on symbolic tensors.
+
+What comes back is a `Graph` like that of a functional model, for looking at only: which layers are
+called, on what, in which order. Code that leaves Keras (raw TensorFlow, NumPy) or branches on
+values cannot be followed.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm import keras_private
+from kerasnorm.graph.graph import Call, Graph
+
+
+class TraceError(Exception):
+    """The code of a layer cannot be followed; the text says why."""
+
+
+def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
+    """The graph of a layer's `call`, at inference.
+
+    Variables, losses and random states stay as they are, and Keras's own record of calls too.
+
+    Args:
+        layer: A built layer, or a model with a `call` of its own.
+        args: What it is called with: symbolic tensors, in any structure, and constants.
+        kwargs: The same by name.
+
+    Raises:
+        TraceError: If the code cannot be followed, or the layer is not built.
+    """
+    unbuilt = next(
+        (part for part in (layer, *keras_private.sublayers(layer)) if not part.built), None
+    )
+    if unbuilt is not None:
+        raise TraceError(f"'{unbuilt.name}' in it is not built: call the model on data first")
+    if keras_private.is_graph_with_code(layer):
+        raise TraceError("it has a graph, and a `call` of its own around it")
+    kwargs = {k: v for k, v in kwargs.items() if k != "training"}
+    entries = {
+        id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, sparse=t.sparse)
+        for t in tensors_among(args, kwargs)
+    }
+    args, kwargs = tree.map_structure(lambda v: entries.get(id(v), v), (args, kwargs))
+    inputs = list(entries.values())
+    with keras_private.unrecorded([layer, *keras_private.sublayers(layer)]):
+        if isinstance(layer, keras.layers.TimeDistributed):
+            step = keras.Input(batch_shape=(inputs[0].shape[0], *inputs[0].shape[2:]))
+            return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
+        accepts_training = "training" in keras_private.call_parameters(layer)
+        more = {"training": False} if accepts_training else {}
+        outputs = _outputs(layer.call, args, {**kwargs, **more})
+        return Graph(layer, inputs, outputs, (args, kwargs))
+
+
+def tensors_among(args: tuple, kwargs: dict[str, Any]) -> list:
+    """The symbolic tensors of a call, each once: what the inputs of a traced graph stand for."""
+    values = tree.flatten((args, {k: v for k, v in kwargs.items() if k != "training"}))
+    return list({id(v): v for v in values if isinstance(v, keras.KerasTensor)}.values())
+
+
+def fed_by(graph: Graph, call: Call) -> list:
+    """The tensors that a call of a graph's owner puts in the place of the graph's inputs."""
+    if graph.is_code:
+        return tensors_among(call.args, call.kwargs)
+    # a model with a graph is given a mask too, which is no input of the graph
+    return tree.flatten(call.args[0] if call.args else call.kwargs["inputs"])
+
+
+def fed(graph: Graph, arrays: list) -> list:
+    """What the inputs of a graph are, when its owner is called on `arrays`."""
+    if isinstance(graph.owner, keras.layers.TimeDistributed):
+        return [arrays[0][:, 0]]  # any one step
+    return arrays
+
+
+def _said(error: Exception) -> str:
+    """The first line that says something; Keras puts in front of it where it happened, in bold."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+    telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
+    return next(filter(None, telling), repr(error))
+
+
+def _outputs(function, args: tuple, kwargs: dict[str, Any]):
+    try:
+        with keras.StatelessScope(collect_losses=True):
+            outputs = function(*args, **kwargs)
+    except Exception as error:
+        # any code of any user, which was not written for symbolic tensors
+        reason = textwrap.shorten(_said(error), 120, placeholder=" …")
+        raise TraceError(f"its code cannot be followed on symbolic tensors ({reason})") from error
+    flat = tree.flatten(outputs)
+    if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
+        raise TraceError("its code does not only give tensors")
+    return outputs

@@ -1,0 +1,107 @@
+"""A configuration in JSON and a file of weights beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kerasnorm.errors import LoadError
+from kerasnorm.loading.hdf5 import Hdf5, is_hdf5, parsed
+from kerasnorm.loading.model_file import as_stored_config
+from kerasnorm.loading.safety import LONGEST_TEXT
+
+_HINT = "Put both into one folder under the same name."
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two files of a model, and what the first says."""
+
+    config: Path
+    weights: Path
+    stored: dict[str, Any]
+
+
+def find_pair(file: Path) -> Pair | None:
+    """The pair that a folder, a configuration or a file of weights belongs to; None for others.
+
+    Raises:
+        LoadError: If one of the two is missing, or several could be meant.
+    """
+    if file.is_dir():
+        configs = _readable(sorted(file.glob("*.json")), _is_config)
+        weights = _readable(sorted(file.iterdir()), _is_weights)
+        if len(configs) != 1 or len(weights) != 1:
+            return None
+        return _pair(configs[0], weights[0])
+    if file.suffix.lower() == ".json":
+        if not _is_config(file):
+            raise LoadError(f"'{file}' holds no configuration of a Keras model.")
+        return _pair(file, _beside(file, "*", _is_weights, "weights"))
+    if is_hdf5(file) and _is_weights(file):
+        return _pair(_beside(file, "*.json", _is_config, "a configuration"), file)
+    return None
+
+
+def _pair(config: Path, weights: Path) -> Pair:
+    stored = _read_config(config)
+    if stored is None:
+        raise LoadError(f"'{config}' changed while it was read.")
+    return Pair(config, weights, stored)
+
+
+def _beside(file: Path, pattern: str, wanted: Callable[[Path], bool], what: str) -> Path:
+    """The file beside it that is meant: of the same name, of its first part, or the only one."""
+    others = sorted(other for other in file.parent.glob(pattern) if other != file)
+    first = file.name.split(".")[0]
+    found: list[Path] = []
+    for alike in (
+        [other for other in others if other.stem == file.stem],
+        [other for other in others if other.name.split(".")[0] == first],
+        others,
+    ):
+        found = _readable(alike, wanted)
+        if len(found) == 1:
+            return found[0]
+    missing = f"there are {len(found)} beside it" if found else "there is none beside it"
+    mine = "weights" if what == "a configuration" else "a configuration"
+    raise LoadError(f"'{file}' holds {mine} only, and needs {what}: {missing}.", hint=_HINT)
+
+
+def _readable(files: list[Path], wanted: Callable[[Path], bool]) -> list[Path]:
+    """Those that are wanted; what cannot be read is not."""
+    found = []
+    for file in files:
+        try:
+            if file.is_file() and wanted(file):
+                found.append(file)
+        except (LoadError, OSError):
+            continue
+    return found
+
+
+def _is_config(file: Path) -> bool:
+    return _read_config(file) is not None
+
+
+def _read_config(file: Path) -> dict[str, Any] | None:
+    """The model configuration in a JSON file, None where it is something else."""
+    if file.stat().st_size > LONGEST_TEXT:
+        return None
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LoadError(f"'{file}' is damaged: it is no text.") from error
+    config = parsed(text, f"'{file}'")
+    if isinstance(config, str):  # what `to_json` gave was written as JSON once more
+        config = parsed(config, f"'{file}'")
+    return as_stored_config(config)
+
+
+def _is_weights(file: Path) -> bool:
+    if not is_hdf5(file):
+        return False
+    with Hdf5(file, str(file)) as content:
+        return content.text("model_config") is None

@@ -1,0 +1,1 @@
+"""What is written to ONNX here, in place of what tf2onnx makes of it."""

@@ -1,1 +1,0 @@
-"""Reading a model's graph, deciding what to change, and building the changed model."""

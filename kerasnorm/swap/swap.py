@@ -1,0 +1,329 @@
+"""`swap_norms` and `inspect_norms`: decide each site, carry it out, fit, compare, report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import tree
+
+from kerasnorm.clone.default_input import is_unbuilt, stand_in
+from kerasnorm.clone.rebuild import Rebuilt, rebuild
+from kerasnorm.compare import differences as verify
+from kerasnorm.compare.differences import Twin
+from kerasnorm.distillation.reconstruct import Reconstruction
+from kerasnorm.errors import DataError, SwapError
+from kerasnorm.fit.data_check import FirstSamples, unlike
+from kerasnorm.fit.fit_model import Wanted, calibrate, input_batches
+from kerasnorm.fit.split import HeldOut
+from kerasnorm.graph import sites as match
+from kerasnorm.graph.model_graphs import Forest, graphs_of
+from kerasnorm.graph.weight_checks import Fault, faults_of
+from kerasnorm.loading.load import doubts_of, repairs_of
+from kerasnorm.swap.decide import Decision, SiteChoice, decide
+from kerasnorm.swap.report import Report, SiteRecord, keep
+from kerasnorm.targets import RULES
+
+
+@dataclass(frozen=True)
+class Swap:
+    """The result of `swap_norms`.
+
+    Attributes:
+        model: The swapped model.
+        report: What happened to each BatchNorm call.
+        differences: What `compare()` gives for seeded random inputs; empty where the source cannot
+            be run on such.
+    """
+
+    model: keras.Model
+    report: Report
+    differences: dict[str, float] = field(repr=False)
+    _source: Forest = field(repr=False)
+    _twins: list[Twin] = field(repr=False)
+
+    def update_report(self, data: Any, *, batch_size: int = 32) -> None:
+        """Measure again what the report says of the fit, after the model was trained further.
+
+        Args:
+            data: What it was calibrated or trained on, of which the samples held out are taken;
+                in any form that `swap_norms` takes.
+            batch_size: Of the batches that arrays are cut into.
+
+        Raises:
+            DataError: If the data does not fit the model.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> model.add(keras.layers.BatchNormalization())
+        >>> x = np.random.normal(size=(200, 4))
+        >>> swap = swap_norms(model, "layer", x)
+        >>> swap.update_report(x)
+        >>> swap.report.agreement.samples
+        20
+        """
+        held_out = HeldOut()
+        for _ in held_out.watch(input_batches(self._source.root, data, batch_size)):
+            pass
+        _measure(self.report, self._source, self._twins, held_out, sites=True)
+
+    def compare(self, inputs: Any = None) -> dict[str, float]:
+        """How far each BatchNorm call's output is from what the swapped model has in its place.
+
+        Both models are run at inference, without side effects. The sites inside a nested model
+        are compared on what the source feeds that model.
+
+        Args:
+            inputs: A batch in the structure of the model's inputs; None for seeded random
+                numbers.
+
+        Returns:
+            max|Δ| / std of the source's tensor over the batch, by site name; then for the model's
+            outputs, "output 0", "output 1", …. Infinite where one model's answer is finite and
+            the other's is not.
+
+        Raises:
+            SwapError: If the source itself cannot be run on the inputs.
+
+        Example:
+
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
+        >>> sorted(swap_norms(model, "weight").compare())
+        ['batch_normalization', 'output 0']
+        """
+        return verify.differences(self._source, self._twins, inputs)
+
+
+def swap_norms(
+    model: keras.Model,
+    to: str | dict[str, str],
+    data: Any = None,
+    *,
+    sites: SiteChoice | None = None,
+    damping: float = 0.0,
+    strict: bool = False,
+    seed: int = 0,
+    batch_size: int = 32,
+    memory_budget: int = 2**31,
+) -> Swap:
+    """Replace the BatchNorm of a trained model by another normalization.
+
+    At inference BatchNorm is y = a·x + c with a = γ/s, s = sqrt(v + ε), c = β − m·a.
+
+    - `to="weight"` is exact and needs no data: a linear layer in front of a BatchNorm takes it in
+      as v = W, g = a·‖W‖, b = c + a·b₀; any other BatchNorm becomes `WeightNorm(Affine())`.
+    - `to="layer"` starts from the stored statistics: the linear layer in front, or an `Affine`,
+      takes a and c in, and a `LayerNorm` follows that has on average the gain and bias to undo
+      itself. With `data`, kernel, gain and bias are fitted to what the source puts out.
+    - `to="cosine"` needs `data`: `CosineNorm(rescale=True)` around the linear layer in front, its
+      kernel, gain and bias fitted to what the source puts out.
+
+    With data, layer after layer is fitted on what the swapped model feeds it, other linear layers
+    behind the first site included; a step is kept where it fits held-out rows better. A model
+    small enough for that to take no more than a minute or two is then trained on the same data,
+    as `distill` does, for up to 20 epochs. A BatchNorm called with `training=True` has no stored
+    form and is refused.
+
+    The source model is not touched and shares no variable with the result. Layer names, weights,
+    trainable flags, dtype policies, regularizers and the compile state (the optimizer's slots
+    aside) are kept; what cannot be is in `report.notes`, new names are in `report.layers`.
+    Before it returns, both models are run on seeded random inputs and compared at every site.
+
+    Args:
+        model: A built Functional or Sequential model, others nested in it included; or one with a
+            `call` of its own, made of Keras layers and `keras.ops`, that was called before.
+        to: "weight", "layer", "cosine", or a dict from site name to target; sites not named stay.
+        data: Unlabeled calibration data: an array of inputs, a tuple, list or dictionary of arrays
+            for several inputs, or an iterable of batches (`tf.data.Dataset`, `PyDataset`,
+            generator), of which a tuple counts as (inputs, targets, …). A few hundred samples do.
+        sites: Names of the sites to swap, or a predicate on a site's record (see
+            `inspect_norms`); the others stay BatchNorm. None for all.
+        damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
+            α·mean σ². At 0 the method is pure; as it grows it tends to the affine map.
+        strict: Whether a refused site, or a model without BatchNorm, is an error.
+        seed: Of the sampling of positions, and of the order of the data in training.
+        batch_size: Of the batches that arrays are cut into.
+        memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
+            files, which are gone when the process ends, however it does.
+
+    Returns:
+        A `Swap` with `.model`, `.report`, `.differences` and `.compare(inputs)`.
+
+    Raises:
+        SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
+            a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
+            `strict` and something was refused, or an
+            exact swap differs from the source by more than rounding. DataError, which is one, if
+            `damping`, or the data, is not as above.
+
+    Example:
+
+    >>> layers = keras.layers
+    >>> model = keras.Sequential(
+    ...     [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    ... )
+    >>> swap = swap_norms(model, to="weight")
+    >>> [type(layer).__name__ for layer in swap.model.layers]
+    ['WeightNorm']
+    """
+    if not 0 <= damping < float("inf"):
+        raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
+    trees = graphs_of(model, match.holds_batch_norm)
+    decision = decide(trees, to, sites)
+    report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
+    faults = _faults_outside_sites(model)
+    _insist_on_numbers(model, faults)
+    if strict:
+        _insist(report)
+    if data is None:
+        _insist_on_data(report)
+    edits, requests = decision.carry_out(damping)
+    rebuilt = rebuild(trees, edits)
+    twins = _twins(decision, rebuilt)
+    unlike_data: list[str] = []
+    if data is not None and requests:
+        reconstruction, held_out = Reconstruction(trees, memory_budget), HeldOut()
+        first = FirstSamples()
+        batches = first.watch(input_batches(trees.root, data, batch_size))
+        fitted = calibrate(
+            trees,
+            rebuilt,
+            [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
+            reconstruction.watch(held_out.watch(batches)),
+            damping=damping,
+            seed=seed,
+            memory_budget=memory_budget,
+        )
+        report.sites = [_fitted(record, fitted.scores) for record in report.sites]
+        report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
+        _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
+        unlike_data = unlike(trees.root, decision.sites, first.arrays(trees.root))
+    elif data is not None:
+        unlike_data = ["the data is not used: nothing here is fitted"]
+    exact = all(record.verdict in ("exact", "refused") for record in report.sites)
+    differences, uncompared = verify.insist(trees, twins, exact)
+    report.layers = rebuilt.layers
+    report.notes = [
+        *unlike_data,
+        *decision.lost(),
+        *rebuilt.notes,
+        *uncompared,
+        *_said_of([*doubts_of(model), *faults]),
+    ]
+    report.repairs = repairs_of(model)
+    keep(report, rebuilt.model)
+    return Swap(rebuilt.model, report, differences, trees, twins)
+
+
+def inspect_norms(model: keras.Model) -> Report:
+    """What a swap would do to each BatchNorm call; nothing is changed.
+
+    Args:
+        model: A model as `swap_norms` takes it; or a Sequential one that is not built, which is
+            looked at for the first usual input shape that its layers take.
+
+    Returns:
+        A `Report` with one record for each BatchNorm call and target.
+
+    Raises:
+        SwapError: If the model has no graph (its code cannot be followed, or no shape is found).
+
+    Example:
+
+    >>> model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
+    >>> [site.becomes for site in inspect_norms(model).sites]
+    ['WeightNorm(Conv2D)', 'LayerNorm', 'CosineNorm(Conv2D)']
+    """
+    notes, repairs = [], repairs_of(model)
+    if is_unbuilt(model):
+        model, shape = stand_in(model)
+        notes.append(
+            f"the model is not built: this is for inputs of shape {shape} and initial weights"
+        )
+    trees = graphs_of(model, match.holds_batch_norm)
+    records = [record for target in RULES for record in decide(trees, target, None).records]
+    notes += _said_of([*doubts_of(model), *_faults_outside_sites(model)])
+    return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
+
+
+def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
+    """Each site's output and what stands in its place, then the outputs of both models."""
+    copies = rebuilt.graphs
+    twins = [
+        Twin(
+            site.name,
+            site.graph,
+            copies[id(site.graph.owner)],
+            site.call.output,
+            rebuilt.twin(site.graph, site.call.output),
+            site.axis,
+        )
+        for site in decision.sites
+    ]
+    return twins + verify.output_twins(decision.forest, copies[id(decision.forest.root.owner)])
+
+
+def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
+    if record.name not in scores:
+        return record
+    return dataclasses.replace(record, verdict="calibrated", fit=scores[record.name])
+
+
+def _measure(
+    report: Report, forest: Forest, twins: list[Twin], held_out: HeldOut, *, sites: bool
+) -> None:
+    """Report how far the models agree on what was held out; on request at each site too."""
+    arrays = held_out.arrays
+    of_one_size = any(t.shape[0] is not None for t in tree.flatten(forest.root.inputs))
+    if arrays is None or of_one_size:
+        return
+    report.agreement = verify.agreement(forest, twins, arrays)
+    if sites:
+        now = verify.fits(forest, twins, arrays)
+        fitted = {site.name for site in report.sites if site.fit is not None}
+        scores = {name: score for name, score in now.items() if name in fitted}
+        report.sites = [_fitted(record, scores) for record in report.sites]
+
+
+def _faults_outside_sites(model: keras.Model) -> list[Fault]:
+    """What no record tells: a BatchNorm whose own numbers make it unusable is refused by name."""
+    return [fault for fault in faults_of(model) if not (fault.in_batch_norm and fault.spoils)]
+
+
+def _said_of(problems: list[Any]) -> list[str]:
+    return [f"warning: {problem}" for problem in problems]
+
+
+def _insist_on_numbers(model: keras.Model, faults: list[Fault]) -> None:
+    spoiled = [str(fault) for fault in faults if fault.spoils]
+    if spoiled:
+        more = f", and {len(spoiled) - 3} more" if len(spoiled) > 3 else ""
+        raise SwapError(
+            f"The weights must be finite. Received {'; '.join(spoiled[:3])}{more}.",
+            model=model.name,
+            hint="Its training has diverged: go back to an earlier checkpoint.",
+        )
+
+
+def _insist_on_data(report: Report) -> None:
+    needing = [site.name for site in report.sites if site.verdict == "calibrated"]
+    if needing:
+        raise DataError(
+            "A swap to cosine norm needs data: stored statistics do not tell how long its inputs "
+            f"are. Received data=None, for {len(needing)} BatchNorm calls.",
+            model=report.model,
+            hint="Give `data`, some hundred unlabeled inputs (--data X.npy).",
+        )
+
+
+def _insist(report: Report) -> None:
+    if not report.sites:
+        raise SwapError("`strict` needs a BatchNorm to swap. Received none.", model=report.model)
+    if report.refused:
+        refusals = "; ".join(f"'{site.name}': {site.reason}" for site in report.refused)
+        raise SwapError(
+            f"`strict` allows no refused site. Received {refusals}.", model=report.model
+        )

@@ -1,0 +1,63 @@
+"""Activations within a budget, and nothing left of what went to files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+
+from kerasnorm.graph.activation_store import Store
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 10**6])
+def test_what_is_put_comes_back(budget, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = Store(budget)
+    rng = np.random.default_rng(0)
+    arrays = {
+        (key, batch): rng.normal(size=(3, 5 + batch)).astype("float32")
+        for key in ("a", "b")
+        for batch in range(4)
+    }
+    for (key, batch), array in arrays.items():
+        store.put(key, batch, array)
+    store.drop("a")
+    for batch in range(4):
+        np.testing.assert_array_equal(store.get("b", batch), arrays["b", batch])
+    assert not os.listdir(tmp_path)  # the files have no name that a kill could leave behind
+    with pytest.raises(KeyError):
+        store.get("a", 0)
+    store.close()
+
+
+def test_memory_is_given_back():
+    store = Store(100)
+    for key in range(50):
+        store.put(key, 0, np.zeros(12))
+        assert not store._files, "each array fits once the one before is dropped"
+        store.drop(key)
+
+
+def test_nothing_is_left_where_the_process_is_killed(tmp_path):
+    code = """
+import os, signal, numpy as np
+from kerasnorm.graph.activation_store import Store
+store = Store(0)
+store.put("a", 0, np.ones(10**6))
+
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not os.listdir(tmp_path)

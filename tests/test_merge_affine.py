@@ -1,0 +1,222 @@
+"""`fold_norms` merges an Affine into the linear layers beside it, exactly, or leaves it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import kerasnorm
+from kerasnorm import Affine, WeightNorm
+from kerasnorm.swap.fold import bake
+
+
+def model_of(build, *shape, dtype=None):
+    """The functional model of a function, all weights random."""
+    inputs = keras.Input(shape, dtype=dtype)
+    model = keras.Model(inputs, build(inputs))
+    rng = np.random.default_rng(0)
+    for variable in model.variables:
+        variable.assign(rng.normal(size=variable.shape))
+    return model
+
+
+def folded(model, tolerance=2e-6):
+    """The folded model, compared with its source in float64 terms, borders included."""
+    shape = [6 if size is None else size for size in model.input_shape[1:]]
+    x = np.random.default_rng(1).normal(size=(3, *shape)).astype("float32")
+    result = kerasnorm.fold_norms(model)
+    for a, b in zip(keras.tree.flatten(model(x)), keras.tree.flatten(result(x)), strict=True):
+        np.testing.assert_allclose(b, a, rtol=0, atol=tolerance * np.abs(a).max())
+    return result
+
+
+def kinds(model):
+    return [type(layer).__name__ for layer in model.layers if layer.weights]
+
+
+def behind(layer, use_bias=True, axis=-1):
+    return lambda x: layer(Affine(axis=axis, use_bias=use_bias, name="affine")(x))
+
+
+_FIRST = {"data_format": "channels_first"}
+# (layer behind, input shape, axis of the channels)
+WITH_SHIFT = [
+    (lambda: layers.Dense(3, activation="tanh"), (4,), -1),
+    (lambda: layers.Dense(3, use_bias=False), (5, 4), -1),
+    (lambda: layers.EinsumDense("abc,cd->abd", (5, 3), bias_axes="d"), (5, 4), -1),
+    (lambda: layers.EinsumDense("abc,cd->abd", (5, 3)), (5, 4), -1),
+    (lambda: layers.EinsumDense("abc,bcd->abd", (5, 3)), (5, 4), -1),
+    (lambda: layers.EinsumDense("abc,bcd->abd", (5, 3), bias_axes="bd"), (5, 4), 1),
+    (lambda: layers.EinsumDense("abc,bcde->ade", (2, 3)), (5, 4), -1),
+    (lambda: layers.EinsumDense("...x,xy->...y", 3, bias_axes="y"), (5, 4), -1),
+    (lambda: layers.Conv1D(3, 2), (7, 4), -1),
+    (lambda: layers.Conv1D(3, 1, padding="causal"), (7, 4), -1),
+    (lambda: layers.Conv2D(3, 2, strides=2), (6, 7, 4), -1),
+    (lambda: layers.Conv2D(3, 1, padding="same", strides=2, use_bias=False), (6, 7, 4), -1),
+    (lambda: layers.Conv2D(6, 2, groups=2, dilation_rate=2), (6, 7, 4), -1),
+    (lambda: layers.Conv2D(3, 2, **_FIRST), (4, 6, 7), 1),
+    (lambda: layers.Conv3D(3, 2), (4, 5, 4, 2), -1),
+    (lambda: layers.DepthwiseConv1D(2, depth_multiplier=3), (7, 4), -1),
+    (lambda: layers.DepthwiseConv2D(2, use_bias=False), (6, 7, 4), -1),
+    (lambda: layers.SeparableConv1D(3, 2), (7, 4), -1),
+    (lambda: layers.SeparableConv2D(3, 2, depth_multiplier=2), (6, 7, 4), -1),
+]
+WITHOUT_SHIFT = [
+    (lambda: layers.Conv1D(3, 2, padding="causal"), (7, 4), -1),
+    (lambda: layers.Conv2D(6, 3, padding="same", groups=2), (6, 7, 4), -1),
+    (lambda: layers.DepthwiseConv2D(3, padding="same"), (6, 7, 4), -1),
+    (lambda: layers.SeparableConv2D(3, 3, padding="same"), (6, 7, 4), -1),
+    (lambda: layers.Conv1DTranspose(3, 2), (7, 4), -1),
+    (lambda: layers.Conv2DTranspose(3, 3, padding="same", strides=2), (6, 7, 4), -1),
+    (lambda: layers.Conv3DTranspose(3, 2), (4, 5, 4, 2), -1),
+]
+
+
+@pytest.mark.parametrize(("layer", "shape", "axis"), WITH_SHIFT)
+def test_into_the_layer_behind(layer, shape, axis):
+    layer = layer()
+    assert kinds(folded(model_of(behind(layer, axis=axis), *shape))) == [type(layer).__name__]
+
+
+@pytest.mark.parametrize(("layer", "shape", "axis"), WITHOUT_SHIFT)
+def test_into_the_layer_behind_without_a_shift_only(layer, shape, axis):
+    own = layer()
+    result = folded(model_of(behind(own, use_bias=False, axis=axis), *shape))
+    assert kinds(result) == [type(own).__name__]
+    own = layer()
+    result = folded(model_of(behind(own, axis=axis), *shape))
+    assert kinds(result) == ["EinsumDense", type(own).__name__]
+
+
+def test_a_shift_of_zeros_is_none():
+    model = model_of(behind(layers.Conv2D(3, 3, padding="same")), 6, 7, 4)
+    model.get_layer("affine").bias.assign(np.zeros(4))
+    assert kinds(folded(model)) == ["Conv2D"]
+
+
+def test_the_arithmetic():
+    model = model_of(behind(layers.Dense(3, name="dense")), 4)
+    affine, dense = model.get_layer("affine"), model.get_layer("dense")
+    a, c = np.array(affine.kernel, "float64"), np.array(affine.bias, "float64")
+    kernel, bias = np.array(dense.kernel, "float64"), np.array(dense.bias, "float64")
+    plain = kerasnorm.fold_norms(model).get_layer("dense")
+    np.testing.assert_array_equal(plain.kernel, (a[:, None] * kernel).astype("float32"))
+    np.testing.assert_allclose(plain.bias, bias + c @ kernel, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: layers.Dense(4, use_bias=False), (5,)),
+        (lambda: layers.Conv2D(4, 3, padding="same"), (6, 7, 3)),
+        (lambda: WeightNorm(layers.Conv2D(4, 3, padding="same")), (6, 7, 3)),
+        (lambda: layers.SeparableConv1D(4, 3), (7, 3)),
+        (lambda: layers.Conv2DTranspose(4, 3, padding="same"), (6, 7, 3)),
+    ],
+)
+@pytest.mark.parametrize("affine", [Affine, lambda: WeightNorm(Affine())])
+def test_into_the_layer_in_front(layer, shape, affine):
+    own = layer()
+    kind = type(getattr(own, "layer", own)).__name__
+    model = model_of(lambda x: layers.ReLU()(affine()(layers.Dropout(0.1)(own(x)))), *shape)
+    assert kinds(folded(model, 5e-6)) == [kind]
+
+
+def test_into_several_layers_behind():
+    def build(x):
+        x = Affine(name="affine")(x)
+        return [layers.Dense(3)(x), layers.Conv1D(2, 2)(x), layers.Dense(2)(x)]
+
+    assert kinds(folded(model_of(build, 7, 4))) == ["Dense", "Conv1D", "Dense"]
+
+
+def test_from_both_sides_and_in_a_row():
+    def build(x):
+        x = layers.Dense(4, name="one")(Affine(name="first")(x))
+        x = layers.Dense(4, name="two")(Affine(name="second")(Affine(name="third")(x)))
+        return layers.ReLU()(Affine(name="fourth")(x))
+
+    assert kinds(folded(model_of(build, 4), 1e-5)) == ["Dense", "Dense"]
+
+
+def _read_by_an_activation(x):
+    x = Affine(name="affine")(x)
+    return [layers.Dense(3)(x), layers.ReLU()(x)]
+
+
+def _is_an_output(x):
+    x = Affine(name="affine")(x)
+    return [x, layers.Dense(3)(x)]
+
+
+def _into_a_shared_layer(x):
+    dense = layers.Dense(4)
+    return dense(layers.ReLU()(dense(Affine(name="affine")(x))))
+
+
+def _called_twice(x):
+    affine = Affine(name="affine")
+    return layers.Dense(3)(affine(layers.Dense(4)(affine(x))))
+
+
+def _another_axis(x):
+    return layers.Dense(3)(Affine(axis=1, name="affine")(x))
+
+
+def _a_bias_of_another_form(x):
+    affine = Affine(name="affine")(x)
+    return layers.EinsumDense("abc,bcd->abd", (7, 3), bias_axes="d")(affine)
+
+
+def _into_a_subclass(x):
+    class Own(layers.Dense):
+        pass
+
+    return Own(3)(Affine(name="affine")(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        _read_by_an_activation,
+        _is_an_output,
+        _into_a_shared_layer,
+        _called_twice,
+        _another_axis,
+        _a_bias_of_another_form,
+        _into_a_subclass,
+    ],
+)
+def test_what_stays(build):
+    result = folded(model_of(build, 7, 4), 1e-5)
+    assert "EinsumDense" in {type(la).__name__ for la in result.layers if la.name == "affine"}
+
+
+def test_sixteen_bits_stay():
+    model = model_of(
+        lambda x: layers.Dense(3, dtype="mixed_bfloat16")(Affine(dtype="mixed_bfloat16")(x)), 4
+    )
+    assert kinds(kerasnorm.fold_norms(model)) == ["EinsumDense", "Dense"]
+
+
+def test_a_swapped_model_keeps_no_affine_in_front_of_a_dense_layer():
+    inputs = keras.Input((6, 4))
+    x = layers.BatchNormalization(name="bn")(layers.Masking()(inputs))
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    swapped = kerasnorm.swap_norms(model, "weight").model
+    # EinsumDense would have dropped the mask
+    assert kinds(kerasnorm.fold_norms(swapped)) == ["Dense"]
+
+
+def test_names_of_outputs_are_kept():
+    inputs = keras.Input((4,))
+    x = Affine(name="answer")(layers.Dense(3, name="dense")(inputs))
+    model = keras.Model(inputs, x)
+    assert kerasnorm.fold_norms(model).output_names == model.output_names
+
+
+def test_baked_models_are_left_as_they_were():
+    model = model_of(behind(layers.Dense(3)), 4)
+    assert bake(model) is model

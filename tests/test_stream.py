@@ -1,0 +1,92 @@
+"""Walking through a model gives what its layers give, whatever is nested in it."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+from fidelity import watched
+
+from kerasnorm.graph.activation_store import Store
+from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.stream import Walk
+
+MODELS = ("pre_activation", "nested", "structured", "shared_bn", "masked", "sequential")
+
+
+def walk_of(model, store):
+    trees = graphs_of(model)
+    return Walk(trees.root, trees.graphs, store, "source")
+
+
+@pytest.fixture
+def store(request):
+    store = Store(getattr(request, "param", 10**8))
+    yield store
+    store.close()
+
+
+def batches_of(model, count=3):
+    rng = np.random.default_rng(0)
+    inputs = keras.tree.flatten(model.inputs)
+    return [
+        [rng.normal(size=(4, *t.shape[1:])).astype(t.dtype) for t in inputs] for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("store", [0, 10**8], indirect=True)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_step_gives_what_the_layer_gives(name, store):
+    model = getattr(tiny_models, name)()
+    batches = batches_of(model)
+    walk = walk_of(model, store)
+    for arrays in batches:
+        walk.feed(arrays)
+    operations = [step.call.operation for step in walk.steps]
+    with watched([o for o in operations if getattr(o, "variables", None)]) as expected:
+        for arrays in batches:
+            model(keras.tree.pack_sequence_as(structure_of(model), arrays), training=False)
+    seen = 0
+    for number, step in enumerate(walk.steps):
+        key = walk.output(number)
+        walk.pin(key)
+        received = list(walk.stream(number + 1, key))
+        walk.unpin(key)
+        answers = expected.get(id(step.call.operation))
+        if answers and len(answers) == len(batches):  # called once
+            seen += 1
+            for answer, array in zip(answers, received, strict=True):
+                np.testing.assert_allclose(answer, array, rtol=1e-5, atol=1e-6)
+    assert seen
+
+
+def structure_of(model):
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+@pytest.mark.parametrize("store", [0], indirect=True)
+def test_a_stream_can_be_read_again_until_it_is_unpinned(store):
+    model = tiny_models.pre_activation()
+    walk = walk_of(model, store)
+    for arrays in batches_of(model):
+        walk.feed(arrays)
+    key = walk.output(1)
+    walk.pin(key)
+    first, second = list(walk.stream(2, key)), list(walk.stream(2, key))
+    list(walk.stream(len(walk.steps), walk.output(len(walk.steps) - 1)))
+    third = list(walk.stream(2, key))
+    for a, b, c in zip(first, second, third, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+def test_nothing_is_kept_that_no_step_reads(store):
+    model = tiny_models.pre_activation()
+    walk = walk_of(model, store)
+    for arrays in batches_of(model):
+        walk.feed(arrays)
+    last = walk.output(len(walk.steps) - 1)
+    walk.pin(last)
+    list(walk.stream(len(walk.steps), last))
+    assert set(store._held) == {("source", last)}
