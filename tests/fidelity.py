@@ -125,8 +125,8 @@ def site_differences(source, swap, x) -> dict[str, float]:
     place.
     """
     sites = _visible_sites(swap)
-    twins = [_twin(swap, site) for site in sites]
-    return _differences(source, swap.model, sites, twins, x)
+    pairs = [_twin(swap, site) for site in sites]
+    return _differences(source, swap.model, sites, pairs, x)
 
 
 def own_rounding(source, swap, x) -> dict[str, float]:
@@ -199,12 +199,12 @@ def _twin(swap, site) -> keras.Layer:
         return layer_at(swap.model, path)
 
 
-def _differences(source, other, sites, twins, x, policy=None) -> dict[str, float]:
+def _differences(source, other, sites, pairs, x, policy=None) -> dict[str, float]:
     norms = [layer_at(source, _layer_path(site)) for site in sites]
     expected, outputs = _watched_run(source, norms, source, x)
     with computing_in(policy, other):
-        received, answers = _watched_run(other, twins, source, x)
-    return _compared(sites, norms, twins, (expected, outputs), (received, answers))
+        received, answers = _watched_run(other, pairs, source, x)
+    return _compared(sites, norms, pairs, (expected, outputs), (received, answers))
 
 
 def _watched_run(model, layers_to_watch, declared, x):
@@ -214,12 +214,12 @@ def _watched_run(model, layers_to_watch, declared, x):
     return seen, [to_float64(output) for output in outputs]
 
 
-def _compared(sites, norms, twins, of_source, of_other) -> dict[str, float]:
+def _compared(sites, norms, pairs, of_source, of_other) -> dict[str, float]:
     (expected, outputs), (received, answers) = of_source, of_other
     differences = {}
     for number, site in enumerate(sites):
         together = {
-            id(twin) for norm, twin in zip(norms, twins, strict=True) if norm is norms[number]
+            id(twin) for norm, twin in zip(norms, pairs, strict=True) if norm is norms[number]
         }
         a, b = expected[id(norms[number])], [y for twin in together for y in received[twin]]
         assert a, f"{site.name} was never called"

@@ -201,8 +201,8 @@ def across(growth: Growth, x):
         y = _between(growth, y, first and _rank(y) > 2)(y)
     axis = 1 if first else _rank(y) - 1
     # another axis of that size, which a layer in front may be mistaken for the channels of
-    twins = [k for k in range(1, _rank(y)) if y.shape[k] == y.shape[axis]]
-    layer = _norm(growth, growth.of([axis, *twins]))
+    pairs = [k for k in range(1, _rank(y)) if y.shape[k] == y.shape[axis]]
+    layer = _norm(growth, growth.of([axis, *pairs]))
     sign = growth.of([None, "positive", "negative"])
     growth.forced.append((layer, sign, growth.draw(st.booleans())))
     return layer(y)
@@ -241,10 +241,10 @@ def pointwise(growth: Growth, x):
 
 
 def merge(growth: Growth, x):
-    twins = [t for t in growth.tensors if t.shape == x.shape]
+    pairs = [t for t in growth.tensors if t.shape == x.shape]
     wide = [t for t in growth.tensors if _rank(t) == _rank(x) and t.shape[:-1] == x.shape[:-1]]
     if growth.draw(st.booleans()):
-        return layers.Add()([x, growth.of(twins)])
+        return layers.Add()([x, growth.of(pairs)])
     return layers.Concatenate()([x, growth.of(wide)])
 
 

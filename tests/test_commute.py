@@ -43,7 +43,7 @@ def site_of(model):
 
 @pytest.mark.parametrize(("kind", "rank"), KINDS)
 def test_with_gamma_of_both_signs(kind, rank):
-    site = site_of(randomized(tiny_models.crossing(kind, rank)))
+    site = site_of(randomized(tiny_models.commuting(kind, rank)))
     if "max" in kind:
         assert "some gamma is negative" in site.reason
     elif "padding" in kind:
@@ -57,7 +57,7 @@ def test_with_gamma_of_both_signs(kind, rank):
 @pytest.mark.parametrize(("kind", "rank"), KINDS)
 @pytest.mark.parametrize("sign", [1, -1])
 def test_with_gamma_of_one_sign_and_no_shift(kind, rank, sign):
-    site = site_of(randomized(tiny_models.crossing(kind, rank), sign=sign, shift=False))
+    site = site_of(randomized(tiny_models.commuting(kind, rank), sign=sign, shift=False))
     stays = ("max" in kind and sign < 0) or "bicubic" in kind
     assert site.partner == (None if stays else "linear"), site.reason
 
@@ -73,7 +73,7 @@ def test_channels_first(kind, rank):
     ("kind", "rank"), [("average pooling", 4), ("cropping", 3), ("upsampling", 4)]
 )
 def test_another_axis_than_the_channels(kind, rank):
-    site = site_of(randomized(tiny_models.crossing(kind, rank, axis=1)))
+    site = site_of(randomized(tiny_models.commuting(kind, rank, axis=1)))
     assert "mixes entries along axis 1" in site.reason
 
 

@@ -43,6 +43,6 @@ def test_random_inputs_are_made_where_none_are_given():
 
 
 def test_sites_inside_a_wrapper_are_compared():
-    source = tiny_models.hidden()
+    source = tiny_models.opaque()
     swap = kerasnorm.swap_norms(source, "weight")
     assert set(swap.compare()) == {"per_step/inner", "bn", "output 0"}

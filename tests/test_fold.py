@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, SwapError, WeightNorm
-from kerasnorm.swap.fold import bake
+from kerasnorm.swap.fold import fold_weight_norms
 
 
 def test_the_folded_file_loads_without_kerasnorm(tmp_path):
@@ -132,14 +132,14 @@ def test_a_moving_mean_goes_into_the_bias(layer):
     mean = model.layers[-1].moving_mean
     mean.assign(np.random.default_rng(2).normal(size=mean.shape))
     x = np.random.default_rng(1).normal(size=(3, 4)).astype("float32")
-    for folded in (kerasnorm.fold_norms(model), bake(model)):
+    for folded in (kerasnorm.fold_norms(model), fold_weight_norms(model)):
         assert type(folded.layers[-1]).__module__.startswith("keras")
         np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-6)
 
 
 def test_the_mean_of_each_sample_stays():
     model = wrapped(WeightNorm(layers.Dense(3), mean_only="layer", name="normed"), (4,))
-    assert bake(model) is model
+    assert fold_weight_norms(model) is model
     with pytest.raises(SwapError, match=r"'normed' \(its mean has no place in a bias"):
         kerasnorm.fold_norms(model)
 
@@ -159,10 +159,10 @@ def test_bake_leaves_affine_and_brings_it_back():
     model = wrapped(WeightNorm(Affine(axis=1, name="affine")), (4, 5))
     x = np.random.default_rng(1).normal(size=(3, 4, 5)).astype("float32")
     for source in (model, kerasnorm.fold_norms(model)):
-        baked = bake(source)
-        assert isinstance(baked.layers[-1], Affine)
-        np.testing.assert_allclose(baked(x), model(x), rtol=1e-6, atol=1e-6)
+        folded = fold_weight_norms(source)
+        assert isinstance(folded.layers[-1], Affine)
+        np.testing.assert_allclose(folded(x), model(x), rtol=1e-6, atol=1e-6)
     plain = tiny_models.no_bn()
-    assert bake(plain) is plain
+    assert fold_weight_norms(plain) is plain
     einsum = wrapped(layers.EinsumDense("ab,bc->ac", 3), (4,))
-    assert bake(einsum) is einsum
+    assert fold_weight_norms(einsum) is einsum

@@ -9,7 +9,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, WeightNorm
-from kerasnorm.swap.fold import bake
+from kerasnorm.swap.fold import fold_weight_norms
 
 
 def model_of(build, *shape, dtype=None):
@@ -219,4 +219,4 @@ def test_names_of_outputs_are_kept():
 
 def test_baked_models_are_left_as_they_were():
     model = model_of(behind(layers.Dense(3)), 4)
-    assert bake(model) is model
+    assert fold_weight_norms(model) is model

@@ -86,9 +86,9 @@ def check(drawn: Drawn) -> Swap | None:
     assert kernels(swap.model) == kernels(model), "a shared layer stays one"
     names = [site.name for site in swap.report.sites]
     assert len(names) == len(set(names))
-    hidden = [site for site in swap.report.sites if site.rule == "graph"]
+    opaque = [site for site in swap.report.sites if site.rule == "graph"]
     sites = sites_of(model)
-    assert len(names) - len(hidden) == len(sites)
+    assert len(names) - len(opaque) == len(sites)
     live = {site.name for site in sites if site.call.kwargs.get("training")}
     assert live <= {site.name for site in swap.report.refused}
     left = {layer.name for layer in all_layers(swap.model) if match.is_batch_norm(layer)}

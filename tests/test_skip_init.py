@@ -9,7 +9,7 @@ import numpy as np
 from keras import layers
 
 import kerasnorm
-from kerasnorm.clone.skip_init import blank_kernels
+from kerasnorm.clone.skip_init import skipped_initializers
 from kerasnorm.layers import WeightNorm
 from kerasnorm.layers.weight_norm import gains_set_later
 
@@ -19,9 +19,9 @@ def test_initializers_come_back():
     wrapped = WeightNorm(layers.SeparableConv2D(4, 3, pointwise_initializer="ones"))
     convolution = wrapped.layer
     before = dense.get_config(), convolution.get_config()
-    with blank_kernels() as blank:
+    with skipped_initializers() as skip_init:
         for layer, shape in ((dense, (None, 2)), (wrapped, (None, 8, 8, 2))):
-            blank(layer)
+            skip_init(layer)
             layer.build(shape)
     assert (dense.get_config(), convolution.get_config()) == before
     assert all(not np.any(w) for w in (*dense.get_weights(), *wrapped.get_weights()))
@@ -29,8 +29,8 @@ def test_initializers_come_back():
 
 def test_initializers_come_back_after_an_error():
     dense = layers.Dense(3, kernel_initializer="he_normal")
-    with contextlib.suppress(RuntimeError), blank_kernels() as blank:
-        blank(dense)
+    with contextlib.suppress(RuntimeError), skipped_initializers() as skip_init:
+        skip_init(dense)
         raise RuntimeError
     assert isinstance(dense.kernel_initializer, keras.initializers.HeNormal)
 

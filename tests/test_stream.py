@@ -16,8 +16,8 @@ MODELS = ("pre_activation", "nested", "structured", "shared_bn", "masked", "sequ
 
 
 def walk_of(model, store):
-    trees = graphs_of(model)
-    return Walk(trees.root, trees.graphs, store, "source")
+    model_graphs = graphs_of(model)
+    return Walk(model_graphs.root, model_graphs.graphs, store, "source")
 
 
 @pytest.fixture

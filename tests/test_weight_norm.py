@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, KerasNormError, WeightNorm, data_init
-from kerasnorm.layers.functional_call import call_with
+from kerasnorm.layers.functional_call import functional_call
 
 
 def normal(*shape, seed=0):
@@ -198,7 +198,7 @@ def test_values_for_what_is_no_variable_are_refused():
     dense.enable_lora(2)
     assert dense.kernel is not kernel
     with pytest.raises(ValueError, match=r"1 of them for something.*fold_norms"):
-        call_with(dense, {id(dense.kernel): np.ones((4, 3))}, normal(2, 4))
+        functional_call(dense, {id(dense.kernel): np.ones((4, 3))}, normal(2, 4))
 
 
 @pytest.mark.parametrize("policy", ["float16", "bfloat16"])

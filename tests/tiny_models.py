@@ -200,7 +200,7 @@ def training_fixed():
     return keras.Model(inputs, x, name="training_fixed")
 
 
-def hidden():
+def opaque():
     inputs = keras.Input((6, 5))
     x = layers.TimeDistributed(BN(name="inner"), name="per_step")(inputs)
     return keras.Model(inputs, BN(name="bn")(layers.Dense(3, name="head")(x)), name="hidden")
@@ -317,7 +317,7 @@ CROSSED = {
 _SPACE = {2: (), 3: (9,), 4: (6, 9), 5: (5, 7, 6)}
 
 
-def crossing(kind: str, rank: int, axis: int = -1):
+def commuting(kind: str, rank: int, axis: int = -1):
     """A linear layer, the layer between of the table, and a BatchNorm."""
     between, _ = CROSSED[kind]
     conv = layers.Dense if rank == 2 else getattr(layers, f"Conv{rank - 2}D")

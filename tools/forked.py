@@ -42,7 +42,7 @@ class Run:
 
 def run_forked(work: Callable[[], int], temporary: Path, limits: Limits) -> Run:
     """Run a function in a fork of this process, and end it where it goes beyond the limits."""
-    _insist_on_unused_tensorflow()
+    _check_unused_tensorflow()
     out, err = temporary / "stdout", temporary / "stderr"
     sys.stdout.flush()
     sys.stderr.flush()
@@ -99,7 +99,7 @@ def _child(work: Callable[[], int], out: Path, err: Path, temporary: Path) -> No
         os._exit(code)
 
 
-def _insist_on_unused_tensorflow() -> None:
+def _check_unused_tensorflow() -> None:
     """A fork of a process in which TensorFlow has started its threads hangs sooner or later."""
     from tensorflow.python.eager import context
 

@@ -102,7 +102,7 @@ class ActivationDrift(keras.callbacks.Callback):
         if every < 1:
             raise KerasNormError(f"`every` must be at least 1. Received: every={every}.")
         self.data = tree.map_structure(np.asarray, data)
-        _insist_on_samples(tree.flatten(self.data))
+        _check_samples(tree.flatten(self.data))
         self.layers = layers
         self.every = every
         self.training = training
@@ -150,7 +150,7 @@ class ActivationDrift(keras.callbacks.Callback):
 
     def drift(self) -> dict[str, float]:
         """How far each layer's inputs were from where they began; the formula is above."""
-        self._insist_on_records()
+        self._check_records()
         return {
             name: float(np.sqrt((_moved(means, self.stds[name]) ** 2).mean(-1)).mean())
             / (_spread(self.stds[name]) or 1.0)
@@ -162,7 +162,7 @@ class ActivationDrift(keras.callbacks.Callback):
 
         It is the channel that moved farther than half of the others.
         """
-        self._insist_on_records()
+        self._check_records()
         moved = (_moved(self.means[layer], self.stds[layer]) ** 2).mean(0)
         typical = int(np.argsort(moved)[(len(moved) - 1) // 2])
         bands = np.stack([values[:, typical] for values in self.percentiles[layer]], axis=1)
@@ -175,7 +175,7 @@ class ActivationDrift(keras.callbacks.Callback):
             KerasNormError: If nothing was recorded, matplotlib is not installed, or the file
                 cannot be written.
         """
-        self._insist_on_records()
+        self._check_records()
         drifts = self.drift()
         unknown = sorted(set(layers or ()) - set(drifts))
         if unknown:
@@ -213,7 +213,7 @@ class ActivationDrift(keras.callbacks.Callback):
         if self._log is not None:
             self._log.flush()
 
-    def _insist_on_records(self) -> None:
+    def _check_records(self) -> None:
         if len(self.steps) < 2:
             raise KerasNormError(
                 f"There must be two records at least. Received {len(self.steps)}.",
@@ -232,7 +232,7 @@ def _spread(stds: Any) -> float:
     return float(np.sqrt(np.square(stds).mean()))
 
 
-def _insist_on_samples(arrays: list[np.ndarray]) -> None:
+def _check_samples(arrays: list[np.ndarray]) -> None:
     sizes = sorted({len(a) if a.ndim else 0 for a in arrays})
     if len(sizes) != 1 or sizes[0] < 2:
         raise KerasNormError(

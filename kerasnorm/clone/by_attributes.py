@@ -2,7 +2,7 @@
 
 Keras makes a config of a constructor's arguments where those are plain data. For subclasses of
 `keras.Model` it records the defaults in their place (Keras 3.15), so that such a config makes
-another model. A replica has what its source has: layers and variables are copied, lists, tuples
+another model. Such a clone has what its source has: layers and variables are copied, lists, tuples
 and dicts too, and anything else is the same object.
 """
 
@@ -21,10 +21,12 @@ from kerasnorm import keras_private
 def tells_no_config(layer: keras.Layer) -> bool:
     """Whether a layer's class has no config of its own, and Keras has none for it."""
     recorded = keras_private.has_recorded_config(layer) and not isinstance(layer, keras.Model)
-    return can_be_replicated(layer) and keras_private.has_default_config(layer) and not recorded
+    return (
+        can_clone_by_attributes(layer) and keras_private.has_default_config(layer) and not recorded
+    )
 
 
-def can_be_replicated(layer: keras.Layer) -> bool:
+def can_clone_by_attributes(layer: keras.Layer) -> bool:
     """Whether nothing of Keras but `Layer` or `Model` is in a layer's class."""
     classes = (cls for cls in type(layer).__mro__ if cls.__module__.split(".")[0] == "keras")
     return type(layer) not in (keras.Layer, keras.Model) and next(classes) in (
@@ -33,7 +35,7 @@ def can_be_replicated(layer: keras.Layer) -> bool:
     )
 
 
-def replica(
+def clone_by_attributes(
     source: keras.Layer,
     copy_layer: Callable[[keras.Layer], keras.Layer],
     memo: dict[int, Any] | None = None,
@@ -41,7 +43,7 @@ def replica(
     """A new layer with the attributes of another, built as far as that is.
 
     Args:
-        source: The layer (see `can_be_replicated`).
+        source: The layer (see `can_clone_by_attributes`).
         copy_layer: Copies a layer inside it.
         memo: The copies of layers so far, by `id`: what is shared inside stays shared.
     """
@@ -51,8 +53,8 @@ def replica(
 
     def inner_copy(layer: keras.Layer) -> keras.Layer:
         if id(layer) not in memo:
-            if can_be_replicated(layer):
-                replica(layer, copy_layer, memo)
+            if can_clone_by_attributes(layer):
+                clone_by_attributes(layer, copy_layer, memo)
             elif keras_private.has_graph(layer) and keras_private.is_plain(layer):
                 memo[id(layer)] = copy_model(layer, inner_copy)
             else:
@@ -82,7 +84,7 @@ def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Lay
 
 
 def _built_copy(layer: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]):
-    """A copy that is built where its source is: a call of the replica may not come to it."""
+    """A copy that is built where its source is: a call of the clone may not come to it."""
     copy = copy_layer(layer)
     shapes = layer.get_build_config() if layer.built and not copy.built else None
     if shapes:

@@ -12,12 +12,17 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
-from kerasnorm.clone.by_attributes import can_be_replicated, copy_model, replica, tells_no_config
+from kerasnorm.clone.by_attributes import (
+    can_clone_by_attributes,
+    clone_by_attributes,
+    copy_model,
+    tells_no_config,
+)
 from kerasnorm.errors import SwapError
 
 
 def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
-    """A new, unbuilt layer from a layer's config; a replica where there is no such config.
+    """A new, unbuilt layer from a layer's config, or attribute by attribute where it has none.
 
     Args:
         layer: The layer to copy.
@@ -27,7 +32,7 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         SwapError: If the layer's class cannot be made from its config.
     """
     if not changes and tells_no_config(layer):
-        return replica(layer, copy_layer)
+        return clone_by_attributes(layer, copy_layer)
     if keras_private.has_graph(layer) and keras_private.is_plain(layer):
         return copy_model(layer, copy_layer)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
@@ -39,8 +44,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
         copy = type(layer).from_config(config)
     except Exception as error:
         # a user's class may fail in any way
-        if not changes and can_be_replicated(layer):
-            return replica(layer, copy_layer)
+        if not changes and can_clone_by_attributes(layer):
+            return clone_by_attributes(layer, copy_layer)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise SwapError(
             f"A layer is copied through its config, and {type(layer).__name__} cannot be made "
@@ -49,8 +54,8 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
     inner, inner_copies = keras_private.sublayers(layer), keras_private.sublayers(copy)
-    if len(inner_copies) > len(inner) and not changes and can_be_replicated(layer):
-        return replica(layer, copy_layer)  # the config made two of one
+    if len(inner_copies) > len(inner) and not changes and can_clone_by_attributes(layer):
+        return clone_by_attributes(layer, copy_layer)  # the config made two of one
     copy.name = config.get("name", layer.name)  # constructors may make another of it
     _carry_functions(layer, copy)
     if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some

@@ -17,13 +17,13 @@ import keras
 from keras import tree
 
 from kerasnorm import keras_private
-from kerasnorm.clone.by_attributes import can_be_replicated, replica
+from kerasnorm.clone.by_attributes import can_clone_by_attributes, clone_by_attributes
 from kerasnorm.clone.by_config import build_alike, carry_attributes, copy_layer, copy_state
-from kerasnorm.clone.skip_init import blank_kernels
+from kerasnorm.clone.skip_init import skipped_initializers
 from kerasnorm.errors import SwapError
 from kerasnorm.graph import graph as graphs
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.trace import trace
 
 
@@ -83,16 +83,16 @@ class Rebuilt:
     tensors: dict[tuple[int, int], Any] = field(default_factory=dict)
     copies: dict[int, Any] = field(default_factory=dict)
 
-    def twin(self, graph: Graph, tensor) -> Any:
+    def counterpart(self, graph: Graph, tensor) -> Any:
         """What the copy of a graph has in the place of a tensor."""
         return self.tensors[id(graph.owner), id(tensor)]
 
 
-def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
+def rebuild(model_graphs: ModelGraphs, edits: Edits) -> Rebuilt:
     """Copy a model, with its weights, flags and compile state, and apply `edits` on the way.
 
     Args:
-        forest: The graphs of the source model.
+        model_graphs: The graphs of the source model.
         edits: What to do with single calls; all others are copied.
 
     Returns:
@@ -103,25 +103,27 @@ def rebuild(forest: Forest, edits: Edits) -> Rebuilt:
         SwapError: If a layer cannot be copied from its config.
     """
     with contextlib.ExitStack() as stack:
-        builder = _Builder(forest, edits, stack.enter_context(blank_kernels()))
+        builder = _Builder(model_graphs, edits, stack.enter_context(skipped_initializers()))
         stack.enter_context(keras_private.trusted_configs())
         stack.enter_context(keras.saving.custom_object_scope(builder.custom_objects()))
-        model = builder.owner(forest.root)
+        model = builder.owner(model_graphs.root)
         builder.carry_state()
     result = Rebuilt(
         model, builder.names, builder.notes, builder.graphs, builder.tensors, builder.copies
     )
-    _carry_compile_state(forest.root.owner, result)
+    _carry_compile_state(model_graphs.root.owner, result)
     return result
 
 
 class _Builder:
     """Makes each layer once, calls them in graph order, then carries the state over."""
 
-    def __init__(self, forest: Forest, edits: Edits, blank: Callable[[keras.Layer], None]):
-        self.forest = forest
+    def __init__(
+        self, model_graphs: ModelGraphs, edits: Edits, skip_init: Callable[[keras.Layer], None]
+    ):
+        self.model_graphs = model_graphs
         self.edits = edits
-        self.blank = blank
+        self.skip_init = skip_init
         self.names: dict[str, str] = {}
         self.notes: list[str] = []
         self.graphs: dict[int, Graph] = {}
@@ -133,7 +135,10 @@ class _Builder:
     def custom_objects(self) -> dict[str, Any]:
         """The user's own classes and functions in use, by the names that configs call them by."""
         found: dict[str, list[Any]] = {}
-        for layer in (self.forest.root.owner, *keras_private.sublayers(self.forest.root.owner)):
+        for layer in (
+            self.model_graphs.root.owner,
+            *keras_private.sublayers(self.model_graphs.root.owner),
+        ):
             objects: list[Any] = [type(layer)]
             for value in vars(layer).values():
                 objects += [value if inspect.isfunction(value) else type(value)]
@@ -239,9 +244,9 @@ class _Builder:
         try:
             copy = _equal_copy(graph, copy_layer(source))
         except SwapError:
-            if not can_be_replicated(source):
+            if not can_clone_by_attributes(source):
                 raise
-            copy = _equal_copy(graph, replica(source, copy_layer))
+            copy = _equal_copy(graph, clone_by_attributes(source, copy_layer))
         inner = dict(
             zip(
                 map(id, keras_private.sublayers(source)), keras_private.sublayers(copy), strict=True
@@ -259,7 +264,7 @@ class _Builder:
                 self.copies[id(call.operation)] = old
                 self._name(graph, call.operation, old)
         for layer in [call.operation for call in graph.calls]:
-            if id(layer) in self.forest.holders and id(layer) in self.copies:
+            if id(layer) in self.model_graphs.holders and id(layer) in self.copies:
                 self._share(layer, self.copies[id(layer)])
         gone = [*replaced, source, *keras_private.sublayers(source)]
         with keras_private.unrecorded(gone):
@@ -291,8 +296,8 @@ class _Builder:
         """Whether code has to be given another layer for a call than its own copy."""
         operation = call.operation
         here = sum(other.operation is operation for other in graph.calls)
-        shared = self.forest.calls[id(operation)] > here
-        return call in self.edits or id(operation) in self.forest.graphs or shared
+        shared = self.model_graphs.calls[id(operation)] > here
+        return call in self.edits or id(operation) in self.model_graphs.graphs or shared
 
     def _built(self, graph: Graph, call: Call) -> keras.Layer:
         layer = self._layer(graph, call)
@@ -345,18 +350,18 @@ class _Builder:
     def _made(self, edit: Replace) -> keras.Layer:
         if id(edit) not in self.copies:
             self.copies[id(edit)] = edit.make()
-            self.blank(self.copies[id(edit)])
+            self.skip_init(self.copies[id(edit)])
             self._filled.append((edit, self.copies[id(edit)]))
         return self.copies[id(edit)]
 
     def _copy(self, source):
         if not isinstance(source, keras.Layer):
             return keras_private.copied_operation(source)
-        if id(source) in self.forest.graphs:
-            return self.owner(self.forest.graphs[id(source)])
+        if id(source) in self.model_graphs.graphs:
+            return self.owner(self.model_graphs.graphs[id(source)])
         copy = copy_layer(source)
         self._share(source, copy)
-        self.blank(copy)
+        self.skip_init(copy)
         self._carried.append((source, copy))
         return copy
 
@@ -368,14 +373,17 @@ class _Builder:
         if any(type(source) is not type(own) for source, own in inside):
             return
         for source, own in inside:
-            if self.forest.calls[id(source)] > 1 and id(source) not in self.forest.graphs:
+            if (
+                self.model_graphs.calls[id(source)] > 1
+                and id(source) not in self.model_graphs.graphs
+            ):
                 shared = self.copies.setdefault(id(source), own)
                 if shared is not own:
                     keras_private.replace_sublayer(copy, own, shared)
 
     def _name(self, graph: Graph, source, new) -> None:
         if isinstance(source, keras.Layer):
-            path = self.forest.paths[id(graph.owner)]
+            path = self.model_graphs.paths[id(graph.owner)]
             self.names[path + source.name] = path + (new if isinstance(new, str) else new.name)
 
 

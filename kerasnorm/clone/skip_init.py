@@ -16,7 +16,7 @@ _INITIALIZERS = ("kernel_initializer", "depthwise_initializer", "pointwise_initi
 
 
 @contextlib.contextmanager
-def blank_kernels() -> Iterator[Callable[[keras.Layer], None]]:
+def skipped_initializers() -> Iterator[Callable[[keras.Layer], None]]:
     """Have new layers start from zeros where random numbers and norms would take long.
 
     Gives a function to call on each layer before it is built. In the end the layers have their
@@ -24,7 +24,7 @@ def blank_kernels() -> Iterator[Callable[[keras.Layer], None]]:
     """
     taken: list[tuple[Any, str, Any]] = []
 
-    def blank(layer: keras.Layer) -> None:
+    def skip_init(layer: keras.Layer) -> None:
         linear: Any = layer.layer if isinstance(layer, (WeightNorm, CosineNorm)) else layer
         if not sites.is_plain_linear(linear):
             return
@@ -35,7 +35,7 @@ def blank_kernels() -> Iterator[Callable[[keras.Layer], None]]:
 
     try:
         with gains_set_later():
-            yield blank
+            yield skip_init
     finally:
         for linear, name, initializer in taken:
             setattr(linear, name, initializer)

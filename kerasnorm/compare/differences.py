@@ -22,7 +22,7 @@ from kerasnorm.errors import SwapError
 from kerasnorm.fit.regression import RSquared
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.trace import fed, fed_by
 from kerasnorm.swap.report import Agreement
 
@@ -48,7 +48,7 @@ _MOST_COMPARED, _MOST_IN_ONE = 2**29, 2**27
 
 
 @dataclass(frozen=True)
-class Twin:
+class TensorPair:
     """The output of one call of the source, and what stands in its place.
 
     Attributes:
@@ -72,61 +72,67 @@ class NotComparableError(SwapError):
     """The source itself cannot be run on the inputs."""
 
 
-def differences(forest: Forest, twins: Sequence[Twin], inputs: Any = None) -> dict[str, float]:
+def differences(
+    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], inputs: Any = None
+) -> dict[str, float]:
     """max|Δ| / std of the source's tensor, by name.
 
     Args:
-        forest: The source's graphs.
-        twins: The pairs to compare.
+        model_graphs: The source's graphs.
+        pairs: The pairs to compare.
         inputs: A batch in the structure of the model's inputs; None for seeded random numbers.
 
     Raises:
         NotComparableError: If the source cannot be run.
     """
     if inputs is None:
-        _insist_on_room(forest, twins)
-        arrays = random_inputs(forest.root)
+        _check_room(model_graphs, pairs)
+        arrays = random_inputs(model_graphs.root)
     else:
         arrays = tree.flatten(inputs)
-    return dict(_in_graph(forest, forest.root, twins, arrays))
+    return dict(_in_graph(model_graphs, model_graphs.root, pairs, arrays))
 
 
-def _insist_on_room(forest: Forest, twins: Sequence[Twin]) -> None:
+def _check_room(model_graphs: ModelGraphs, pairs: Sequence[TensorPair]) -> None:
     def size(tensor: Any) -> int:
         return math.prod(_FREE_SIZE if n is None else n for n in tensor.shape[1:])
 
-    calls = [call for graph in forest.graphs.values() for call in graph.calls]
+    calls = [call for graph in model_graphs.graphs.values() for call in graph.calls]
     made = [size(output) for call in calls for output in call.outputs]
-    compared = sum(size(twin.expected) for twin in twins)
+    compared = sum(size(pair.expected) for pair in pairs)
     if max(made, default=0) > _MOST_IN_ONE or compared > _MOST_COMPARED:
         raise NotComparableError(
             f"it would take {4 * max(compared, *made):,} bytes a sample to run it"
         )
 
 
-def fits(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> dict[str, float]:
+def fits(
+    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], arrays: list[np.ndarray]
+) -> dict[str, float]:
     """R² of what the result has against what the source has, by name."""
-    found = {twin.name: RSquared() for twin in twins}
+    found = {pair.name: RSquared() for pair in pairs}
 
-    def add(twin: Twin, expected: np.ndarray, received: np.ndarray) -> float:
-        ends = (np.moveaxis(y, twin.axis, -1) for y in (expected, received))
-        found[twin.name].add(*map(_rows, ends))
-        return found[twin.name].value
+    def add(pair: TensorPair, expected: np.ndarray, received: np.ndarray) -> float:
+        ends = (np.moveaxis(y, pair.axis, -1) for y in (expected, received))
+        found[pair.name].add(*map(_rows, ends))
+        return found[pair.name].value
 
     for part in _parts(arrays):
-        scores = dict(_in_graph(forest, forest.root, twins, part, measure=add))
+        scores = dict(_in_graph(model_graphs, model_graphs.root, pairs, part, measure=add))
     return scores
 
 
-def agreement(forest: Forest, twins: Sequence[Twin], arrays: list[np.ndarray]) -> Agreement:
+def agreement(
+    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], arrays: list[np.ndarray]
+) -> Agreement:
     """How far the outputs of two models agree on some inputs."""
-    root = forest.root
-    ends = [twin for twin in twins if twin.name.startswith("output ") and twin.graph is root]
+    root = model_graphs.root
+    ends = [pair for pair in pairs if pair.name.startswith("output ") and pair.graph is root]
     found, same = [RSquared() for _ in ends], []
-    heads = heads_of(forest)
+    heads = heads_of(model_graphs)
     for part in _parts(arrays):
-        expected = run(root, part, [twin.expected for twin in ends])
-        received = run(ends[0].copy, part, [twin.received for twin in ends])
+        expected = run(root, part, [pair.expected for pair in ends])
+        received = run(ends[0].copy, part, [pair.received for pair in ends])
         for fit, head, a, b in zip(found, heads, expected, received, strict=True):
             fit.add(_rows(a), _rows(b))
             if head.kind != "linear":
@@ -146,7 +152,7 @@ def _parts(arrays: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
 
 
 def insist(
-    forest: Forest, twins: Sequence[Twin], exact: bool = True
+    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], exact: bool = True
 ) -> tuple[dict[str, float], list[str]]:
     """Raise SwapError where the models differ by more than rounding; otherwise how far they do.
 
@@ -155,38 +161,38 @@ def insist(
     notes that are returned beside the differences.
     """
     try:
-        found = differences(forest, twins)
+        found = differences(model_graphs, pairs)
     except NotComparableError as reason:
         return {}, [f"not compared with its source: {reason}"]
     if not exact:
-        _insist_on_finite(forest, found)
+        _check_finite(model_graphs, found)
         return found, []
-    dtypes = {layer.compute_dtype for layer in keras_private.sublayers(forest.root.owner)}
+    dtypes = {layer.compute_dtype for layer in keras_private.sublayers(model_graphs.root.owner)}
     tolerance = max(TOLERANCES.get(dtype, DEFAULT_TOLERANCE) for dtype in (*dtypes, "float32"))
     if max(found.values()) <= tolerance:
         return found, []
     epsilon = max(_EPSILONS.get(dtype, 2.0**-23) for dtype in (*dtypes, "float32"))
     roundings = _ROUNDINGS if epsilon == 2.0**-23 else _ROUNDINGS_OF_16_BITS
-    for moved in _own_movements(forest, twins, epsilon):
+    for moved in _own_movements(model_graphs, pairs, epsilon):
         off = [n for n, d in found.items() if not d <= max(tolerance, roundings * moved[n])]
         if not off:
             return found, []
     raise SwapError(
         f"The rewritten model differs from its source at '{off[0]}' by {found[off[0]]:.2g} "
         f"standard deviations on random inputs; allowed is {tolerance:.0e}.",
-        model=forest.root.owner.name,
+        model=model_graphs.root.owner.name,
         hint="A layer may hold more than its config and variables tell, or the weights amplify "
         "rounding. Leave that site out with `sites=`.",
     )
 
 
-def _insist_on_finite(forest: Forest, found: dict[str, float]) -> None:
+def _check_finite(model_graphs: ModelGraphs, found: dict[str, float]) -> None:
     broken = [name for name, difference in found.items() if not np.isfinite(difference)]
     if broken:
         raise SwapError(
             f"The swapped model must be finite where its source is. Received NaN or infinities at "
             f"'{broken[0]}' on random inputs.",
-            model=forest.root.owner.name,
+            model=model_graphs.root.owner.name,
             hint="Leave that site out with `sites=`.",
         )
 
@@ -220,16 +226,16 @@ def random_inputs(root: Graph) -> list[np.ndarray]:
 
 
 def _in_graph(
-    forest: Forest,
+    model_graphs: ModelGraphs,
     graph: Graph,
-    twins: Sequence[Twin],
+    pairs: Sequence[TensorPair],
     arrays: list[Any],
     nudge: _Nudge | None = None,
-    measure: Callable[[Twin, np.ndarray, np.ndarray], float] | None = None,
+    measure: Callable[[TensorPair, np.ndarray, np.ndarray], float] | None = None,
 ) -> Iterator[tuple[str, float]]:
-    here = [twin for twin in twins if twin.graph.owner is graph.owner]
-    nested = {c.operation: c for c in graph.calls if id(c.operation) in forest.graphs}
-    fed_to = {owner: fed_by(forest.graphs[id(owner)], call) for owner, call in nested.items()}
+    here = [pair for pair in pairs if pair.graph.owner is graph.owner]
+    nested = {c.operation: c for c in graph.calls if id(c.operation) in model_graphs.graphs}
+    fed_to = {owner: fed_by(model_graphs.graphs[id(owner)], call) for owner, call in nested.items()}
     asked = [tensor for tensors in fed_to.values() for tensor in tensors]
     try:
         answers = run(graph, arrays, [*(t.expected for t in here), *asked])
@@ -239,21 +245,21 @@ def _in_graph(
         raise NotComparableError(f"the source fails on random inputs ({said[:100]})") from error
     values = iter(answers[len(here) :])
     for owner, tensors in fed_to.items():
-        inner = forest.graphs[id(owner)]
+        inner = model_graphs.graphs[id(owner)]
         inner_arrays = fed(inner, [next(values) for _ in tensors])
-        yield from _in_graph(forest, inner, twins, inner_arrays, nudge, measure)
+        yield from _in_graph(model_graphs, inner, pairs, inner_arrays, nudge, measure)
     if here:
         state = _nudged(here[0].copy.owner, nudge) if nudge else []
-        received = run(here[0].copy, arrays, [twin.received for twin in here], state)
-        for twin, expected, answer in zip(here, answers, received, strict=False):
+        received = run(here[0].copy, arrays, [pair.received for pair in here], state)
+        for pair, expected, answer in zip(here, answers, received, strict=False):
             yield (
-                twin.name,
-                measure(twin, expected, answer) if measure else spread_difference(expected, answer),
+                pair.name,
+                measure(pair, expected, answer) if measure else spread_difference(expected, answer),
             )
 
 
 def _own_movements(
-    forest: Forest, twins: Sequence[Twin], epsilon: float
+    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], epsilon: float
 ) -> Iterator[dict[str, float]]:
     """How far the source itself moves when all its weights move by one rounding step.
 
@@ -262,11 +268,13 @@ def _own_movements(
     Where weights amplify rounding, as a BatchNorm does behind channels that hardly vary, this is
     what any other way to compute the same may be off by.
     """
-    arrays = random_inputs(forest.root)
-    same = [Twin(t.name, t.graph, t.graph, t.expected, t.expected) for t in twins]
+    arrays = random_inputs(model_graphs.root)
+    same = [TensorPair(t.name, t.graph, t.graph, t.expected, t.expected) for t in pairs]
     moved: dict[str, float] = {}
     for seed in range(3):
-        for name, distance in _in_graph(forest, forest.root, same, arrays, _Nudge(seed, epsilon)):
+        for name, distance in _in_graph(
+            model_graphs, model_graphs.root, same, arrays, _Nudge(seed, epsilon)
+        ):
             moved[name] = max(moved.get(name, 0.0), distance)
         yield moved
 
@@ -290,11 +298,11 @@ def _nudged(owner: keras.Layer, nudge: _Nudge) -> list[tuple[keras.Variable, Any
     return state
 
 
-def output_twins(forest: Forest, copy: Graph) -> list[Twin]:
+def output_pairs(model_graphs: ModelGraphs, copy: Graph) -> list[TensorPair]:
     """The outputs of a model and of its copy, as "output 0", "output 1", …."""
-    root = forest.root
+    root = model_graphs.root
     ends = zip(tree.flatten(root.outputs), tree.flatten(copy.outputs), strict=True)
-    return [Twin(f"output {number}", root, copy, *pair) for number, pair in enumerate(ends)]
+    return [TensorPair(f"output {number}", root, copy, *pair) for number, pair in enumerate(ends)]
 
 
 def _rows(values: np.ndarray) -> np.ndarray:

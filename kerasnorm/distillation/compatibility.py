@@ -9,10 +9,10 @@ from keras import tree
 from kerasnorm.distillation import losses
 from kerasnorm.distillation.losses import Head
 from kerasnorm.errors import SwapError
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 
 
-def common_heads(student: Forest, teacher: Forest) -> list[Head]:
+def common_heads(student: ModelGraphs, teacher: ModelGraphs) -> list[Head]:
     """How to read the outputs of both models.
 
     Raises:

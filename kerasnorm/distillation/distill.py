@@ -28,7 +28,7 @@ from kerasnorm.distillation.training import (
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.fit.fit_model import input_batches
 from kerasnorm.fit.split import from_training
-from kerasnorm.graph.model_graphs import Forest, graphs_of
+from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.progress import progress
 
 # The learning rate rises over one step in twenty.
@@ -124,46 +124,48 @@ def distill(
 
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
     """
-    _insist_on_arguments(epochs, batch_size, fit)
-    _insist_on_tensorflow()
-    forests = graphs_of(student), graphs_of(teacher)
-    heads = common_heads(*forests)
-    inputs = _inputs(forests[0], data, batch_size)
+    _check_arguments(epochs, batch_size, fit)
+    _check_tensorflow()
+    both_graphs = graphs_of(student), graphs_of(teacher)
+    heads = common_heads(*both_graphs)
+    inputs = _inputs(both_graphs[0], data, batch_size)
     with contextlib.ExitStack() as undone:
         undone.enter_context(_kept(teacher))
         undone.enter_context(_kept(student))
-        undone.enter_context(frozen(offsets(forests[0])))
+        undone.enter_context(frozen(offsets(both_graphs[0])))
         with _scope(teacher):
-            reader = Flat(teacher, forests[1], heads)
+            reader = Flat(teacher, both_graphs[1], heads)
             targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
-        _insist_on_finite(teacher, targets)
+        _check_finite(teacher, targets)
         undone.enter_context(_scope(student))
-        compared = _compared(forests, inputs, batch_size)
-        pupil = Flat(student, forests[0], heads, compared)
+        compared = _compared(both_graphs, inputs, batch_size)
+        flat_student = Flat(student, both_graphs[0], heads, compared)
         number = np.arange(len(inputs[0]))
-        judging = from_training(number)
-        judges = Batches(inputs, targets, number[judging], batch_size)
-        lessons = Batches(inputs, targets, number[~judging], batch_size, seed)
-        steps = epochs * (fit.get("steps_per_epoch") or len(lessons))
+        held_out = from_training(number)
+        validation = Batches(inputs, targets, number[held_out], batch_size)
+        training = Batches(inputs, targets, number[~held_out], batch_size, seed)
+        steps = epochs * (fit.get("steps_per_epoch") or len(training))
         compile_with = functools.partial(
-            pupil.compile,
+            flat_student.compile,
             loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
             loss_weights=[1.0 if compared is None else OF_ANSWERS] * len(heads),
             metrics=[[m] if m else [] for m in map(losses.agreement, heads)],
             jit_compile=_jit(jit_compile),
         )
         compile_with()
-        before = pupil.evaluate(judges, verbose=0, return_dict=True)
+        before = flat_student.evaluate(validation, verbose=0, return_dict=True)
         if learning_rate is None:
             learning_rate = _learning_rate(before["loss"], steps)
         compile_with(_optimizer(student, optimizer, learning_rate, steps))
         with strides_taken_before(student):
-            return _fit(pupil, lessons, judges, before, steps, epochs=epochs, **fit)
+            return _fit(flat_student, training, validation, before, steps, epochs=epochs, **fit)
 
 
-def _compared(forests: tuple[Forest, Forest], inputs: list[np.ndarray], batch_size: int):
+def _compared(
+    both_graphs: tuple[ModelGraphs, ModelGraphs], inputs: list[np.ndarray], batch_size: int
+):
     """What to compare besides the answers; None if nothing."""
-    student, teacher = forests
+    student, teacher = both_graphs
     features = common_features(student, teacher)
     if not features:
         return None
@@ -176,10 +178,15 @@ def _compared(forests: tuple[Forest, Forest], inputs: list[np.ndarray], batch_si
 
 
 def _fit(
-    pupil, lessons: Batches, judges: Batches, before: dict[str, float], steps: int, **fit: Any
+    flat_student,
+    training: Batches,
+    validation: Batches,
+    before: dict[str, float],
+    steps: int,
+    **fit: Any,
 ):
     best = Best(before, fit["epochs"])
-    best.set_model(pupil)
+    best.set_model(flat_student)
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     fit = {"verbose": 0, **fit}
@@ -188,7 +195,7 @@ def _fit(
         with bar as advance:
             shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
             fit["callbacks"] = [*given, best, shown]
-            history = pupil.fit(lessons, validation_data=judges, shuffle=False, **fit)
+            history = flat_student.fit(training, validation_data=validation, shuffle=False, **fit)
     except BaseException:
         best.restore(best.first)
         raise
@@ -248,8 +255,8 @@ def _scope(student: keras.Model) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def _inputs(forest: Forest, data: Any, batch_size: int) -> list[np.ndarray]:
-    batches = list(input_batches(forest.root, data, batch_size))
+def _inputs(model_graphs: ModelGraphs, data: Any, batch_size: int) -> list[np.ndarray]:
+    batches = list(input_batches(model_graphs.root, data, batch_size))
     columns = list(zip(*batches, strict=True))
     for column in columns:
         shapes = sorted({array.shape[1:] for array in column})
@@ -257,13 +264,13 @@ def _inputs(forest: Forest, data: Any, batch_size: int) -> list[np.ndarray]:
             raise DataError(
                 "All batches must have samples of the same shape. Received "
                 f"{' and '.join(map(str, shapes[:2]))}.",
-                model=forest.root.owner.name,
+                model=model_graphs.root.owner.name,
                 hint="Pad or resize them.",
             )
     return [np.concatenate(column) for column in columns]
 
 
-def _insist_on_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
+def _check_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
     if not all(np.isfinite(target).all() for target in targets):
         raise SwapError(
             "The teacher's answers must be finite. Received NaN or infinities.",
@@ -272,7 +279,7 @@ def _insist_on_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
         )
 
 
-def _insist_on_tensorflow() -> None:
+def _check_tensorflow() -> None:
     if keras.backend.backend() != "tensorflow":
         raise KerasNormError(
             "`distill` needs Keras on the TensorFlow backend. "
@@ -281,7 +288,7 @@ def _insist_on_tensorflow() -> None:
         )
 
 
-def _insist_on_arguments(epochs: int, batch_size: int, fit: dict[str, Any]) -> None:
+def _check_arguments(epochs: int, batch_size: int, fit: dict[str, Any]) -> None:
     for name, number in (("epochs", epochs), ("batch_size", batch_size)):
         if number < 1:
             raise KerasNormError(f"`{name}` must be at least 1. Received: {name}={number}.")

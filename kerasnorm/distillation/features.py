@@ -19,7 +19,7 @@ import keras
 
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.layers import CosineNorm, WeightNorm
 
 _layers = keras.layers
@@ -43,7 +43,7 @@ class Feature:
     teacher: Any
 
 
-def common_features(student: Forest, teacher: Forest) -> list[Feature]:
+def common_features(student: ModelGraphs, teacher: ModelGraphs) -> list[Feature]:
     """The ends of blocks that both models have, in the teacher's order.
 
     None where a model is made by code, whose tensors cannot be asked for.

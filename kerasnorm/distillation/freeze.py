@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kerasnorm.graph import commute, sites
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
 
 _LAYER_NORMS = (LayerNorm, keras.layers.LayerNormalization)
@@ -34,19 +34,19 @@ def others(model: keras.Model, layers: Iterable[keras.Layer]) -> list[Any]:
     return [variable for variable in model.variables if id(variable) not in trained]
 
 
-def offsets(forest: Forest) -> Iterator[Any]:
+def offsets(model_graphs: ModelGraphs) -> Iterator[Any]:
     """The biases that add up to what a layer norm reads.
 
     A layer norm whose input has a large offset in common to all samples divides by about the same
     for each: it becomes an affine map. Training toward a network with such maps would find that
     way out, and a layer norm in name only would be left.
     """
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         for call in graph.calls:
             if not isinstance(call.operation, _LAYER_NORMS):
                 continue
             before = graph.producer(call.inputs[0])
-            while commute.is_crossable(before):
+            while commute.commutes(before):
                 before = graph.producer(before.inputs[0])
             layer: Any = before.operation
             if isinstance(layer, (WeightNorm, CosineNorm)):

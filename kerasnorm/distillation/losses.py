@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops, tree
 
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.math.running_moments import RunningMoments
 
 # Below these, probabilities in float32 are rounding: p itself, and 1 − p.
@@ -50,19 +50,19 @@ class Head:
         return ops.argmax(logits, self.axis) if self.kind == "softmax" else logits > 0
 
 
-def heads_of(forest: Forest) -> list[Head]:
+def heads_of(model_graphs: ModelGraphs) -> list[Head]:
     """How to read each output of a model, flat."""
-    outputs = tree.flatten(forest.root.outputs)
-    return [_head(forest, forest.root, tensor) for tensor in outputs]
+    outputs = tree.flatten(model_graphs.root.outputs)
+    return [_head(model_graphs, model_graphs.root, tensor) for tensor in outputs]
 
 
-def _head(forest: Forest, graph: Graph, tensor: Any) -> Head:
+def _head(model_graphs: ModelGraphs, graph: Graph, tensor: Any) -> Head:
     call = graph.producer(tensor)
     operation = call.operation
-    inner = forest.graphs.get(id(operation))
+    inner = model_graphs.graphs.get(id(operation))
     if inner is not None:
         number = [id(t) for t in call.outputs].index(id(tensor))
-        return _head(forest, inner, tree.flatten(inner.outputs)[number])
+        return _head(model_graphs, inner, tree.flatten(inner.outputs)[number])
     if not _is_keras(operation):  # what a user's class computes is its own affair
         return Head("linear")
     if type(operation).__name__ == "Softmax":  # the layer, or the operation of keras.ops
@@ -74,7 +74,7 @@ def _head(forest: Forest, graph: Graph, tensor: Any) -> Head:
         activation is keras.activations.linear
     )
     if (passes or isinstance(operation, _PASSING)) and call.inputs:
-        return _head(forest, graph, call.inputs[0])
+        return _head(model_graphs, graph, call.inputs[0])
     return Head(_ACTIVATIONS.get(activation, "linear"))  # type: ignore[arg-type]
 
 

@@ -19,7 +19,7 @@ from kerasnorm.distillation.freeze import frozen, others
 from kerasnorm.fit.split import FROM_TRAINING, LEAST, same_shapes
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.layers import kernels
 
 _EPOCHS, _BATCH = 20, 32
@@ -38,7 +38,7 @@ class Reconstruction:
         memory_budget: Bytes, a quarter of which may hold samples to train on.
     """
 
-    def __init__(self, source: Forest, memory_budget: int):
+    def __init__(self, source: ModelGraphs, memory_budget: int):
         self._source = source
         self._room = memory_budget // 4
         self._kept: list[list[np.ndarray]] = []
@@ -86,7 +86,7 @@ class Reconstruction:
         return history.after != history.before
 
 
-def multiplications(forest: Forest, arrays: list[np.ndarray]) -> float:
+def multiplications(model_graphs: ModelGraphs, arrays: list[np.ndarray]) -> float:
     """How many multiplications a model takes for one sample of a batch, about.
 
     Its linear layers' own; what other layers hold is taken to be used at each of their places.
@@ -94,10 +94,10 @@ def multiplications(forest: Forest, arrays: list[np.ndarray]) -> float:
     """
     free = max((size for array in arrays for size in array.shape[1:]), default=1)
     total = 0.0
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         for call in graph.calls:
             layer: Any = call.operation
-            opened = id(layer) in forest.graphs or not isinstance(layer, keras.Layer)
+            opened = id(layer) in model_graphs.graphs or not isinstance(layer, keras.Layer)
             if not opened and layer.built:
                 total += _uses(call, free) * _weights(layer)
     return total

@@ -14,7 +14,7 @@ from kerasnorm import keras_private
 from kerasnorm.distillation.features import Feature
 from kerasnorm.distillation.losses import Head
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.layers import masks
 from kerasnorm.math import normalize
 from kerasnorm.math.running_moments import RunningMoments
@@ -32,16 +32,18 @@ class Flat(keras.Model):
 
     Args:
         model: The model.
-        forest: Its graphs.
+        model_graphs: Its graphs.
         heads: How to read its outputs.
         compared: What to compare with a teacher besides (`compared_at`); None for nothing.
     """
 
-    def __init__(self, model: keras.Model, forest: Forest, heads: list[Head], compared=None):
+    def __init__(
+        self, model: keras.Model, model_graphs: ModelGraphs, heads: list[Head], compared=None
+    ):
         super().__init__(name=model.name)
         self.autocast = False  # of the inputs, which the model itself casts
         self.inner = model
-        self._pack = packing(forest)
+        self._pack = packing(model_graphs)
         self._readers = [head.logits for head in heads]
         self._compared = compared
         self._errors: list[Any] = []
@@ -116,9 +118,9 @@ def _mean_square(received: Any, expected: Any) -> Any:
     return ops.reshape(mean, ())
 
 
-def packing(forest: Forest) -> Callable[[list], tuple[tuple, dict]]:
+def packing(model_graphs: ModelGraphs) -> Callable[[list], tuple[tuple, dict]]:
     """From flat inputs to what a model is called on."""
-    root = forest.root
+    root = model_graphs.root
     if root.arguments is None:
         return lambda flat: ((tree.pack_sequence_as(root.inputs, flat),), {})
     numbers = {id(t): n for n, t in enumerate(root.inputs)}

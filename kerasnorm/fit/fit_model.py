@@ -24,7 +24,7 @@ from kerasnorm.fit.im2col import has_rows
 from kerasnorm.graph import sites
 from kerasnorm.graph.activation_store import Store
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.stream import Key, Walk
 from kerasnorm.layers import CosineNorm
 from kerasnorm.progress import progress
@@ -75,7 +75,7 @@ class Fitted:
 
 
 def calibrate(
-    forest: Forest,
+    model_graphs: ModelGraphs,
     rebuilt: Rebuilt,
     wanted: list[Wanted],
     batches: Iterable[list[np.ndarray]],
@@ -87,7 +87,7 @@ def calibrate(
     """Fit the layers of a swapped model in graph order, linear layers in between included.
 
     Args:
-        forest: The source's graphs.
+        model_graphs: The source's graphs.
         rebuilt: The swapped model; its layers are set in place.
         wanted: What stands for the swapped sites.
         batches: The data: inputs of the model, flat, batch by batch.
@@ -97,12 +97,12 @@ def calibrate(
     """
     store = Store(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
-    root: Any = rebuilt.graphs[id(forest.root.owner)]
-    source = Walk(forest.root, forest.graphs, store, "source")
+    root: Any = rebuilt.graphs[id(model_graphs.root.owner)]
+    source = Walk(model_graphs.root, model_graphs.graphs, store, "source")
     swapped = Walk(root, copies, store, "swapped")
     found = (_Todo.of(item, source, swapped, damping) for item in wanted)
     todo = [item for item in found if item is not None]
-    todo += _in_between(forest, rebuilt, wanted, source, swapped)
+    todo += _in_between(model_graphs, rebuilt, wanted, source, swapped)
     for pending in todo:
         source.pin(pending.target)
     scores: dict[str, float] = {}
@@ -178,7 +178,7 @@ def _fit_of(item: Wanted, damping: float) -> Callable[[fit_layer.Stream, Samplin
 
 
 def _in_between(
-    forest: Forest, rebuilt: Rebuilt, wanted: list[Wanted], source: Walk, swapped: Walk
+    model_graphs: ModelGraphs, rebuilt: Rebuilt, wanted: list[Wanted], source: Walk, swapped: Walk
 ) -> list[_Todo]:
     """The linear layers behind the first swapped site that stand for no site themselves."""
     fitted = {id(layer) for item in wanted for layer in (item.layer, item.plain)}
@@ -188,7 +188,7 @@ def _in_between(
     for at, linear_step in enumerate(source.steps):
         original: Any = linear_step.call.operation
         copy = rebuilt.copies.get(id(original))
-        linear = sites.is_plain_linear(original) and forest.calls[id(original)] == 1
+        linear = sites.is_plain_linear(original) and model_graphs.calls[id(original)] == 1
         if copy is None or not linear or id(copy) in fitted or type(copy) is not type(original):
             continue
         where = swapped.first_call_of(copy)
@@ -218,7 +218,7 @@ def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.n
                 "batches, (inputs, labels), only the first counts.",
             )
         for array, tensor in zip(arrays, inputs, strict=True):
-            _insist_on_fitting(array, tensor, root)
+            _check_fitting(array, tensor, root)
         count += len(arrays[0])
         yield [
             a.astype(keras.backend.standardize_dtype(t.dtype), copy=False)
@@ -232,7 +232,7 @@ def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.n
         )
 
 
-def _insist_on_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
+def _check_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
     fits_shape = len(array.shape) == len(tensor.shape) and all(
         size in (None, given) for size, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
     )

@@ -40,7 +40,7 @@ _ELEMENTWISE = {_layers.Dropout, _layers.Identity, _layers.Activation}
 _SUM_TO_ONE = ("nearest", "bilinear")
 
 
-def is_crossable(call: Call) -> bool:
+def commutes(call: Call) -> bool:
     """Whether a call is of a kind that some affine map may cross."""
     layer: Any = call.operation
     if type(layer) is _layers.Activation:

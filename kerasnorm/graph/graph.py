@@ -38,7 +38,7 @@ class Call:
 
 
 class Graph:
-    """The live calls of one model, or of one layer whose code was traced, in topological order.
+    """The calls of one model, or of one layer whose code was traced, in topological order.
 
     Models nested in it, and layers with graphs of their own, are single calls here.
 

@@ -20,7 +20,7 @@ Opens = Callable[[keras.Layer], bool]
 
 
 @dataclass
-class Forest:
+class ModelGraphs:
     """The graphs of a model, of every model nested in it, and of layers whose code was traced.
 
     Attributes:
@@ -29,9 +29,9 @@ class Forest:
         paths: The path of each owner in front of its layers' names: "" or "backbone/".
         calls: How many calls of each operation there are, by `id`, in all graphs together; that
             a layer whose own calls are not seen holds another is one more call of the other.
-        live: The `id` of each owner that some call, or some call of a model around it, runs with
-            `training=True`.
-        closed: Why a layer that was to be opened could not be traced, by `id`.
+        called_in_training: The `id` of each owner that some call, or some call of a model around
+            it, runs with `training=True`.
+        opaque: Why a layer that was to be opened could not be traced, by `id`.
         holders: The `id` of each layer whose own calls are not seen.
     """
 
@@ -39,8 +39,8 @@ class Forest:
     graphs: dict[int, Graph] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     calls: Counter = field(default_factory=Counter)
-    live: set[int] = field(default_factory=set)
-    closed: dict[int, str] = field(default_factory=dict)
+    called_in_training: set[int] = field(default_factory=set)
+    opaque: dict[int, str] = field(default_factory=dict)
     holders: set[int] = field(default_factory=set)
 
     def path(self, graph: Graph, layer: Any) -> str:
@@ -48,7 +48,7 @@ class Forest:
         return self.paths[id(graph.owner)] + layer.name
 
 
-def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
+def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> ModelGraphs:
     """Collect the graphs of a model and of what is nested in it, each once.
 
     Args:
@@ -64,27 +64,27 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> Forest:
             hint="Load a file first: kerasnorm.load_model(path).",
         )
     root = graphs.graph_of(model) if keras_private.has_graph(model) else _traced_model(model)
-    closed: dict[int, str] = {}
+    opaque: dict[int, str] = {}
     while True:
-        found = Forest(root, closed=dict(closed))
+        found = ModelGraphs(root, opaque=dict(opaque))
         _visit(found, root, "", opens)
         odd = _called_in_several_ways(found)
         if not odd:
             break
-        closed.update(dict.fromkeys(odd, "it is called in several ways"))
+        opaque.update(dict.fromkeys(odd, "it is called in several ways"))
     for graph in found.graphs.values():
         for call in graph.calls:
             if id(call.operation) in found.graphs and call.kwargs.get("training"):
-                _enliven(found, call.operation)
+                _mark_called_in_training(found, call.operation)
     return found
 
 
-def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
+def _visit(found: ModelGraphs, graph: Graph, path: str, opens: Opens) -> None:
     found.paths[id(graph.owner)] = path
     for call in graph.calls:
         operation = call.operation
         found.calls[id(operation)] += 1
-        if id(operation) in found.paths or id(operation) in found.closed:
+        if id(operation) in found.paths or id(operation) in found.opaque:
             continue
         inner = _inner_graph(found, call, opens)
         if inner is not None:
@@ -95,7 +95,7 @@ def _visit(found: Forest, graph: Graph, path: str, opens: Opens) -> None:
     found.graphs[id(graph.owner)] = graph
 
 
-def _inner_graph(found: Forest, call: Call, opens: Opens) -> Graph | None:
+def _inner_graph(found: ModelGraphs, call: Call, opens: Opens) -> Graph | None:
     layer = call.operation
     if keras_private.has_graph(layer):
         return graphs.graph_of(layer)
@@ -104,24 +104,26 @@ def _inner_graph(found: Forest, call: Call, opens: Opens) -> Graph | None:
     try:
         return trace(layer, call.args, call.kwargs)
     except TraceError as error:
-        found.closed[id(layer)] = str(error)
+        found.opaque[id(layer)] = str(error)
         return None
 
 
-def _called_in_several_ways(found: Forest) -> list[int]:
+def _called_in_several_ways(found: ModelGraphs) -> list[int]:
     """The `id` of each traced layer whose code does not call the same layers in each of its calls.
 
     Its graph is that of one call only.
     """
-    manners: dict[int, dict[str, Call]] = {}
+    signatures: dict[int, dict[str, Call]] = {}
     for graph in found.graphs.values():
         for call in graph.calls:
             inner = found.graphs.get(id(call.operation))
             if inner is not None and inner.is_code:
-                manners.setdefault(id(call.operation), {}).setdefault(_manner(call), call)
+                signatures.setdefault(id(call.operation), {}).setdefault(
+                    _call_signature(call), call
+                )
     return [
         owner
-        for owner, calls in manners.items()
+        for owner, calls in signatures.items()
         if len(calls) > 1 and not all(_runs_as(found.graphs[owner], c) for c in calls.values())
     ]
 
@@ -150,7 +152,7 @@ def _form(graph: Graph) -> list[tuple]:
     ]
 
 
-def _manner(call: Call) -> str:
+def _call_signature(call: Call) -> str:
     """How a layer is called, but for which tensors: shapes, dtypes, constants."""
     values = {k: v for k, v in call.kwargs.items() if k != "training"}
     return repr(
@@ -186,8 +188,8 @@ def _traced_model(model: keras.Model) -> Graph:
         ) from error
 
 
-def _enliven(found: Forest, owner) -> None:
-    found.live.add(id(owner))
+def _mark_called_in_training(found: ModelGraphs, owner) -> None:
+    found.called_in_training.add(id(owner))
     for call in found.graphs[id(owner)].calls:
         if id(call.operation) in found.graphs and call.kwargs.get("training") is not False:
-            _enliven(found, call.operation)
+            _mark_called_in_training(found, call.operation)

@@ -13,7 +13,7 @@ import numpy as np
 from kerasnorm import keras_private
 from kerasnorm.graph import commute
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.layers import kernels
 from kerasnorm.layers.batch_norm import BATCH_NORMS
 
@@ -68,7 +68,7 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Hidden:
+class OpaqueBatchNorm:
     """A BatchNorm inside another layer, none of whose calls is seen."""
 
     name: str
@@ -90,7 +90,7 @@ def holds_batch_norm(layer: keras.Layer) -> bool:
     return any(is_batch_norm(inner) for inner in keras_private.sublayers(layer))
 
 
-def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
+def find_sites(model_graphs: ModelGraphs) -> tuple[list[Site], list[OpaqueBatchNorm]]:
     """Every BatchNorm call in the graphs of a model, in graph order, and those not seen."""
     names: Counter[str] = Counter()
 
@@ -99,35 +99,37 @@ def find_sites(forest: Forest) -> tuple[list[Site], list[Hidden]]:
         return name + (f"#{names[name]}" if names[name] > 1 else "")
 
     sites: list[Site] = []
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         for call in graph.calls:
             layer = call.operation
             if is_batch_norm(layer):
                 axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
                 rank = len(call.output.shape)
-                sites.append(Site(unique(forest.path(graph, layer)), call, graph, axis % rank))
+                sites.append(
+                    Site(unique(model_graphs.path(graph, layer)), call, graph, axis % rank)
+                )
     seen = {id(site.layer) for site in sites}
-    hidden: list[Hidden] = []
-    for holder, path, reason in _closed_layers(forest):
+    opaque: list[OpaqueBatchNorm] = []
+    for holder, path, reason in _opaque_layers(model_graphs):
         for inner in keras_private.sublayers(holder):
             if is_batch_norm(inner) and id(inner) not in seen:
                 seen.add(id(inner))
-                hidden.append(Hidden(unique(f"{path}{inner.name}"), reason))
-    return sites, hidden
+                opaque.append(OpaqueBatchNorm(unique(f"{path}{inner.name}"), reason))
+    return sites, opaque
 
 
-def _closed_layers(forest: Forest) -> Iterator[tuple[keras.Layer, str, str]]:
+def _opaque_layers(model_graphs: ModelGraphs) -> Iterator[tuple[keras.Layer, str, str]]:
     """(layer, path in front of its own layers, why no call of a BatchNorm in it is seen)."""
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         for call in graph.calls:
             layer = call.operation
-            if id(layer) not in forest.graphs:
-                why = forest.closed.get(id(layer), "it was not opened")
-                path = f"{forest.path(graph, layer)}/"
+            if id(layer) not in model_graphs.graphs:
+                why = model_graphs.opaque.get(id(layer), "it was not opened")
+                path = f"{model_graphs.path(graph, layer)}/"
                 yield layer, path, f"it is inside '{layer.name}': {why}"
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         if graph.is_code:
-            path = forest.paths[id(graph.owner)]
+            path = model_graphs.paths[id(graph.owner)]
             yield graph.owner, path, f"no call of it is seen in the code of '{graph.owner.name}'"
 
 
@@ -177,14 +179,14 @@ class Partner:
         call: Its call.
         axis: The axis of its output that the BatchNorm's channels run along.
         path: Its path in the model.
-        crossed: The calls in between, which the BatchNorm's affine map may cross.
+        commuted: The calls in between, which the BatchNorm's affine map may cross.
         paths_across: The paths of the layers in between.
     """
 
     call: Call
     axis: int
     path: str
-    crossed: tuple[Call, ...] = ()
+    commuted: tuple[Call, ...] = ()
     paths_across: tuple[str, ...] = ()
 
     @property
@@ -197,7 +199,7 @@ class Partner:
         return len(self.call.output.shape)
 
 
-def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | NoPartner:
+def linear_partner(site: Site, model_graphs: ModelGraphs, found: Statistics) -> Partner | NoPartner:
     """The linear layer in front of a BatchNorm that may take it in, or why there is none.
 
     It must be
@@ -216,15 +218,15 @@ def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | N
     """
     if has_own_mask(site):
         return NoPartner("it is called with a mask of its own")
-    if site.graph.is_code and forest.calls[id(site.layer)] > 1:  # 4
+    if site.graph.is_code and model_graphs.calls[id(site.layer)] > 1:  # 4
         return NoPartner("the code around it calls it more than once")
-    tensor, axis, crossed = site.call.inputs[0], site.axis, []
+    tensor, axis, commuted = site.call.inputs[0], site.axis, []
     while True:
         call = site.graph.producer(tensor)
         layer = call.operation
         if call.is_input:
             return NoPartner("it normalizes an input of the model")
-        between = commute.is_crossable(call)
+        between = commute.commutes(call)
         if not between and not is_plain_linear(layer):  # 1
             return NoPartner(f"{_called(layer)} in front of it is no linear layer")
         if len(site.graph.consumers(tensor)) > 1 or site.graph.is_output(tensor):  # 3
@@ -238,23 +240,23 @@ def linear_partner(site: Site, forest: Forest, found: Statistics) -> Partner | N
             return NoPartner(obstacle)
         axis = commute.axis_before(call, axis)
         tensor = call.inputs[0]
-        crossed.append(call)
-    if crossed and site.layer.activity_regularizer is not None:  # 5
+        commuted.append(call)
+    if commuted and site.layer.activity_regularizer is not None:  # 5
         return NoPartner("its activity regularizer has to stay where it is")
-    across = tuple(forest.path(site.graph, c.operation) for c in crossed)
-    path = forest.path(site.graph, layer)
-    partner = Partner(call, axis, path, tuple(crossed), across)
-    reason = _unfit(partner, site, forest)
+    across = tuple(model_graphs.path(site.graph, c.operation) for c in commuted)
+    path = model_graphs.path(site.graph, layer)
+    partner = Partner(call, axis, path, tuple(commuted), across)
+    reason = _unfit(partner, site, model_graphs)
     return NoPartner(reason) if reason else partner
 
 
-def _unfit(partner: Partner, site: Site, forest: Forest) -> str | None:
+def _unfit(partner: Partner, site: Site, model_graphs: ModelGraphs) -> str | None:
     """Why a layer cannot take in the BatchNorm that follows it."""
     layer, size = partner.layer, site.call.output.shape[site.axis]
     name = _called(layer)
     for holds, reason in (
         (_is_linear_activation(layer), f"{name} in front of it has an activation"),  # 2
-        (forest.calls[id(layer)] == 1, f"{name} is called more than once"),  # 4
+        (model_graphs.calls[id(layer)] == 1, f"{name} is called more than once"),  # 4
         (
             getattr(layer, "activity_regularizer", None) is None,
             f"{name} has an activity regularizer",

@@ -34,7 +34,7 @@ def in_dtype(dtype: str, function: Callable[[Any], Any], anchor):
     return _reader(dtype)(anchor, function=function)
 
 
-def call_with(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
+def functional_call(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):
     """Call a built layer with other values in place of some of its variables, for this call only.
 
     Gradients flow into `values`, the variables themselves stay as they are, and what the call

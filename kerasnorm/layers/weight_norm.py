@@ -13,7 +13,7 @@ from keras import ops
 
 from kerasnorm.layers import kernels
 from kerasnorm.layers import linear_ops as linear
-from kerasnorm.layers.functional_call import call_with, in_dtype
+from kerasnorm.layers.functional_call import functional_call, in_dtype
 from kerasnorm.layers.graphs import out_of_graphs
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_mixin import RecurrentFace
@@ -206,7 +206,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         for name, value in (("training", training), ("mask", mask)):
             if value is not None and name in accepted:
                 kwargs[name] = value
-        return call_with(self.layer, self._weights_by_variable(), inputs, *args, **kwargs)
+        return functional_call(self.layer, self._weights_by_variable(), inputs, *args, **kwargs)
 
     def _call_mean_only(self, inputs, training, mask):
         t = self.pre_activation(inputs)

@@ -32,7 +32,7 @@ class Archive:
         self.file = file
         try:
             with zipfile.ZipFile(file) as archive:
-                self._insist_on_entries(archive)
+                self._check_entries(archive)
                 self.config: dict[str, Any] = self._json(archive, _CONFIG)
                 names = archive.namelist()
                 metadata = self._json(archive, _METADATA) if _METADATA in names else {}
@@ -57,7 +57,7 @@ class Archive:
         with Hdf5(content, f"{self.file} ({_WEIGHTS})") as weights:
             yield weights
 
-    def _insist_on_entries(self, archive: zipfile.ZipFile) -> None:
+    def _check_entries(self, archive: zipfile.ZipFile) -> None:
         packed, names = self.file.stat().st_size, archive.namelist()
         if _CONFIG not in names or _WEIGHTS not in names:
             raise LoadError(

@@ -22,7 +22,7 @@ from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.model_file import Stored
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
-from kerasnorm.loading.safety import insist_on_no_code, insist_on_sizes, is_modest
+from kerasnorm.loading.safety import check_no_code, check_sizes, is_modest
 
 # Of each loaded model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, LoadReport] = weakref.WeakKeyDictionary()
@@ -162,11 +162,11 @@ def doubts_of(model: keras.Model) -> list[str]:
 
 
 def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:
-    insist_on_sizes(stored.config)
+    check_sizes(stored.config)
     if allow_custom_code:
         limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
-        insist_on_no_code(stored.config)
+        check_no_code(stored.config)
         limit = limited_weights(stored.nbytes)
     with limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras's, about the arguments of other versions
@@ -183,7 +183,7 @@ def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Mod
 
 def _native(stored: Stored, log: RepairLog) -> keras.Model:
     try:
-        _insist_on_modest(stored)
+        _check_modest(stored)
         return stored.native(True)
     except Exception as error:
         model = stored.native(False)
@@ -195,13 +195,13 @@ def _compile(model: keras.Model, stored: Stored, log: RepairLog) -> None:
     if not stored.training:
         return
     try:
-        _insist_on_modest(stored)
+        _check_modest(stored)
         compile_as_stored(model, stored.training)
     except Exception as error:
         _left_out(log, error)
 
 
-def _insist_on_modest(stored: Stored) -> None:
+def _check_modest(stored: Stored) -> None:
     if not is_modest(stored.training):
         raise LoadError("a metric that keeps very many numbers")
 

@@ -32,7 +32,7 @@ def open_stored(file: Path, log: RepairLog, *, allow_custom_code: bool) -> Itera
     Raises:
         LoadError: If it is none of those, or damaged.
     """
-    _insist_on_file(file)
+    _check_file(file)
     pair = find_pair(file)
     if pair is not None:
         other = pair.weights if file == pair.config else pair.config
@@ -118,7 +118,7 @@ def _joined(pair: Pair) -> str:
     return f"joined from '{pair.config.name}' and '{pair.weights.name}'"
 
 
-def _insist_on_file(file: Path) -> None:
+def _check_file(file: Path) -> None:
     if not file.exists():
         raise LoadError(f"There is no file '{file}'.")
     if file.is_dir():

@@ -60,7 +60,7 @@ def is_modest(training: Any) -> bool:
     return True
 
 
-def insist_on_no_code(config: Any) -> None:
+def check_no_code(config: Any) -> None:
     """Refuse a configuration that has a class which runs what is kept in the file.
 
     Keras refuses the functions in its safe mode, each class by itself; this is for the whole.
@@ -80,7 +80,7 @@ def insist_on_no_code(config: Any) -> None:
             )
 
 
-def insist_on_sizes(config: Any) -> None:
+def check_sizes(config: Any) -> None:
     """Refuse a configuration with a size that is out of all proportion.
 
     Raises:

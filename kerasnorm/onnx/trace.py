@@ -17,7 +17,7 @@ from kerasnorm.onnx.custom_ops.substitute import short_forms
 from kerasnorm.onnx.error_text import reason
 from kerasnorm.onnx.io_spec import Signature, output_names
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.swap.fold import bake
+from kerasnorm.swap.fold import fold_weight_norms
 
 # In bytes: what is smaller is a constant of the graph in any case, which TensorFlow computes with.
 _LARGE_WEIGHT = 2**14
@@ -106,7 +106,7 @@ def trace(
     from tf2onnx import tf_loader
 
     names: list[str] = []
-    folded = _baked(model)
+    folded = _with_folded_weights(model)
     weights = [v for v in folded.variables if outside and nbytes(v) > _LARGE_WEIGHT]
 
     def answer(*tensors):
@@ -150,9 +150,9 @@ def nbytes(variable: keras.Variable) -> int:
     return variable.value.dtype.size * math.prod(variable.shape)
 
 
-def _baked(model: keras.Model) -> keras.Model:
+def _with_folded_weights(model: keras.Model) -> keras.Model:
     try:
-        return bake(model)
+        return fold_weight_norms(model)
     except SwapError:
         # A model that is code, not a graph, cannot be rebuilt. Its weights are constants in the
         # trace all the same, and TensorFlow folds what is computed from constants.

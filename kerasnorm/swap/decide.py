@@ -10,8 +10,8 @@ from kerasnorm.clone.rebuild import Replace, Skip
 from kerasnorm.errors import SwapError
 from kerasnorm.graph import sites as match
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
-from kerasnorm.graph.sites import Hidden, Site
+from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.sites import OpaqueBatchNorm, Site
 from kerasnorm.swap.report import SiteRecord
 from kerasnorm.targets import RULES
 from kerasnorm.targets.plan import FitRequest, Plan
@@ -25,14 +25,14 @@ class Decision:
     """What becomes of each site of a model.
 
     Attributes:
-        forest: The model's graphs.
+        model_graphs: The model's graphs.
         sites: Every BatchNorm call that is seen.
         plans: The plan of each site that is to be swapped.
         targets: Its target, by the site's name.
-        records: One for each site, hidden ones included.
+        records: One for each site, opaque ones included.
     """
 
-    forest: Forest
+    model_graphs: ModelGraphs
     sites: list[Site]
     plans: dict[Site, Plan]
     targets: dict[str, str]
@@ -62,7 +62,7 @@ class Decision:
         return [
             note
             for site, plan in self.plans.items()
-            for note in RULES[self.targets[site.name]].lost(site, plan, self.forest)
+            for note in RULES[self.targets[site.name]].lost(site, plan, self.model_graphs)
         ]
 
     def _name_in_place(self, site: Site) -> str:
@@ -83,28 +83,34 @@ class Decision:
         return name + (f"_{number + 1}" if number else "")
 
 
-def decide(forest: Forest, to: str | dict[str, str], sites: SiteChoice | None) -> Decision:
+def decide(
+    model_graphs: ModelGraphs, to: str | dict[str, str], sites: SiteChoice | None
+) -> Decision:
     """Ask the rule of each site's target; see `swap_norms` for `to` and `sites`.
 
     Raises:
         SwapError: If `to` or `sites` name what does not exist, or give different targets to the
             calls of a BatchNorm in a layer's own code.
     """
-    found, hidden = match.find_sites(forest)
-    targets = _targets(to, sites, found, hidden, forest)
+    found, opaque = match.find_sites(model_graphs)
+    targets = _targets(to, sites, found, opaque, model_graphs)
     plans = {
-        site: RULES[targets[site.name]].check(site, forest)
+        site: RULES[targets[site.name]].check(site, model_graphs)
         for site in found
         if site.name in targets
     }
-    _insist_on_one_target_in_code(found, targets)
+    _check_one_target_in_code(found, targets)
     records = [plans[site].record if site in plans else _left_record(site) for site in found]
-    records += [_hidden_record(inner, to if isinstance(to, str) else "none") for inner in hidden]
-    return Decision(forest, found, plans, targets, records)
+    records += [_opaque_record(inner, to if isinstance(to, str) else "none") for inner in opaque]
+    return Decision(model_graphs, found, plans, targets, records)
 
 
 def _targets(
-    to, sites: SiteChoice | None, found: list[Site], hidden: list[Hidden], forest: Forest
+    to,
+    sites: SiteChoice | None,
+    found: list[Site],
+    opaque: list[OpaqueBatchNorm],
+    model_graphs: ModelGraphs,
 ) -> dict[str, str]:
     """The target of each site that is to be swapped."""
     names = [site.name for site in found]
@@ -119,7 +125,8 @@ def _targets(
         chosen = {
             site.name
             for site in found
-            if site.name in wanted and sites(RULES[wanted[site.name]].check(site, forest).record)
+            if site.name in wanted
+            and sites(RULES[wanted[site.name]].check(site, model_graphs).record)
         }
     elif isinstance(sites, str):
         raise SwapError(
@@ -128,7 +135,7 @@ def _targets(
         )
     else:
         chosen = set(wanted if sites is None else sites)
-    unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in hidden})
+    unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in opaque})
     if unknown:
         raise SwapError(
             f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
@@ -137,7 +144,7 @@ def _targets(
     return {name: target for name, target in wanted.items() if name in chosen}
 
 
-def _insist_on_one_target_in_code(found: list[Site], targets: dict[str, str]) -> None:
+def _check_one_target_in_code(found: list[Site], targets: dict[str, str]) -> None:
     chosen: dict[int, str | None] = {}
     for site in found:
         target = targets.get(site.name)
@@ -154,7 +161,7 @@ def _left_record(site: Site) -> SiteRecord:
     return SiteRecord(site.name, "none", "refused", "sites", "BatchNorm", reason="not asked for")
 
 
-def _hidden_record(inner: Hidden, target: str) -> SiteRecord:
+def _opaque_record(inner: OpaqueBatchNorm, target: str) -> SiteRecord:
     return SiteRecord(
         inner.name,
         target,

@@ -43,7 +43,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
     >>> [type(layer).__name__ for layer in fold_norms(model).layers]
     ['Dense']
     """
-    trees = graphs_of(model)
+    source = graphs_of(model)
     plain = _fold(
         model,
         {
@@ -54,18 +54,18 @@ def fold_norms(model: keras.Model) -> keras.Model:
         },
     )
     while True:
-        forest = graphs_of(plain)
-        edits = merge_affine.merges(forest)
+        model_graphs = graphs_of(plain)
+        edits = merge_affine.merges(model_graphs)
         if not edits:
             break
-        plain = rebuild(forest, edits).model
+        plain = rebuild(model_graphs, edits).model
     if any(type(layer) is Affine for layer in keras_private.sublayers(plain)):
         plain = _fold(plain, {Affine: to_plain.fold_affine})
-    differences.insist(trees, differences.output_twins(trees, graphs_of(plain).root))
+    differences.insist(source, differences.output_pairs(source, graphs_of(plain).root))
     return plain
 
 
-def bake(model: keras.Model) -> keras.Model:
+def fold_weight_norms(model: keras.Model) -> keras.Model:
     """A copy of the model in which every WeightNorm is the layer it wraps, kernel finished.
 
     What `fold_norms` does, for WeightNorm alone. `Affine` stays, and what `fold_norms` made of one
@@ -73,7 +73,7 @@ def bake(model: keras.Model) -> keras.Model:
     einsum is a matrix product between reshapes.
     """
     folds: dict[type, _Fold] = {
-        WeightNorm: to_plain.bake_weight_norm,
+        WeightNorm: to_plain.fold_weight_norm_if_exact,
         keras.layers.EinsumDense: to_plain.as_affine,
     }
     return _fold(model, folds, leave_others=True)
@@ -84,13 +84,13 @@ _Fold = Callable[[Any, list[Call], str], Replace | str | None]
 
 
 def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
-    trees = graphs_of(model)
+    source = graphs_of(model)
     edits: dict[Call, Replace] = {}
     done: dict[int, Replace] = {}
     stuck: list[str] = []
-    for graph in trees.graphs.values():
+    for graph in source.graphs.values():
         taken = {call.operation.name for call in graph.calls}
-        path = trees.paths[id(graph.owner)]
+        path = source.paths[id(graph.owner)]
         for layer, calls in _by_layer(graph):
             if id(layer) in done:  # shared with a graph seen before
                 edits.update(dict.fromkeys(calls, done[id(layer)]))
@@ -112,7 +112,7 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
         )
     if not edits and leave_others:
         return model
-    return rebuild(trees, edits).model
+    return rebuild(source, edits).model
 
 
 def _by_layer(graph: Graph) -> list[tuple[keras.Layer, list[Call]]]:

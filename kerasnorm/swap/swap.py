@@ -12,14 +12,14 @@ from keras import tree
 from kerasnorm.clone.default_input import is_unbuilt, stand_in
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
 from kerasnorm.compare import differences as verify
-from kerasnorm.compare.differences import Twin
+from kerasnorm.compare.differences import TensorPair
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data_check import FirstSamples, unlike
 from kerasnorm.fit.fit_model import Wanted, calibrate, input_batches
 from kerasnorm.fit.split import HeldOut
 from kerasnorm.graph import sites as match
-from kerasnorm.graph.model_graphs import Forest, graphs_of
+from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.loading.load import doubts_of, repairs_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
@@ -41,8 +41,8 @@ class Swap:
     model: keras.Model
     report: Report
     differences: dict[str, float] = field(repr=False)
-    _source: Forest = field(repr=False)
-    _twins: list[Twin] = field(repr=False)
+    _source: ModelGraphs = field(repr=False)
+    _pairs: list[TensorPair] = field(repr=False)
 
     def update_report(self, data: Any, *, batch_size: int = 32) -> None:
         """Measure again what the report says of the fit, after the model was trained further.
@@ -68,7 +68,7 @@ class Swap:
         held_out = HeldOut()
         for _ in held_out.watch(input_batches(self._source.root, data, batch_size)):
             pass
-        _measure(self.report, self._source, self._twins, held_out, sites=True)
+        _measure(self.report, self._source, self._pairs, held_out, sites=True)
 
     def compare(self, inputs: Any = None) -> dict[str, float]:
         """How far each BatchNorm call's output is from what the swapped model has in its place.
@@ -94,7 +94,7 @@ class Swap:
         >>> sorted(swap_norms(model, "weight").compare())
         ['batch_normalization', 'output 0']
         """
-        return verify.differences(self._source, self._twins, inputs)
+        return verify.differences(self._source, self._pairs, inputs)
 
 
 def swap_norms(
@@ -171,25 +171,25 @@ def swap_norms(
     """
     if not 0 <= damping < float("inf"):
         raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
-    trees = graphs_of(model, match.holds_batch_norm)
-    decision = decide(trees, to, sites)
+    model_graphs = graphs_of(model, match.holds_batch_norm)
+    decision = decide(model_graphs, to, sites)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
     faults = _faults_outside_sites(model)
-    _insist_on_numbers(model, faults)
+    _check_numbers(model, faults)
     if strict:
-        _insist(report)
+        _check_strict(report)
     if data is None:
-        _insist_on_data(report)
+        _check_data(report)
     edits, requests = decision.carry_out(damping)
-    rebuilt = rebuild(trees, edits)
-    twins = _twins(decision, rebuilt)
+    rebuilt = rebuild(model_graphs, edits)
+    pairs = _pairs(decision, rebuilt)
     unlike_data: list[str] = []
     if data is not None and requests:
-        reconstruction, held_out = Reconstruction(trees, memory_budget), HeldOut()
+        reconstruction, held_out = Reconstruction(model_graphs, memory_budget), HeldOut()
         first = FirstSamples()
-        batches = first.watch(input_batches(trees.root, data, batch_size))
+        batches = first.watch(input_batches(model_graphs.root, data, batch_size))
         fitted = calibrate(
-            trees,
+            model_graphs,
             rebuilt,
             [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
             reconstruction.watch(held_out.watch(batches)),
@@ -199,12 +199,12 @@ def swap_norms(
         )
         report.sites = [_fitted(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
-        _measure(report, trees, twins, held_out, sites=reconstruction.epochs > 0)
-        unlike_data = unlike(trees.root, decision.sites, first.arrays(trees.root))
+        _measure(report, model_graphs, pairs, held_out, sites=reconstruction.epochs > 0)
+        unlike_data = unlike(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
-    differences, uncompared = verify.insist(trees, twins, exact)
+    differences, uncompared = verify.insist(model_graphs, pairs, exact)
     report.layers = rebuilt.layers
     report.notes = [
         *unlike_data,
@@ -215,7 +215,7 @@ def swap_norms(
     ]
     report.repairs = repairs_of(model)
     keep(report, rebuilt.model)
-    return Swap(rebuilt.model, report, differences, trees, twins)
+    return Swap(rebuilt.model, report, differences, model_graphs, pairs)
 
 
 def inspect_norms(model: keras.Model) -> Report:
@@ -243,27 +243,29 @@ def inspect_norms(model: keras.Model) -> Report:
         notes.append(
             f"the model is not built: this is for inputs of shape {shape} and initial weights"
         )
-    trees = graphs_of(model, match.holds_batch_norm)
-    records = [record for target in RULES for record in decide(trees, target, None).records]
+    model_graphs = graphs_of(model, match.holds_batch_norm)
+    records = [record for target in RULES for record in decide(model_graphs, target, None).records]
     notes += _said_of([*doubts_of(model), *_faults_outside_sites(model)])
     return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
 
 
-def _twins(decision: Decision, rebuilt: Rebuilt) -> list[Twin]:
+def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
     """Each site's output and what stands in its place, then the outputs of both models."""
     copies = rebuilt.graphs
-    twins = [
-        Twin(
+    pairs = [
+        TensorPair(
             site.name,
             site.graph,
             copies[id(site.graph.owner)],
             site.call.output,
-            rebuilt.twin(site.graph, site.call.output),
+            rebuilt.counterpart(site.graph, site.call.output),
             site.axis,
         )
         for site in decision.sites
     ]
-    return twins + verify.output_twins(decision.forest, copies[id(decision.forest.root.owner)])
+    return pairs + verify.output_pairs(
+        decision.model_graphs, copies[id(decision.model_graphs.root.owner)]
+    )
 
 
 def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
@@ -273,16 +275,21 @@ def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
 
 
 def _measure(
-    report: Report, forest: Forest, twins: list[Twin], held_out: HeldOut, *, sites: bool
+    report: Report,
+    model_graphs: ModelGraphs,
+    pairs: list[TensorPair],
+    held_out: HeldOut,
+    *,
+    sites: bool,
 ) -> None:
     """Report how far the models agree on what was held out; on request at each site too."""
     arrays = held_out.arrays
-    of_one_size = any(t.shape[0] is not None for t in tree.flatten(forest.root.inputs))
+    of_one_size = any(t.shape[0] is not None for t in tree.flatten(model_graphs.root.inputs))
     if arrays is None or of_one_size:
         return
-    report.agreement = verify.agreement(forest, twins, arrays)
+    report.agreement = verify.agreement(model_graphs, pairs, arrays)
     if sites:
-        now = verify.fits(forest, twins, arrays)
+        now = verify.fits(model_graphs, pairs, arrays)
         fitted = {site.name for site in report.sites if site.fit is not None}
         scores = {name: score for name, score in now.items() if name in fitted}
         report.sites = [_fitted(record, scores) for record in report.sites]
@@ -297,7 +304,7 @@ def _said_of(problems: list[Any]) -> list[str]:
     return [f"warning: {problem}" for problem in problems]
 
 
-def _insist_on_numbers(model: keras.Model, faults: list[Fault]) -> None:
+def _check_numbers(model: keras.Model, faults: list[Fault]) -> None:
     spoiled = [str(fault) for fault in faults if fault.spoils]
     if spoiled:
         more = f", and {len(spoiled) - 3} more" if len(spoiled) > 3 else ""
@@ -308,7 +315,7 @@ def _insist_on_numbers(model: keras.Model, faults: list[Fault]) -> None:
         )
 
 
-def _insist_on_data(report: Report) -> None:
+def _check_data(report: Report) -> None:
     needing = [site.name for site in report.sites if site.verdict == "calibrated"]
     if needing:
         raise DataError(
@@ -319,7 +326,7 @@ def _insist_on_data(report: Report) -> None:
         )
 
 
-def _insist(report: Report) -> None:
+def _check_strict(report: Report) -> None:
     if not report.sites:
         raise SwapError("`strict` needs a BatchNorm to swap. Received none.", model=report.model)
     if report.refused:

@@ -23,7 +23,7 @@ from kerasnorm.clone.rebuild import Replace, Skip
 from kerasnorm.fit.im2col import has_rows
 from kerasnorm.graph import commute, sites
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
 from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers.patches import refusal
@@ -33,20 +33,20 @@ from kerasnorm.targets.plan import FitRequest, Plan
 TARGET = "cosine"
 
 
-def check(site: Site, forest: Forest) -> Plan:
+def check(site: Site, model_graphs: ModelGraphs) -> Plan:
     """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, forest)
+    found = plan.stored_statistics(site, model_graphs)
     if isinstance(found, str):
         return plan.refused(site, TARGET, found)
-    partner = fold_into.partner_of(site, forest, found)
+    partner = fold_into.partner_of(site, model_graphs, found)
     if isinstance(partner, Partner):
-        partner = _without_crossing(partner)
+        partner = _without_commuting(partner)
     if isinstance(partner, Partner):
         becomes = f"CosineNorm({type(partner.layer).__name__})"
         record = plan.record(site, TARGET, "calibrated", 1, becomes, partner)
-        name = plan.name_of_partner(site, partner, forest)
+        name = plan.name_of_partner(site, partner, model_graphs)
         return Plan(record, found, partner, name, in_place=False)
-    follower = _follower(site, forest)
+    follower = _follower(site, model_graphs)
     if follower is None:
         return Plan(plan.record(site, TARGET, "exact", 2, "Affine", partner), found)
     becomes = f"Affine, CosineNorm({type(follower.layer).__name__})"
@@ -82,9 +82,9 @@ def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
     return FitRequest(edits[partner.call], site.call)
 
 
-def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
+def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
-    if decided.partner is None or forest.calls[id(site.layer)] == 1:
+    if decided.partner is None or model_graphs.calls[id(site.layer)] == 1:
         return []
     if decided.record.rule == "to_cosine 2":
         return []
@@ -94,10 +94,10 @@ def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
     ]
 
 
-def _without_crossing(partner: Partner) -> Partner | NoPartner:
+def _without_commuting(partner: Partner) -> Partner | NoPartner:
     """The partner if CosineNorm can take its place with nothing in between."""
-    if partner.crossed:
-        between = partner.crossed[-1].operation.name
+    if partner.commuted:
+        between = partner.commuted[-1].operation.name
         return NoPartner(f"'{between}' stands between it and '{partner.layer.name}'")
     reason = _refusal(partner.layer)
     return (
@@ -112,7 +112,7 @@ def _refusal(layer: Any) -> str | None:
     return refusal(layer)
 
 
-def _follower(site: Site, forest: Forest) -> Partner | None:
+def _follower(site: Site, model_graphs: ModelGraphs) -> Partner | None:
     """The next linear layer, where it may take the cosine."""
     graph, tensor = site.graph, site.call.output
     while True:
@@ -127,12 +127,12 @@ def _follower(site: Site, forest: Forest) -> Partner | None:
         if not weightless or sites.is_batch_norm(layer) or len(call.inputs) != 1:
             return None
         tensor = call.output
-    once = forest.calls[id(layer)] == 1 and layer.activity_regularizer is None
+    once = model_graphs.calls[id(layer)] == 1 and layer.activity_regularizer is None
     if not once or _refusal(layer) or _is_claimed(call, graph):
         return None
     rank = len(call.output.shape)
     axis = kernels.channel_axis(layer, rank)
-    return Partner(call, rank - 1 if axis is None else axis, forest.path(graph, layer))
+    return Partner(call, rank - 1 if axis is None else axis, model_graphs.path(graph, layer))
 
 
 def _is_claimed(call: Call, graph) -> bool:
@@ -142,7 +142,7 @@ def _is_claimed(call: Call, graph) -> bool:
         readers = graph.consumers(tensor)
         if any(sites.is_batch_norm(reader.operation) for reader in readers):
             return True
-        if len(readers) != 1 or not commute.is_crossable(readers[0]):
+        if len(readers) != 1 or not commute.commutes(readers[0]):
             return False
         tensor = readers[0].output
 

@@ -17,14 +17,14 @@ import numpy as np
 from kerasnorm.clone.by_config import copy_layer, copy_state
 from kerasnorm.clone.rebuild import Replace
 from kerasnorm.graph import sites
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
 from kerasnorm.layers import Affine, kernels
 
 
-def partner_of(site: Site, forest: Forest, found: Statistics) -> Partner | NoPartner:
+def partner_of(site: Site, model_graphs: ModelGraphs, found: Statistics) -> Partner | NoPartner:
     """The linear layer in front of a site that can take its map in, or why there is none."""
-    partner = sites.linear_partner(site, forest, found)
+    partner = sites.linear_partner(site, model_graphs, found)
     if isinstance(partner, NoPartner):
         return partner
     try:

@@ -37,7 +37,7 @@ import numpy as np
 
 from kerasnorm.clone.rebuild import Replace, Skip
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site
 from kerasnorm.layers import LayerNorm
 from kerasnorm.targets import fold_into, plan
@@ -49,15 +49,15 @@ _LEAST_EPSILON = 1e-5
 _VOLUMES = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
 
 
-def check(site: Site, forest: Forest) -> Plan:
+def check(site: Site, model_graphs: ModelGraphs) -> Plan:
     """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, forest)
+    found = plan.stored_statistics(site, model_graphs)
     if isinstance(found, str):
         return plan.refused(site, TARGET, found)
-    unlike = _unlike(site, forest)
+    unlike = _unlike(site, model_graphs)
     if unlike:
         return Plan(plan.record(site, TARGET, "exact", 4, "Affine", NoPartner(unlike)), found)
-    partner = fold_into.partner_of(site, forest, found)
+    partner = fold_into.partner_of(site, model_graphs, found)
     if isinstance(partner, NoPartner):
         case, becomes = (3, "LayerNorm") if site.graph.is_code else (2, "Affine, LayerNorm")
         return Plan(plan.record(site, TARGET, "matched", case, becomes, partner), found)
@@ -93,13 +93,13 @@ def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
     if decided.statistics is None or decided.record.becomes == "Affine":
         return None
     partner = decided.partner
-    plain = None if partner is None or partner.crossed else edits[partner.call]
+    plain = None if partner is None or partner.commuted else edits[partner.call]
     return FitRequest(edits[site.call], site.call, plain=plain)
 
 
-def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
+def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
-    if decided.partner is None or forest.calls[id(site.layer)] == 1:
+    if decided.partner is None or model_graphs.calls[id(site.layer)] == 1:
         return []
     return [
         f"'{site.name}': it shared gamma and beta with its other calls; they are folded into "
@@ -113,11 +113,11 @@ def _free(name: str, site: Site) -> str:
     return next(n for n in (name + "_" * k for k in itertools.count()) if n not in taken)
 
 
-def _unlike(site: Site, forest: Forest) -> str | None:
+def _unlike(site: Site, model_graphs: ModelGraphs) -> str | None:
     """Why the features of a site are none to be normalized together."""
     if site.call.output.shape[site.axis] == 1:
         return "it has a single channel, which a layer norm would erase"
-    if site.producer.is_input and site.graph is forest.root:
+    if site.producer.is_input and site.graph is model_graphs.root:
         return "it normalizes an input of the model, whose features may be unlike"
     return None
 

@@ -29,7 +29,7 @@ from kerasnorm.clone.by_config import copy_layer, copy_state
 from kerasnorm.clone.rebuild import Replace, Skip
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site, Statistics
 from kerasnorm.layers import Affine, kernels
 from kerasnorm.targets import fold_into, plan
@@ -46,15 +46,15 @@ _TRANSPOSES = (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DT
 _DTYPES = ("float32", "float64")
 
 
-def merges(forest: Forest) -> Edits:
+def merges(model_graphs: ModelGraphs) -> Edits:
     """The edits that merge what can be merged at once; no layer takes in two maps."""
     edits: Edits = {}
-    for graph in forest.graphs.values():
+    for graph in model_graphs.graphs.values():
         for call in graph.calls:
             layer = call.operation
-            once = type(layer) is Affine and forest.calls[id(layer)] == 1
+            once = type(layer) is Affine and model_graphs.calls[id(layer)] == 1
             if once and layer.activity_regularizer is None and layer.compute_dtype in _DTYPES:
-                found = _in_front(graph, call, forest) or _behind(graph, call, forest)
+                found = _in_front(graph, call, model_graphs) or _behind(graph, call, model_graphs)
                 if not edits.keys() & found.keys():
                     edits.update(found)
     return edits
@@ -66,14 +66,14 @@ def _map_of(layer: Affine) -> Statistics:
     return Statistics(a, c, c, np.zeros_like(a), np.ones_like(a))
 
 
-def _in_front(graph: Graph, call: Call, forest: Forest) -> Edits:
+def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     """Case 1."""
     layer, found = call.operation, _map_of(call.operation)
     site = Site(layer.name, call, graph, layer.axis % len(call.output.shape))
-    partner = fold_into.partner_of(site, forest, found)
+    partner = fold_into.partner_of(site, model_graphs, found)
     if isinstance(partner, sites.NoPartner):
         return {}
-    name = plan.name_of_partner(site, partner, forest)
+    name = plan.name_of_partner(site, partner, model_graphs)
     edit = fold_into.with_map_folded_in(partner, found)
 
     def make() -> keras.Layer:
@@ -84,7 +84,7 @@ def _in_front(graph: Graph, call: Call, forest: Forest) -> Edits:
     return {partner.call: Replace(make, edit.fill), call: Skip(into=name)}
 
 
-def _behind(graph: Graph, call: Call, forest: Forest) -> Edits:
+def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     """Case 2."""
     affine, readers = call.operation, graph.consumers(call.output)
     if graph.is_output(call.output) or not readers:
@@ -95,7 +95,7 @@ def _behind(graph: Graph, call: Call, forest: Forest) -> Edits:
         layer = reader.operation
         if not sites.is_plain_linear(layer) or type(layer) is Affine or len(reader.inputs) != 1:
             return {}
-        if forest.calls[id(layer)] != 1 or layer.compute_dtype != affine.compute_dtype:
+        if model_graphs.calls[id(layer)] != 1 or layer.compute_dtype != affine.compute_dtype:
             return {}
         edit = _taking_in(layer, reader, axis, found)
         if edit is None:

@@ -31,14 +31,14 @@ from kerasnorm.layers.patches import Contraction
 
 
 def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | str:
-    return bake_weight_norm(layer, calls, name) or "its mean has no place in a bias"
+    return fold_weight_norm_if_exact(layer, calls, name) or "its mean has no place in a bias"
 
 
 def leave_for_now(layer: Affine, calls: list[Call], name: str) -> None:
     """An Affine waits until it is known what can be merged (`targets.merge_affine`)."""
 
 
-def bake_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
+def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
     """The wrapped layer with kernel w and, for mean-only batch norm, bias b − moving mean.
 
     None for `mean_only="layer"`, whose mean is another one for each sample, and where Keras would

@@ -8,7 +8,7 @@ from typing import Any
 from kerasnorm.clone.rebuild import Replace
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
 from kerasnorm.swap.report import SiteRecord, Verdict
 
@@ -50,12 +50,15 @@ class FitRequest:
     plain: Replace | None = None
 
 
-def stored_statistics(site: Site, forest: Forest) -> Statistics | str:
+def stored_statistics(site: Site, model_graphs: ModelGraphs) -> Statistics | str:
     """The affine map a site computes at inference, or why it computes none."""
     # code cannot be told to use another layer for one call out of several
     calls = [call for call in site.graph.calls if call.operation is site.layer]
     together = calls if site.graph.is_code else [site.call]
-    if any(c.kwargs.get("training") for c in together) or id(site.graph.owner) in forest.live:
+    if (
+        any(c.kwargs.get("training") for c in together)
+        or id(site.graph.owner) in model_graphs.called_in_training
+    ):
         return "it is called with training=True, so that its batch decides"
     if not sites.has_known_call(site.layer):
         return f"{type(site.layer).__name__} computes in its own way"
@@ -83,7 +86,7 @@ def record(
     if isinstance(partner, NoPartner):
         return SiteRecord(site.name, target, verdict, rule, becomes, reason=partner.reason)
     taken_in = f"taken in by '{partner.layer.name}'"
-    crossed = ", ".join(f"'{call.operation.name}'" for call in partner.crossed)
+    commuted = ", ".join(f"'{call.operation.name}'" for call in partner.commuted)
     return SiteRecord(
         site.name,
         target,
@@ -92,16 +95,16 @@ def record(
         becomes,
         partner=partner.path,
         across=partner.paths_across,
-        reason=reason or taken_in + (f", across {crossed}" if crossed else ""),
+        reason=reason or taken_in + (f", across {commuted}" if commuted else ""),
     )
 
 
-def name_of_partner(site: Site, partner: Partner, forest: Forest) -> str:
+def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> str:
     """The partner's own name, or the BatchNorm's where that names an output of the model."""
     names_output = (
-        site.graph is forest.root
-        and not partner.crossed
+        site.graph is model_graphs.root
+        and not partner.commuted
         and site.graph.is_output(site.call.output)
-        and forest.calls[id(site.layer)] == 1
+        and model_graphs.calls[id(site.layer)] == 1
     )
     return site.layer.name if names_output else partner.layer.name

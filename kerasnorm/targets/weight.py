@@ -31,7 +31,7 @@ import numpy as np
 from kerasnorm.clone.rebuild import Replace, Skip
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import Forest
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
 from kerasnorm.layers import Affine, WeightNorm, kernels
 from kerasnorm.targets import fold_into as linear
@@ -41,16 +41,16 @@ from kerasnorm.targets.plan import Plan
 TARGET = "weight"
 
 
-def check(site: Site, forest: Forest) -> Plan:
+def check(site: Site, model_graphs: ModelGraphs) -> Plan:
     """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, forest)
+    found = plan.stored_statistics(site, model_graphs)
     if isinstance(found, str):
         return plan.refused(site, TARGET, found)
-    partner = linear.partner_of(site, forest, found)
+    partner = linear.partner_of(site, model_graphs, found)
     if isinstance(partner, NoPartner):
         return Plan(plan.record(site, TARGET, "exact", 2, "WeightNorm(Affine)", partner), found)
     becomes = f"WeightNorm({type(partner.layer).__name__})"
-    name = plan.name_of_partner(site, partner, forest)
+    name = plan.name_of_partner(site, partner, model_graphs)
     record = plan.record(site, TARGET, "exact", 1, becomes, partner)
     return Plan(record, found, partner, name, in_place=False)
 
@@ -74,7 +74,7 @@ def fit(site: Site, decided: Plan, edits: dict[Call, Skip | Replace]) -> None:
     """Nothing is left for data to do."""
 
 
-def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
+def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
     """What training the swapped model would not find again, in plain sentences."""
     if decided.statistics is None:
         return []
@@ -83,7 +83,7 @@ def lost(site: Site, decided: Plan, forest: Forest) -> list[str]:
         gone = [w for w in ("gamma", "beta") if getattr(layer, f"{w}_{kind}", None) is not None]
         if gone:
             notes.append(f"'{site.name}': the {kind} of {' and '.join(gone)} is gone with them")
-    if decided.partner is not None and forest.calls[id(layer)] > 1:
+    if decided.partner is not None and model_graphs.calls[id(layer)] > 1:
         notes.append(
             f"'{site.name}': it shared gamma and beta with its other calls; "
             f"'{decided.name}' has a gain and bias of its own"

@@ -165,7 +165,7 @@ class Builder:
         if config.get("trainable") is False:
             model.trainable = False
         if model.built:
-            _insist_on_output_shapes(children)
+            _check_output_shapes(children)
         return Made(name, "Sequential", model, children)
 
     def _functional(self, class_name: str, config: dict[str, Any]) -> Made:
@@ -177,7 +177,7 @@ class Builder:
         inputs, outputs = map(graph.tensors, (config["input_layers"], config["output_layers"]))
         graph.name_operations(outputs)
         model = keras.Model(inputs, outputs, name=self._name(name))
-        _insist_on_output_shapes(graph.children)
+        _check_output_shapes(graph.children)
         if config.get("trainable") is False:
             model.trainable = False
         return Made(name, class_name, model, graph.children)
@@ -208,7 +208,7 @@ def _holding_weights(layer: OldLayer, inner: list[Made]) -> list[Made]:
     return inner if layer.class_name == "TimeDistributed" else []
 
 
-def _insist_on_output_shapes(children: list[Made]) -> None:
+def _check_output_shapes(children: list[Made]) -> None:
     """Refuse where a layer that said how large its output is gives another."""
     for child in children:
         if child.output_shape is None or not isinstance(child.layer, keras.Layer):

@@ -65,7 +65,7 @@ def _keep_masks(made: Made, say: Callable[[str], None], masks: list[Any]) -> Non
             hint="Build that part of the model anew and load the weights into it.",
         )
     same = all(mask is masks[0] for mask in masks)
-    twin = MERGES.get(type(layer)) if layer is not None and not same else None
-    if twin is not None and layer is not None and made.stand_in is None:
-        made.stand_in = twin.from_config(layer.get_config())
+    merge = MERGES.get(type(layer)) if layer is not None and not same else None
+    if merge is not None and layer is not None and made.stand_in is None:
+        made.stand_in = merge.from_config(layer.get_config())
         say("masks are joined as in Keras 2: true where all of them are")

@@ -86,7 +86,7 @@ def names_of_keras_1(layer: OldLayer) -> None:
         _merge(layer)
         return
     layer.class_name = _CLASSES.get(layer.class_name, layer.class_name)
-    _insist_on_statistics(layer)
+    _check_statistics(layer)
     sizes = [tuple(config.pop(key) for key in keys) for keys in _SIZES if keys[0] in config]
     if sizes:
         config["kernel_size"] = list(sizes[0])
@@ -119,7 +119,7 @@ def _merge(layer: OldLayer) -> None:
     layer.class_name, layer.config = _MERGES[mode], new
 
 
-def _insist_on_statistics(layer: OldLayer) -> None:
+def _check_statistics(layer: OldLayer) -> None:
     mode = layer.config.pop("mode", 0) if layer.class_name == "BatchNormalization" else 0
     if mode != 0:
         raise layer.refused(

@@ -139,12 +139,12 @@ def activations(layer: OldLayer) -> None:
         if value == "log_softmax_v2":
             value = "log_softmax"
         if isinstance(value, str):
-            _insist_on_activation(layer, value)
+            _check_activation(layer, value)
         if value is not None:
             layer.config[key] = value
 
 
-def _insist_on_activation(layer: OldLayer, name: str) -> None:
+def _check_activation(layer: OldLayer, name: str) -> None:
     try:
         keras.activations.get(name)
     except ValueError:
