@@ -21,6 +21,7 @@ from kerasnorm.distillation.features import common_features
 from kerasnorm.distillation.training import compared_at
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.output_heads import Head, heads_of
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 
@@ -112,8 +113,8 @@ def test_loss_is_the_formula(kind, axis):
     else:
         p, q = (1 / (1 + np.exp(-z)) for z in (t, s))
         expected = (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))).mean()
-    assert_close(answers.disagreement(answers.Head(kind, axis), t)(t, s), expected)
-    head = answers.Head(kind, axis)
+    assert_close(answers.disagreement(Head(kind, axis), t)(t, s), expected)
+    head = Head(kind, axis)
     again = answers.disagreement(head, t)(head.logits(p), head.logits(q))
     assert_close(again, expected)
 
@@ -121,9 +122,9 @@ def test_loss_is_the_formula(kind, axis):
 def test_loss_of_regression_is_what_r_squared_lacks():
     t, s = RNG.normal(size=(2, 50, 3)) * 40 + 7
     expected = np.square(t - s).mean() / t.var(0).mean()
-    assert_close(answers.disagreement(answers.Head("linear"), t)(t, s), expected)
+    assert_close(answers.disagreement(Head("linear"), t)(t, s), expected)
     constant = np.full((50, 3), 7.0)
-    assert float(answers.disagreement(answers.Head("linear"), constant)(constant, constant)) == 0
+    assert float(answers.disagreement(Head("linear"), constant)(constant, constant)) == 0
 
 
 @pytest.mark.parametrize(
@@ -440,7 +441,7 @@ class Softmax(layers.Layer):
 def test_a_layer_of_the_users_own_is_read_as_it_is(last):
     x = keras.Input((5,))
     model = keras.Model(x, last()(layers.Dense(3)(x)))
-    assert answers.heads_of(graphs_of(model)) == [answers.Head("linear")]
+    assert heads_of(graphs_of(model)) == [Head("linear")]
 
 
 def test_other_backends_are_refused(monkeypatch):

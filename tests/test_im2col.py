@@ -9,7 +9,8 @@ import tiny_models
 from helpers import assert_close
 from keras import layers
 
-from kerasnorm.fit.im2col import Rows, has_rows
+from kerasnorm.fit.im2col import Rows
+from kerasnorm.layers.linear_ops import has_rows
 
 CASES = {
     **tiny_models.LINEAR,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kerasnorm.fit.regression import Lines, Ridge, r_squared
+from kerasnorm.fit.regression import Lines, Ridge
+from kerasnorm.math.r_squared import r_squared
 
 
 def test_lines_are_those_of_all_rows_together():

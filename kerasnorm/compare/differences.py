@@ -17,14 +17,14 @@ import numpy as np
 from keras import tree
 
 from kerasnorm import keras_private
-from kerasnorm.distillation.losses import heads_of
+from kerasnorm.compare.agreement import Agreement
 from kerasnorm.errors import SwapError
-from kerasnorm.fit.regression import RSquared
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.graph.trace import fed, fed_by
-from kerasnorm.swap.report import Agreement
+from kerasnorm.math.r_squared import RSquared
 
 # In standard deviations. Folding is exact but for what float32 rounds differently in a network
 # with other weights: 1e-6 to 1e-5 in trained ones, up to 2e-3 where random weights amplify it.

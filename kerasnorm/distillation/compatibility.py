@@ -6,10 +6,9 @@ from typing import Any
 
 from keras import tree
 
-from kerasnorm.distillation import losses
-from kerasnorm.distillation.losses import Head
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.output_heads import Head, heads_of
 
 
 def common_heads(student: ModelGraphs, teacher: ModelGraphs) -> list[Head]:
@@ -45,7 +44,7 @@ def common_heads(student: ModelGraphs, teacher: ModelGraphs) -> list[Head]:
                 model=name,
                 hint="Distill a model into one made of it, as `swap_norms` does.",
             )
-    heads = losses.heads_of(student), losses.heads_of(teacher)
+    heads = heads_of(student), heads_of(teacher)
     for number, (mine, other) in enumerate(zip(*heads, strict=True)):
         if mine != other:
             raise SwapError(

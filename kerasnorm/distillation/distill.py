@@ -26,7 +26,7 @@ from kerasnorm.distillation.training import (
     packing,
 )
 from kerasnorm.errors import DataError, KerasNormError, SwapError
-from kerasnorm.fit.fit_model import input_batches
+from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.split import from_training
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.progress import progress

@@ -12,9 +12,9 @@ from keras import ops, tree
 
 from kerasnorm import keras_private
 from kerasnorm.distillation.features import Feature
-from kerasnorm.distillation.losses import Head
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.output_heads import Head
 from kerasnorm.layers import masks
 from kerasnorm.math import normalize
 from kerasnorm.math.running_moments import RunningMoments

@@ -11,6 +11,10 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.errors import DataError
+from kerasnorm.graph.graph import Graph
+
+# One sample in five is held out to judge a fit.
+LEAST_SAMPLES = 10
 
 
 def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
@@ -40,6 +44,58 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
     else:
         raise DataError(
             f"The data must be arrays or an iterable of batches. Received: {type(data).__name__}.",
+        )
+
+
+def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.ndarray]]:
+    """The data as batches of a model's inputs, flat.
+
+    Raises:
+        DataError: If it is empty, does not fit the inputs, or is not finite.
+    """
+    inputs = tree.flatten(root.inputs)
+    count = 0
+    for batch in batches_of(data, batch_size):
+        arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in tree.flatten(batch)]
+        if len(arrays) != len(inputs):
+            raise DataError(
+                f"The data must have an array for each input of the model, {len(inputs)} in all. "
+                f"Received {len(arrays)}.",
+                model=root.owner.name,
+                hint="Give the inputs only, of an .npz file by name: x.npz:KEY. Of a tuple of "
+                "batches, (inputs, labels), only the first counts.",
+            )
+        for array, tensor in zip(arrays, inputs, strict=True):
+            _check_fitting(array, tensor, root)
+        count += len(arrays[0])
+        yield [
+            a.astype(keras.backend.standardize_dtype(t.dtype), copy=False)
+            for a, t in zip(arrays, inputs, strict=True)
+        ]
+    if count < LEAST_SAMPLES:
+        raise DataError(
+            f"Calibration needs at least {LEAST_SAMPLES} samples. Received {count}.",
+            model=root.owner.name,
+            hint="A few hundred unlabeled inputs do.",
+        )
+
+
+def _check_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
+    fits_shape = len(array.shape) == len(tensor.shape) and all(
+        size in (None, given) for size, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
+    )
+    if not fits_shape:
+        raise DataError(
+            f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
+            f"(n, {', '.join(map(str, array.shape[1:]))}).",
+            model=root.owner.name,
+            hint="An axis for the channels is missing: `x[..., None]`."
+            if (*array.shape, 1) == (len(array), *tensor.shape[1:])
+            else None,
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(
+            "The data must be finite. Received NaN or infinities.", model=root.owner.name
         )
 
 

@@ -16,11 +16,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm.fit.im2col import Rows, has_rows
-from kerasnorm.fit.regression import Lines, Ridge, r_squared
+from kerasnorm.fit.im2col import Rows
+from kerasnorm.fit.regression import Lines, Ridge
 from kerasnorm.fit.split import FROM_FITS, from_fits
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers import CosineNorm, LayerNorm
+from kerasnorm.layers.linear_ops import has_rows
+from kerasnorm.math.r_squared import r_squared
 
 Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 

@@ -7,31 +7,24 @@ puts out: later layers repair what earlier ones lost.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
-from keras import tree
 
 from kerasnorm.clone.rebuild import Rebuilt
-from kerasnorm.errors import DataError
 from kerasnorm.fit import fit_layer
-from kerasnorm.fit.data import batches_of
 from kerasnorm.fit.fit_layer import Sampling
-from kerasnorm.fit.im2col import has_rows
 from kerasnorm.graph import sites
 from kerasnorm.graph.activation_store import Store
-from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.stream import Key, Walk
 from kerasnorm.layers import CosineNorm
+from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.progress import progress
-from kerasnorm.targets.plan import FitRequest
-
-# One sample in five is held out to judge a fit.
-LEAST_SAMPLES = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,13 +45,6 @@ class Wanted:
     target: Call
     source: Any = None
     plain: Any = None
-
-    @classmethod
-    def of(cls, site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
-        """What a rule asks for, with the layers that its edits made."""
-        plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
-        layer = rebuilt.copies[id(request.layer)]
-        return cls(site, layer, request.target, request.source, plain)
 
 
 @dataclass(frozen=True)
@@ -197,55 +183,3 @@ def _in_between(
             name = f"layer {original.name}"
             found.append(_Todo(name, where, source.input(at), at, run, (copy,)))
     return found
-
-
-def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.ndarray]]:
-    """The data as batches of a model's inputs, flat.
-
-    Raises:
-        DataError: If it is empty, does not fit the inputs, or is not finite.
-    """
-    inputs = tree.flatten(root.inputs)
-    count = 0
-    for batch in batches_of(data, batch_size):
-        arrays = [np.asarray(keras.ops.convert_to_numpy(a)) for a in tree.flatten(batch)]
-        if len(arrays) != len(inputs):
-            raise DataError(
-                f"The data must have an array for each input of the model, {len(inputs)} in all. "
-                f"Received {len(arrays)}.",
-                model=root.owner.name,
-                hint="Give the inputs only, of an .npz file by name: x.npz:KEY. Of a tuple of "
-                "batches, (inputs, labels), only the first counts.",
-            )
-        for array, tensor in zip(arrays, inputs, strict=True):
-            _check_fitting(array, tensor, root)
-        count += len(arrays[0])
-        yield [
-            a.astype(keras.backend.standardize_dtype(t.dtype), copy=False)
-            for a, t in zip(arrays, inputs, strict=True)
-        ]
-    if count < LEAST_SAMPLES:
-        raise DataError(
-            f"Calibration needs at least {LEAST_SAMPLES} samples. Received {count}.",
-            model=root.owner.name,
-            hint="A few hundred unlabeled inputs do.",
-        )
-
-
-def _check_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
-    fits_shape = len(array.shape) == len(tensor.shape) and all(
-        size in (None, given) for size, given in zip(tensor.shape[1:], array.shape[1:], strict=True)
-    )
-    if not fits_shape:
-        raise DataError(
-            f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
-            f"(n, {', '.join(map(str, array.shape[1:]))}).",
-            model=root.owner.name,
-            hint="An axis for the channels is missing: `x[..., None]`."
-            if (*array.shape, 1) == (len(array), *tensor.shape[1:])
-            else None,
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(
-            "The data must be finite. Received NaN or infinities.", model=root.owner.name
-        )

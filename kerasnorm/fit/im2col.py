@@ -16,16 +16,6 @@ _CONVOLUTIONS = (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D)
 Index = tuple[np.ndarray, ...]
 
 
-def has_rows(layer: Any) -> bool:
-    """Whether a layer can be seen as a matrix: no transposed convolution, no wide einsum."""
-    if isinstance(layer, _layers.EinsumDense):
-        inputs, kernel, output = kernels.einsum_letters(layer.equation)
-        plain = len(kernel) == 2 and inputs[-1] == kernel[0] and output[-1] == kernel[1]
-        return plain and inputs[:-1] == output[:-1] and layer.bias_axes in (None, kernel[1])
-    kinds = (_layers.Dense, *_CONVOLUTIONS)
-    return isinstance(layer, kinds) or linear.is_depthwise(layer) or linear.is_separable(layer)
-
-
 class Rows:
     """Rows of inputs and outputs of a built linear layer, and its kernel as a matrix.
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.math.running_moments import RunningMoments
-
 
 class Lines:
     """For each channel the line t ≈ gain · z + bias.
@@ -98,32 +96,3 @@ def _penalty(share: float, products: np.ndarray, size: int) -> np.ndarray:
     """λ of each group; any positive number where its features are all constant."""
     power = np.trace(products, axis1=1, axis2=2) / size
     return share * np.where(power > 0, power, 1.0)
-
-
-class RSquared:
-    """1 − Σ(t − t̂)² / Σ(t − mean of its channel)²; 1 where both are 0.
-
-    Rows are added in parts of shape (rows, channels).
-    """
-
-    def __init__(self):
-        self._residual = 0.0
-        self._moments = RunningMoments()
-
-    def add(self, expected: np.ndarray, received: np.ndarray) -> None:
-        self._residual += float(np.square(expected.astype(np.float64) - received).sum())
-        self._moments.add_rows(expected)
-
-    @property
-    def value(self) -> float:
-        spread = float(np.sum(self._moments.squares))
-        if spread == 0:
-            return 1.0 if self._residual == 0 else 0.0
-        return 1.0 - self._residual / spread
-
-
-def r_squared(expected: np.ndarray, received: np.ndarray) -> float:
-    """`RSquared` of rows × channels."""
-    found = RSquared()
-    found.add(expected, received)
-    return found.value

@@ -148,3 +148,13 @@ def pad_causal(layer, x):
     widths = [(0, 0)] * len(x.shape)
     widths[time] = (left, 0)
     return ops.pad(x, widths), "valid"
+
+
+def has_rows(layer: Any) -> bool:
+    """Whether a layer can be seen as a matrix: no transposed convolution, no wide einsum."""
+    if isinstance(layer, layers.EinsumDense):
+        inputs, kernel, output = kernels.einsum_letters(layer.equation)
+        plain = len(kernel) == 2 and inputs[-1] == kernel[0] and output[-1] == kernel[1]
+        return plain and inputs[:-1] == output[:-1] and layer.bias_axes in (None, kernel[1])
+    kinds = (layers.Dense, *_CONVOLUTIONS)
+    return isinstance(layer, kinds) or is_depthwise(layer) or is_separable(layer)

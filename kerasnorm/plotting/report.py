@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import textwrap
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from kerasnorm.compare.agreement import Agreement
 from kerasnorm.errors import KerasNormError
 from kerasnorm.plotting import figure as figures
-
-if TYPE_CHECKING:
-    from kerasnorm.swap.report import Report, SiteRecord
+from kerasnorm.targets.site_record import SiteRecord
 
 # Of Okabe and Ito, whom the colour-blind can tell apart.
 COLOURS = {
@@ -23,6 +22,19 @@ _SOURCE = "#999999"
 _LONGEST_NAME, _TITLE = 44, 90
 # In inches: a bar, what stands around the bars, and the whole at most.
 _BAR, _AROUND, _HIGHEST = 0.24, 1.5, 60.0
+
+
+class Report(Protocol):
+    """What is drawn of a report (`kerasnorm.swap.report.Report`)."""
+
+    model: str
+    target: str
+    sites: list[SiteRecord]
+    agreement: Agreement | None
+
+    def by_target(self) -> dict[str, list[SiteRecord]]: ...
+
+    def summary(self) -> str: ...
 
 
 def draw_report(report: Report, path: str | os.PathLike[str]) -> None:

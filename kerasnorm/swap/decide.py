@@ -12,9 +12,9 @@ from kerasnorm.graph import sites as match
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site
-from kerasnorm.swap.report import SiteRecord
 from kerasnorm.targets import RULES
 from kerasnorm.targets.plan import FitRequest, Plan
+from kerasnorm.targets.site_record import SiteRecord
 
 SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
 Edits = dict[Call, Skip | Replace]

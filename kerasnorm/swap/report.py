@@ -7,13 +7,14 @@ import os
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import keras
 
+from kerasnorm.compare.agreement import Agreement
 from kerasnorm.plotting.report import draw_report
+from kerasnorm.targets.site_record import SiteRecord
 
-Verdict = Literal["exact", "matched", "calibrated", "refused"]
 # R² below which a site is warned of: less than half of its activation's variance is kept.
 _POOR = 0.5
 # Samples below which shares of them say little.
@@ -21,58 +22,6 @@ _FEW = 40
 _STYLES = {"exact": "green", "matched": "cyan", "calibrated": "blue", "refused": "bold red"}
 # Of each swapped model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, Report] = weakref.WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class SiteRecord:
-    """The fate of one BatchNorm call.
-
-    Attributes:
-        name: Path of the BatchNorm layer; a second call of one layer is "name#2".
-        target: What was asked for: "weight", "layer", "cosine", or "none" for a site left out.
-        verdict: `exact`; `matched` from stored statistics; `calibrated` on data; `refused`.
-        rule: Name of the rule that decided, with the number of its case.
-        becomes: The layer kind it turned into; "BatchNorm" where it stays.
-        partner: Path of the layer that took it in, or None.
-        across: Paths of the layers between the two, the one next to the BatchNorm first.
-        reason: Why this rule: what stood in the way of a better one, or of any.
-        fit: R² against the source's activation on samples held out, where data was given: of the
-            whole swapped model, after training, if it is small enough for that; otherwise of the
-            fit of this site, on what the model in front of it put out.
-    """
-
-    name: str
-    target: str
-    verdict: Verdict
-    rule: str
-    becomes: str
-    partner: str | None = None
-    across: tuple[str, ...] = ()
-    reason: str = ""
-    fit: float | None = None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far the whole model agrees with its source, on samples held out.
-
-    Neither the fits nor the training used them but to choose: which strength of a fit, and which
-    epoch, to keep.
-
-    Attributes:
-        samples: How many these are.
-        same_answers: The share of places where both say the same: the likeliest class of a
-            softmax, yes or no of a sigmoid; None for models that end in neither.
-        fit: R² of the outputs.
-    """
-
-    samples: int
-    same_answers: float | None
-    fit: float
-
-    def __str__(self) -> str:
-        same = "" if self.same_answers is None else f"{self.same_answers:.1%} same answers, "
-        return f"on {self.samples} samples held out: {same}R² of the outputs {self.fit:.4f}"
 
 
 @dataclass

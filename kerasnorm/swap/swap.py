@@ -15,16 +15,19 @@ from kerasnorm.compare import differences as verify
 from kerasnorm.compare.differences import TensorPair
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
+from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import FirstSamples, unlike
-from kerasnorm.fit.fit_model import Wanted, calibrate, input_batches
+from kerasnorm.fit.fit_model import Wanted, calibrate
 from kerasnorm.fit.split import HeldOut
 from kerasnorm.graph import sites as match
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.loading.load import doubts_of, repairs_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
-from kerasnorm.swap.report import Report, SiteRecord, keep
+from kerasnorm.swap.report import Report, keep
 from kerasnorm.targets import RULES
+from kerasnorm.targets.plan import FitRequest
+from kerasnorm.targets.site_record import SiteRecord
 
 
 @dataclass(frozen=True)
@@ -191,7 +194,7 @@ def swap_norms(
         fitted = calibrate(
             model_graphs,
             rebuilt,
-            [Wanted.of(name, request, rebuilt) for name, request in requests.items()],
+            [_wanted(name, request, rebuilt) for name, request in requests.items()],
             reconstruction.watch(held_out.watch(batches)),
             damping=damping,
             seed=seed,
@@ -266,6 +269,13 @@ def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
     return pairs + verify.output_pairs(
         decision.model_graphs, copies[id(decision.model_graphs.root.owner)]
     )
+
+
+def _wanted(site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
+    """What a target asks for, with the layers that its edits made."""
+    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+    layer = rebuilt.copies[id(request.layer)]
+    return Wanted(site, layer, request.target, request.source, plain)
 
 
 def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:

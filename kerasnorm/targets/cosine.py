@@ -20,12 +20,12 @@ import keras
 import numpy as np
 
 from kerasnorm.clone.rebuild import Replace, Skip
-from kerasnorm.fit.im2col import has_rows
 from kerasnorm.graph import commute, sites
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
 from kerasnorm.layers import CosineNorm, kernels
+from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.layers.patches import refusal
 from kerasnorm.targets import fold_into, plan
 from kerasnorm.targets.plan import FitRequest, Plan

@@ -10,7 +10,7 @@ from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
-from kerasnorm.swap.report import SiteRecord, Verdict
+from kerasnorm.targets.site_record import SiteRecord, Verdict
 
 
 @dataclass(frozen=True)
