@@ -1,6 +1,8 @@
-"""One exception family: what must hold, what was received, what to try."""
+"""One exception family: what must hold, what was received, what to try; and refusals as values."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 
 class KerasNormError(ValueError):
@@ -53,3 +55,17 @@ class DataError(SwapError):
 
 class ExportError(KerasNormError):
     """A model could not be written as a correct ONNX file."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one thing of several is not done, as a value that travels to the report.
+
+    Attributes:
+        reason: What stands in the way, as the end of a sentence about it.
+    """
+
+    reason: str
+
+    def __str__(self) -> str:
+        return self.reason

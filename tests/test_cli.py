@@ -17,7 +17,7 @@ import tiny_models
 
 import kerasnorm
 from kerasnorm.cli.main import main
-from kerasnorm.graph import sites
+from kerasnorm.targets import plan
 
 
 @pytest.fixture
@@ -140,8 +140,8 @@ def test_a_failed_parity_check_writes_nothing(model, tmp_path, capsys, monkeypat
         found = statistics(layer)
         return dataclasses.replace(found, shift=0 * found.shift)
 
-    statistics = sites.statistics
-    monkeypatch.setattr(sites, "statistics", forget_the_mean)
+    statistics = plan.stored_statistics
+    monkeypatch.setattr(plan, "stored_statistics", forget_the_mean)
     source = keras.models.load_model(model)
     source.get_layer("bn").moving_mean.assign([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
     source.save(model)

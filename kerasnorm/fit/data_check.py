@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from keras import tree
 
+from kerasnorm.errors import Refusal
 from kerasnorm.fit.split import same_shapes
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.sites import Site, statistics
+from kerasnorm.graph.sites import Site
+from kerasnorm.graph.stored_statistics import stored_statistics
 
 # A site's inputs are unlike where their deviation, of the middle channel, is so many times the
 # stored one or smaller, or their mean so many stored deviations away. Other images of the same kind
@@ -52,8 +54,8 @@ def unlike(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list
         arrays: Inputs, flat.
     """
     for site in sites:
-        known = statistics(site.call.operation)
-        if site.graph is not root or isinstance(known, str):
+        known = stored_statistics(site.call.operation)
+        if site.graph is not root or isinstance(known, Refusal):
             continue
         [values] = run(root, arrays, [site.call.inputs[0]])
         rows = np.moveaxis(values, site.axis, -1).reshape(-1, values.shape[site.axis])

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.layers import kernels
 
@@ -50,19 +51,19 @@ def commutes(call: Call) -> bool:
     return type(layer) in _MEANS | _LARGEST | _PADDED
 
 
-def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> str | None:
+def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> Refusal | None:
     """Why the map a·x + c along `axis` of a call's output cannot cross it; None if it can."""
     layer: Any = call.operation
     name = f"'{layer.name}' ({type(layer).__name__})"
     masked = len(call.inputs) > 1 or keras_private.attached_mask(call.inputs[0]) is not None
     if masked and type(layer) not in _ELEMENTWISE:
-        return f"{name} in front of it has a mask"
+        return Refusal(f"{name} in front of it has a mask")
     if type(layer) not in _ELEMENTWISE and axis != _channels_of_output(call):
-        return f"{name} in front of it mixes entries along axis {axis}"
+        return Refusal(f"{name} in front of it mixes entries along axis {axis}")
     if type(layer) in _LARGEST and (scale < 0).any():  # 2
-        return f"{name} in front of it takes the largest, and some gamma is negative"
+        return Refusal(f"{name} in front of it takes the largest, and some gamma is negative")
     if type(layer) in _PADDED and (shift != 0).any():  # 3
-        return f"{name} in front of it pads with zeros, which the BatchNorm shifts"
+        return Refusal(f"{name} in front of it pads with zeros, which the BatchNorm shifts")
     return None
 
 

@@ -16,31 +16,32 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from kerasnorm.errors import Refusal
 from kerasnorm.layers import kernels, masks
 from kerasnorm.layers import linear_ops as linear
 from kerasnorm.math import normalize, norms
 from kerasnorm.math.sums import total
 
 
-def refusal(layer) -> str | None:
+def refusal(layer) -> Refusal | None:
     """Why the layer is not one contraction of input vectors with weight vectors, or None."""
     name = type(layer).__name__
     if kernels.kernel_class(layer) is None:
-        return f"it needs a linear layer, and {name} is none"
+        return Refusal(f"it needs a linear layer, and {name} is none")
     if kernels.overridden(layer):
-        return (
+        return Refusal(
             f"{name} overrides `{kernels.overridden(layer)}`, which CosineNorm would not use; let "
             "another layer around the wrapped one do what it adds"
         )
     if isinstance(layer, kernels.Affine):
-        return "each weight vector of Affine is a single number, whose cosine is its sign"
+        return Refusal("each weight vector of Affine is a single number, whose cosine is its sign")
     if isinstance(layer, layers.EinsumDense):
         inputs, kernel, output = (
             set(s.replace("...", "")) for s in kernels.einsum_letters(layer.equation)
         )
         stray = (inputs ^ kernel) - output
         if stray or not (inputs & kernel) - output:
-            return (
+            return Refusal(
                 f"equation '{layer.equation}' must contract the input with the kernel over "
                 "shared letters, and sum over no others"
             )

@@ -6,18 +6,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kerasnorm.clone.rebuild import Replace, Skip
-from kerasnorm.errors import SwapError
-from kerasnorm.graph import sites as match
-from kerasnorm.graph.graph import Call
+from kerasnorm.clone.rebuild import Replace
+from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import OpaqueBatchNorm, Site
-from kerasnorm.targets import RULES
-from kerasnorm.targets.plan import FitRequest, Plan
+from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
+from kerasnorm.targets import TARGETS
+from kerasnorm.targets.plan import FitTask, Plan
 from kerasnorm.targets.site_record import SiteRecord
+from kerasnorm.targets.target import Edits
 
 SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
-Edits = dict[Call, Skip | Replace]
 
 
 @dataclass(frozen=True)
@@ -27,82 +25,79 @@ class Decision:
     Attributes:
         model_graphs: The model's graphs.
         sites: Every BatchNorm call that is seen.
-        plans: The plan of each site that is to be swapped.
-        targets: Its target, by the site's name.
+        plans: The plan of each site that is swapped.
         records: One for each site, opaque ones included.
     """
 
     model_graphs: ModelGraphs
     sites: list[Site]
     plans: dict[Site, Plan]
-    targets: dict[str, str]
     records: list[SiteRecord]
 
-    def carry_out(self, damping: float) -> tuple[Edits, dict[str, FitRequest]]:
+    def carry_out(self, damping: float) -> tuple[Edits, dict[str, FitTask]]:
         """What to change in the model, and what data can do for it, by site."""
         edits: Edits = {}
-        requests: dict[str, FitRequest] = {}
+        tasks: dict[str, FitTask] = {}
         shared: dict[tuple[int, str], Replace] = {}
         for site, plan in self.plans.items():
-            rule = RULES[self.targets[site.name]]
-            own = rule.rewrite(site, plan, self._name_in_place(site), damping)
-            in_place, kind = own.get(site.call), (id(site.layer), plan.record.rule)
+            target = TARGETS[plan.target]
+            own = target.rewrite(plan, self._name_in_place(plan), damping)
+            in_place, kind = own.get(site.call), (id(site.layer), plan.rule)
             again = kind in shared
             if isinstance(in_place, Replace):
                 # one BatchNorm called in several places stays one layer
                 own[site.call] = shared.setdefault(kind, in_place)
             edits.update(own)
-            request = rule.fit(site, plan, own)
-            if request is not None and not again:
-                requests[site.name] = request
-        return edits, requests
+            task = target.fit_task(plan, own)
+            if task is not None and not again:
+                tasks[site.name] = task
+        return edits, tasks
 
-    def lost(self) -> list[str]:
-        """What training the swapped model would not find again, in plain sentences."""
-        return [
-            note
-            for site, plan in self.plans.items()
-            for note in RULES[self.targets[site.name]].lost(site, plan, self.model_graphs)
-        ]
+    def notes(self) -> list[str]:
+        """What training the swapped model will not find again, in plain sentences."""
+        plans = self.plans.values()
+        return [note for p in plans for note in TARGETS[p.target].notes(p, self.model_graphs)]
 
-    def _name_in_place(self, site: Site) -> str:
+    def _name_in_place(self, plan: Plan) -> str:
         """What to call a layer that stands where a BatchNorm stood: its name, unless it is taken.
 
-        It is where the BatchNorm stays in another place, or is swapped by another rule there.
+        It is where the BatchNorm stays in another place, or is swapped in another way there.
         """
+        site = plan.site
         name = site.layer.name
         places = [self.plans.get(other) for other in self.sites if other.layer is site.layer]
-        stays = any(plan is None or plan.record.verdict == "refused" for plan in places)
         taken = {call.operation.name for call in site.graph.calls}
-        while stays and name in taken:
+        while None in places and name in taken:
             name += "_swapped"
-        rule = self.plans[site].record.rule
-        swapped = [plan for plan in places if plan and plan.record.verdict != "refused"]
-        rules = dict.fromkeys(plan.record.rule for plan in swapped if plan.in_place)
-        number = [*rules, rule].index(rule)
+        rules = dict.fromkeys(p.rule for p in places if p is not None and p.in_place)
+        number = [*rules, plan.rule].index(plan.rule)
         return name + (f"_{number + 1}" if number else "")
 
 
 def decide(
     model_graphs: ModelGraphs, to: str | dict[str, str], sites: SiteChoice | None
 ) -> Decision:
-    """Ask the rule of each site's target; see `swap_norms` for `to` and `sites`.
+    """Ask the target of each site; see `swap_norms` for `to` and `sites`.
 
     Raises:
         SwapError: If `to` or `sites` name what does not exist, or give different targets to the
             calls of a BatchNorm in a layer's own code.
     """
-    found, opaque = match.find_sites(model_graphs)
+    found, opaque = find_sites(model_graphs)
     targets = _targets(to, sites, found, opaque, model_graphs)
-    plans = {
-        site: RULES[targets[site.name]].check(site, model_graphs)
-        for site in found
-        if site.name in targets
-    }
     _check_one_target_in_code(found, targets)
-    records = [plans[site].record if site in plans else _left_record(site) for site in found]
+    plans: dict[Site, Plan] = {}
+    records: list[SiteRecord] = []
+    for site in found:
+        if site.name not in targets:
+            records.append(_left_record(site))
+            continue
+        plan = TARGETS[targets[site.name]].check(site, model_graphs)
+        if isinstance(plan, Plan):
+            plans[site] = plan
+        records.append(_record(site, targets[site.name], plan))
     records += [_opaque_record(inner, to if isinstance(to, str) else "none") for inner in opaque]
-    return Decision(model_graphs, found, plans, targets, records)
+    return Decision(model_graphs, found, plans, records)
 
 
 def _targets(
@@ -116,17 +111,16 @@ def _targets(
     names = [site.name for site in found]
     wanted: dict[str, Any] = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
     for target in (*wanted.values(), *([] if isinstance(to, dict) else [to])):
-        if not isinstance(target, str) or target not in RULES:
+        if not isinstance(target, str) or target not in TARGETS:
             raise SwapError(
-                f"`to` must be one of {', '.join(repr(rule) for rule in RULES)}. "
+                f"`to` must be one of {', '.join(repr(rule) for rule in TARGETS)}. "
                 f"Received: to={target!r}."
             )
     if callable(sites):
         chosen = {
             site.name
             for site in found
-            if site.name in wanted
-            and sites(RULES[wanted[site.name]].check(site, model_graphs).record)
+            if site.name in wanted and sites(_checked(site, wanted[site.name], model_graphs))
         }
     elif isinstance(sites, str):
         raise SwapError(
@@ -155,6 +149,16 @@ def _check_one_target_in_code(found: list[Site], targets: dict[str, str]) -> Non
                 layer=site.layer.name,
                 hint="Name all of its calls, or none.",
             )
+
+
+def _checked(site: Site, target: str, model_graphs: ModelGraphs) -> SiteRecord:
+    return _record(site, target, TARGETS[target].check(site, model_graphs))
+
+
+def _record(site: Site, target: str, plan: Plan | Refusal) -> SiteRecord:
+    if isinstance(plan, Plan):
+        return plan.record
+    return SiteRecord(site.name, target, "refused", f"to_{target}", "BatchNorm", reason=plan.reason)
 
 
 def _left_record(site: Site) -> SiteRecord:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import keras
 
 from kerasnorm import keras_private
@@ -13,9 +10,12 @@ from kerasnorm.compare import differences
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import graphs_of
-from kerasnorm.layers import Affine, BatchNorm, LayerNorm, WeightNorm
-from kerasnorm.targets import merge_affine
-from kerasnorm.targets import plain as to_plain
+from kerasnorm.layers import Affine, BatchNorm, WeightNorm
+from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
+from kerasnorm.targets import TARGETS, merge_affine
+from kerasnorm.targets.plain import as_affine, fold_affine, fold_batch_norm, leave_for_now
+from kerasnorm.targets.target import Fold
+from kerasnorm.targets.weight import fold_weight_norm_if_exact
 
 
 def fold_norms(model: keras.Model) -> keras.Model:
@@ -26,6 +26,8 @@ def fold_norms(model: keras.Model) -> keras.Model:
     it becomes an EinsumDense. Every BatchNorm becomes a BatchNormalization, every LayerNorm a
     LayerNormalization or a GroupNormalization of one group. The result loads where kerasnorm is
     not installed, but for models of Keras 1 and 2 with `hard_sigmoid`, whose function it keeps.
+    Regularizers and constraints that mean a weight before a scale was folded into it
+    (`RescaledRegularizer`, `RescaledConstraint`) have no plain equivalent and are left out.
 
     Args:
         model: A built Functional or Sequential model.
@@ -44,15 +46,10 @@ def fold_norms(model: keras.Model) -> keras.Model:
     ['Dense']
     """
     source = graphs_of(model)
-    plain = _fold(
-        model,
-        {
-            WeightNorm: to_plain.fold_weight_norm,
-            Affine: to_plain.leave_for_now,
-            BatchNorm: to_plain.fold_batch_norm,
-            LayerNorm: to_plain.fold_layer_norm,
-        },
-    )
+    folds: dict[type, Fold] = {Affine: leave_for_now, BatchNorm: fold_batch_norm}
+    for target in TARGETS.values():
+        folds |= target.folds
+    plain = _fold(model, folds)
     while True:
         model_graphs = graphs_of(plain)
         edits = merge_affine.merges(model_graphs)
@@ -60,7 +57,8 @@ def fold_norms(model: keras.Model) -> keras.Model:
             break
         plain = rebuild(model_graphs, edits).model
     if any(type(layer) is Affine for layer in keras_private.sublayers(plain)):
-        plain = _fold(plain, {Affine: to_plain.fold_affine})
+        plain = _fold(plain, {Affine: fold_affine})
+    _drop_rescaled_penalties(plain)
     differences.insist(source, differences.output_pairs(source, graphs_of(plain).root))
     return plain
 
@@ -72,18 +70,14 @@ def fold_weight_norms(model: keras.Model) -> keras.Model:
     becomes an `Affine` again: a multiplication and an addition in any runtime, where a general
     einsum is a matrix product between reshapes.
     """
-    folds: dict[type, _Fold] = {
-        WeightNorm: to_plain.fold_weight_norm_if_exact,
-        keras.layers.EinsumDense: to_plain.as_affine,
+    folds: dict[type, Fold] = {
+        WeightNorm: fold_weight_norm_if_exact,
+        keras.layers.EinsumDense: as_affine,
     }
     return _fold(model, folds, leave_others=True)
 
 
-# Gives the replacement, or the reason why there is none; None for a layer that may stay.
-_Fold = Callable[[Any, list[Call], str], Replace | str | None]
-
-
-def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = False) -> keras.Model:
+def _fold(model: keras.Model, folds: dict[type, Fold], leave_others: bool = False) -> keras.Model:
     source = graphs_of(model)
     edits: dict[Call, Replace] = {}
     done: dict[int, Replace] = {}
@@ -99,8 +93,8 @@ def _fold(model: keras.Model, folds: dict[type, _Fold], leave_others: bool = Fal
                 if isinstance(fold, Replace):
                     done[id(layer)] = fold
                     edits.update(dict.fromkeys(calls, fold))
-                elif fold:
-                    stuck.append(f"'{path}{layer.name}' ({fold})")
+                elif fold is not None:
+                    stuck.append(f"'{path}{layer.name}' ({fold.reason})")
             elif not keras_private.has_graph(layer):
                 stuck += _own_layers(layer, path)
     if stuck and not leave_others:
@@ -136,3 +130,16 @@ def _own_layers(layer, path: str) -> list[str]:
         for own in (layer, *keras_private.sublayers(layer))
         if any(cls.__module__.split(".")[0] == "kerasnorm" for cls in type(own).__mro__)
     ]
+
+
+def _drop_rescaled_penalties(model: keras.Model) -> None:
+    rescaled = (RescaledRegularizer, RescaledConstraint)
+    for layer in keras_private.sublayers(model):
+        for name, value in list(vars(layer).items()):
+            if isinstance(value, rescaled):
+                setattr(layer, name, None)
+    for variable in model.variables:
+        if isinstance(variable.regularizer, rescaled):
+            variable.regularizer = None
+        if isinstance(variable.constraint, rescaled):
+            variable.constraint = None

@@ -19,14 +19,14 @@ from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import FirstSamples, unlike
 from kerasnorm.fit.fit_model import Wanted, calibrate
 from kerasnorm.fit.split import HeldOut
-from kerasnorm.graph import sites as match
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
+from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.loading.load import doubts_of, repairs_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
 from kerasnorm.swap.report import Report, keep
-from kerasnorm.targets import RULES
-from kerasnorm.targets.plan import FitRequest
+from kerasnorm.targets import TARGETS
+from kerasnorm.targets.plan import FitTask
 from kerasnorm.targets.site_record import SiteRecord
 
 
@@ -174,7 +174,7 @@ def swap_norms(
     """
     if not 0 <= damping < float("inf"):
         raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
-    model_graphs = graphs_of(model, match.holds_batch_norm)
+    model_graphs = graphs_of(model, holds_batch_norm)
     decision = decide(model_graphs, to, sites)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
     faults = _faults_outside_sites(model)
@@ -183,18 +183,18 @@ def swap_norms(
         _check_strict(report)
     if data is None:
         _check_data(report)
-    edits, requests = decision.carry_out(damping)
+    edits, tasks = decision.carry_out(damping)
     rebuilt = rebuild(model_graphs, edits)
     pairs = _pairs(decision, rebuilt)
     unlike_data: list[str] = []
-    if data is not None and requests:
+    if data is not None and tasks:
         reconstruction, held_out = Reconstruction(model_graphs, memory_budget), HeldOut()
         first = FirstSamples()
         batches = first.watch(input_batches(model_graphs.root, data, batch_size))
         fitted = calibrate(
             model_graphs,
             rebuilt,
-            [_wanted(name, request, rebuilt) for name, request in requests.items()],
+            [_wanted(name, task, rebuilt) for name, task in tasks.items()],
             reconstruction.watch(held_out.watch(batches)),
             damping=damping,
             seed=seed,
@@ -211,7 +211,7 @@ def swap_norms(
     report.layers = rebuilt.layers
     report.notes = [
         *unlike_data,
-        *decision.lost(),
+        *decision.notes(),
         *rebuilt.notes,
         *uncompared,
         *_said_of([*doubts_of(model), *faults]),
@@ -246,10 +246,12 @@ def inspect_norms(model: keras.Model) -> Report:
         notes.append(
             f"the model is not built: this is for inputs of shape {shape} and initial weights"
         )
-    model_graphs = graphs_of(model, match.holds_batch_norm)
-    records = [record for target in RULES for record in decide(model_graphs, target, None).records]
+    model_graphs = graphs_of(model, holds_batch_norm)
+    records = [
+        record for target in TARGETS for record in decide(model_graphs, target, None).records
+    ]
     notes += _said_of([*doubts_of(model), *_faults_outside_sites(model)])
-    return Report(model.name, ", ".join(RULES), records, notes=notes, repairs=repairs)
+    return Report(model.name, ", ".join(TARGETS), records, notes=notes, repairs=repairs)
 
 
 def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
@@ -271,11 +273,11 @@ def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
     )
 
 
-def _wanted(site: str, request: FitRequest, rebuilt: Rebuilt) -> Wanted:
+def _wanted(site: str, task: FitTask, rebuilt: Rebuilt) -> Wanted:
     """What a target asks for, with the layers that its edits made."""
-    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
-    layer = rebuilt.copies[id(request.layer)]
-    return Wanted(site, layer, request.target, request.source, plain)
+    plain = None if task.plain is None else rebuilt.copies[id(task.plain)]
+    layer = rebuilt.copies[id(task.layer)]
+    return Wanted(site, layer, task.target, task.source, plain)
 
 
 def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:

@@ -1,7 +1,13 @@
-"""The rules by target: each a module with `check`, `rewrite`, `fit` and `lost`."""
+"""What a BatchNorm can become: each target is one object, in a file of its own.
 
-from typing import Any
+A new target is a new file, its tests, and its line in the table below.
+"""
 
-from kerasnorm.targets import cosine, layer, weight
+from kerasnorm.targets.cosine import CosineTarget
+from kerasnorm.targets.layer import LayerTarget
+from kerasnorm.targets.target import Target
+from kerasnorm.targets.weight import WeightTarget
 
-RULES: dict[str, Any] = {"weight": weight, "layer": layer, "cosine": cosine}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (WeightTarget(), LayerTarget(), CosineTarget())
+}

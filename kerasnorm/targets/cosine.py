@@ -14,101 +14,119 @@ closed form (`fit.fit_layer.fit_cosine`). Stored statistics alone do not tell ho
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
 from kerasnorm.clone.rebuild import Replace, Skip
-from kerasnorm.graph import commute, sites
-from kerasnorm.graph.graph import Call
+from kerasnorm.errors import Refusal
+from kerasnorm.graph import commute
+from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.linear_partner import Partner
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
+from kerasnorm.graph.sites import Site, is_batch_norm, is_plain_linear
+from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.layers.patches import refusal
-from kerasnorm.targets import fold_into, plan
-from kerasnorm.targets.plan import FitRequest, Plan
+from kerasnorm.targets import fold_into
+from kerasnorm.targets.plan import FitTask, Plan, name_of_partner
+from kerasnorm.targets.target import Edits, Target
 
-TARGET = "cosine"
-
-
-def check(site: Site, model_graphs: ModelGraphs) -> Plan:
-    """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, model_graphs)
-    if isinstance(found, str):
-        return plan.refused(site, TARGET, found)
-    partner = fold_into.partner_of(site, model_graphs, found)
-    if isinstance(partner, Partner):
-        partner = _without_commuting(partner)
-    if isinstance(partner, Partner):
-        becomes = f"CosineNorm({type(partner.layer).__name__})"
-        record = plan.record(site, TARGET, "calibrated", 1, becomes, partner)
-        name = plan.name_of_partner(site, partner, model_graphs)
-        return Plan(record, found, partner, name, in_place=False)
-    follower = _follower(site, model_graphs)
-    if follower is None:
-        return Plan(plan.record(site, TARGET, "exact", 2, "Affine", partner), found)
-    becomes = f"Affine, CosineNorm({type(follower.layer).__name__})"
-    record = plan.record(site, TARGET, "calibrated", 2, becomes, follower, partner.reason)
-    return Plan(record, found, follower, follower.layer.name)
+_OWN, _NEXT = 1, 2
 
 
-def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, Skip | Replace]:
-    """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place."""
-    found, partner = decided.statistics, decided.partner
-    if found is None:
-        return {}
-    if partner is None:
-        return {site.call: fold_into.as_affine(site, name, found)}
-    if decided.record.rule == "to_cosine 2":
-        return {
-            site.call: fold_into.as_affine(site, name, found),
-            partner.call: _cosine(partner, decided.name, None),
-        }
-    return {
-        partner.call: _cosine(partner, decided.name, found, site.layer.activity_regularizer),
-        site.call: Skip(into=decided.name),
-    }
+class CosineTarget(Target):
+    """BatchNorm to cosine norm."""
+
+    name = "cosine"
+    help = "cosine norm: fitted to data"
+
+    def plan(
+        self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics
+    ) -> Plan | Refusal:
+        def case(number, verdict, becomes, **more):
+            return Plan(site, self.name, number, verdict, becomes, statistics, **more)
+
+        partner = fold_into.partner_of(site, model_graphs, statistics)
+        if isinstance(partner, Partner):
+            partner = _without_commuting(partner)
+        if isinstance(partner, Partner):
+            return case(
+                _OWN,
+                "calibrated",
+                f"CosineNorm({type(partner.layer).__name__})",
+                partner=partner,
+                name=name_of_partner(site, partner, model_graphs),
+                in_place=False,
+            )
+        follower = _follower(site, model_graphs)
+        if follower is None:
+            return case(_NEXT, "exact", "Affine", reason=partner.reason)
+        return case(
+            _NEXT,
+            "calibrated",
+            f"Affine, CosineNorm({type(follower.layer).__name__})",
+            partner=follower,
+            name=follower.layer.name,
+            reason=partner.reason,
+        )
+
+    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+        site, partner, found = plan.site, plan.partner, plan.statistics
+        if plan.case == _OWN:
+            assert partner is not None
+            penalty = site.layer.activity_regularizer
+            return {
+                partner.call: _cosine(partner, plan.name, found, penalty),
+                site.call: Skip(into=plan.name),
+            }
+        edits: Edits = {site.call: fold_into.as_affine(site, name, found)}
+        if partner is not None:
+            edits[partner.call] = _cosine(partner, plan.name, None)
+        return edits
+
+    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+        """The regression: on BatchNorm's output, or for the next layer on its pre-activation."""
+        partner = plan.partner
+        if partner is None:
+            return None
+        if plan.case == _NEXT:
+            return FitTask(edits[partner.call], partner.call, source=partner.layer)
+        return FitTask(edits[partner.call], plan.site.call)
+
+    def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
+        site, partner = plan.site, plan.partner
+        weights = ("gamma", "beta") if plan.case == _OWN else ("beta",)
+        notes = fold_into.lost_penalties(site, weights)
+        if partner is None:
+            return notes
+        notes += fold_into.penalties_of_direction(partner.layer, "CosineNorm")
+        if plan.case == _OWN and model_graphs.calls[id(site.layer)] > 1:
+            notes.append(
+                f"'{site.name}': it shared gamma and beta with its other calls; "
+                f"'{partner.layer.name}' has a gain and bias of its own"
+            )
+        return notes
 
 
-def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
-    """The regression: on BatchNorm's output, or for the next layer on its own pre-activation."""
-    partner = decided.partner
-    if partner is None:
-        return None
-    if decided.record.rule == "to_cosine 2":
-        return FitRequest(edits[partner.call], partner.call, source=partner.layer)
-    return FitRequest(edits[partner.call], site.call)
-
-
-def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
-    """What training the swapped model would not find again, in plain sentences."""
-    if decided.partner is None or model_graphs.calls[id(site.layer)] == 1:
-        return []
-    if decided.record.rule == "to_cosine 2":
-        return []
-    return [
-        f"'{site.name}': it shared gamma and beta with its other calls; "
-        f"'{decided.partner.layer.name}' has a gain and bias of its own"
-    ]
-
-
-def _without_commuting(partner: Partner) -> Partner | NoPartner:
+def _without_commuting(partner: Partner) -> Partner | Refusal:
     """The partner if CosineNorm can take its place with nothing in between."""
     if partner.commuted:
         between = partner.commuted[-1].operation.name
-        return NoPartner(f"'{between}' stands between it and '{partner.layer.name}'")
+        return Refusal(f"'{between}' stands between it and '{partner.layer.name}'")
     reason = _refusal(partner.layer)
     return (
-        NoPartner(f"CosineNorm cannot wrap '{partner.layer.name}': {reason}") if reason else partner
+        Refusal(f"CosineNorm cannot wrap '{partner.layer.name}': {reason}") if reason else partner
     )
 
 
-def _refusal(layer: Any) -> str | None:
+def _refusal(layer: Any) -> Refusal | None:
     """Why a linear layer cannot be fitted as a CosineNorm."""
     if isinstance(layer, keras.layers.EinsumDense) and not has_rows(layer):
-        return "its output units run along several axes"
+        return Refusal("its output units run along several axes")
     return refusal(layer)
 
 
@@ -121,10 +139,10 @@ def _follower(site: Site, model_graphs: ModelGraphs) -> Partner | None:
             return None
         call = readers[0]
         layer: Any = call.operation
-        if sites.is_plain_linear(layer):
+        if is_plain_linear(layer):
             break
         weightless = isinstance(layer, keras.layers.Layer) and not layer.weights
-        if not weightless or sites.is_batch_norm(layer) or len(call.inputs) != 1:
+        if not weightless or is_batch_norm(layer) or len(call.inputs) != 1:
             return None
         tensor = call.output
     once = model_graphs.calls[id(layer)] == 1 and layer.activity_regularizer is None
@@ -135,23 +153,23 @@ def _follower(site: Site, model_graphs: ModelGraphs) -> Partner | None:
     return Partner(call, rank - 1 if axis is None else axis, model_graphs.path(graph, layer))
 
 
-def _is_claimed(call: Call, graph) -> bool:
+def _is_claimed(call: Call, graph: Graph) -> bool:
     """Whether a BatchNorm behind a linear layer may take it."""
     tensor = call.output
     while True:
         readers = graph.consumers(tensor)
-        if any(sites.is_batch_norm(reader.operation) for reader in readers):
+        if any(is_batch_norm(reader.operation) for reader in readers):
             return True
         if len(readers) != 1 or not commute.commutes(readers[0]):
             return False
         tensor = readers[0].output
 
 
-def _cosine(partner: Partner, name: str, found: Statistics | None, penalty=None) -> Replace:
+def _cosine(partner: Partner, name: str, found: StoredStatistics | None, penalty=None) -> Replace:
     layer = partner.layer
 
     def make() -> keras.layers.Layer:
-        inner = fold_into.with_bias(partner)
+        inner = fold_into.with_bias(partner, found)
         inner.activity_regularizer = penalty
         return CosineNorm(inner, rescale=True, across_groups=True, name=name)
 

@@ -30,81 +30,131 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import keras
 import numpy as np
 
-from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm import keras_private
+from kerasnorm.clone.rebuild import Replace
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
+from kerasnorm.graph.linear_partner import Partner
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import NoPartner, Partner, Site
+from kerasnorm.graph.sites import Site
+from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import LayerNorm
-from kerasnorm.targets import fold_into, plan
-from kerasnorm.targets.plan import FitRequest, Plan
+from kerasnorm.targets import fold_into
+from kerasnorm.targets.plan import FitTask, Plan
+from kerasnorm.targets.target import Edits, Target
 
-TARGET = "layer"
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
 _LEAST_EPSILON = 1e-5
 _VOLUMES = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
+_FOLDED, _AFFINE_FIRST, _RAW, _AFFINE_ONLY = 1, 2, 3, 4
 
 
-def check(site: Site, model_graphs: ModelGraphs) -> Plan:
-    """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, model_graphs)
-    if isinstance(found, str):
-        return plan.refused(site, TARGET, found)
-    unlike = _unlike(site, model_graphs)
-    if unlike:
-        return Plan(plan.record(site, TARGET, "exact", 4, "Affine", NoPartner(unlike)), found)
-    partner = fold_into.partner_of(site, model_graphs, found)
-    if isinstance(partner, NoPartner):
-        case, becomes = (3, "LayerNorm") if site.graph.is_code else (2, "Affine, LayerNorm")
-        return Plan(plan.record(site, TARGET, "matched", case, becomes, partner), found)
-    return Plan(plan.record(site, TARGET, "matched", 1, "LayerNorm", partner), found, partner)
+def fold_layer_norm(layer: LayerNorm, calls: list[Call], name: str) -> Replace | Refusal:
+    """A LayerNorm as LayerNormalization; of `axis="sample"`, as a GroupNormalization of one group.
+
+    A single gain for all becomes as many equal ones.
+    """
+    rank = len(calls[0].output.shape)
+    last_only = layer.axis in (-1, rank - 1, (-1,), [-1])
+    if not last_only and any(
+        keras_private.attached_mask(call.output) is not None for call in calls
+    ):
+        return Refusal("it leaves masked steps out of its mean")
+    config = layer.get_config()
+    axis, channel_axis = config.pop("axis"), config.pop("channel_axis")
+    del config["scalar_affine"]
+    config["name"] = name
+
+    def make() -> keras.Layer:
+        if axis == "sample":
+            return keras.layers.GroupNormalization(1, axis=channel_axis, **config)
+        return keras.layers.LayerNormalization(axis=axis, **config)
+
+    def fill(plain: keras.Layer) -> None:
+        for weight in ("gamma", "beta"):
+            value = getattr(layer, weight)
+            if value is not None:
+                target = getattr(plain, weight)
+                target.assign(keras.ops.broadcast_to(value, target.shape))
+
+    return Replace(make, fill)
 
 
-def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, Skip | Replace]:
-    """The edits that carry out a plan; `name` is for the layer in the BatchNorm's place."""
-    found, partner = decided.statistics, decided.partner
-    if found is None:
-        return {}
-    if decided.record.becomes == "Affine":
-        return {site.call: fold_into.as_affine(site, name, found)}
-    raw = decided.record.rule == "to_layer 3"
-    if raw:
-        center, spread = _sample_statistics(found.mean, found.variance)
-        gain, bias = found.scale * spread, found.beta + found.scale * (center - found.mean)
-    else:
-        center, spread = _sample_statistics(found.beta, np.square(found.scale) * found.variance)
-        gain, bias = np.full_like(found.scale, spread), np.full_like(found.scale, center)
-    epsilon = max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
-    norm = _layer_norm(site, partner, name, epsilon, gain, bias)
-    if partner is not None:
-        return {partner.call: fold_into.with_map_folded_in(partner, found), site.call: norm}
-    if raw:
-        return {site.call: norm}
-    first = fold_into.as_affine(site, _free(f"{name}_affine", site), found, penalized=False)
-    return {site.call: dataclasses.replace(norm, first=first)}
+class LayerTarget(Target):
+    """BatchNorm to layer norm."""
 
+    name = "layer"
+    help = "layer norm: from stored statistics, or fitted to data"
+    folds = MappingProxyType({LayerNorm: fold_layer_norm})
 
-def fit(site: Site, decided: Plan, edits: dict[Call, Any]) -> FitRequest | None:
-    """What data can do: gain and bias, and the kernel in front if the layer norm alone reads it."""
-    if decided.statistics is None or decided.record.becomes == "Affine":
-        return None
-    partner = decided.partner
-    plain = None if partner is None or partner.commuted else edits[partner.call]
-    return FitRequest(edits[site.call], site.call, plain=plain)
+    def plan(
+        self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics
+    ) -> Plan | Refusal:
+        def case(number, verdict, becomes, reason="", partner=None):
+            return Plan(
+                site, self.name, number, verdict, becomes, statistics, partner, reason=reason
+            )
 
+        unlike = _unlike(site, model_graphs)
+        if unlike is not None:
+            return case(_AFFINE_ONLY, "exact", "Affine", unlike.reason)
+        partner = fold_into.partner_of(site, model_graphs, statistics)
+        if isinstance(partner, Partner):
+            return case(_FOLDED, "matched", "LayerNorm", partner=partner)
+        if site.graph.is_code:
+            return case(_RAW, "matched", "LayerNorm", partner.reason)
+        return case(_AFFINE_FIRST, "matched", "Affine, LayerNorm", partner.reason)
 
-def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
-    """What training the swapped model would not find again, in plain sentences."""
-    if decided.partner is None or model_graphs.calls[id(site.layer)] == 1:
-        return []
-    return [
-        f"'{site.name}': it shared gamma and beta with its other calls; they are folded into "
-        f"'{decided.partner.layer.name}' here"
-    ]
+    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+        site, partner, found = plan.site, plan.partner, plan.statistics
+        if plan.case == _AFFINE_ONLY:
+            return {site.call: fold_into.as_affine(site, name, found)}
+        raw = plan.case == _RAW
+        if raw:
+            center, spread = _sample_statistics(found.mean, found.variance)
+            gain, bias = found.scale * spread, found.beta + found.scale * (center - found.mean)
+        else:
+            center, spread = _sample_statistics(found.beta, np.square(found.scale) * found.variance)
+            gain, bias = np.full_like(found.scale, spread), np.full_like(found.scale, center)
+        epsilon = max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
+        norm = _layer_norm(plan, name, epsilon, gain, bias)
+        if partner is not None:
+            folded = fold_into.with_map_folded_in(partner, found)
+            return {partner.call: folded, site.call: norm}
+        if raw:
+            return {site.call: norm}
+        affine = _free(f"{name}_affine", site)
+        first = fold_into.as_affine(site, affine, found, penalized=False)
+        return {site.call: dataclasses.replace(norm, first=first)}
+
+    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+        """Gain and bias, and the kernel in front if the layer norm alone reads it."""
+        if plan.case == _AFFINE_ONLY:
+            return None
+        partner = plan.partner
+        plain = None if partner is None or partner.commuted else edits[partner.call]
+        return FitTask(edits[plan.site.call], plan.site.call, plain=plain)
+
+    def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
+        site, partner = plan.site, plan.partner
+        notes = fold_into.lost_penalties(
+            site, ("gamma", "beta") if plan.case == _FOLDED else ("beta",)
+        )
+        if partner is None:
+            return notes
+        if model_graphs.calls[id(site.layer)] > 1:
+            notes.append(
+                f"'{site.name}': it shared gamma and beta with its other calls; they are folded "
+                f"into '{partner.layer.name}' here"
+            )
+        return notes
 
 
 def _free(name: str, site: Site) -> str:
@@ -113,12 +163,12 @@ def _free(name: str, site: Site) -> str:
     return next(n for n in (name + "_" * k for k in itertools.count()) if n not in taken)
 
 
-def _unlike(site: Site, model_graphs: ModelGraphs) -> str | None:
+def _unlike(site: Site, model_graphs: ModelGraphs) -> Refusal | None:
     """Why the features of a site are none to be normalized together."""
     if site.call.output.shape[site.axis] == 1:
-        return "it has a single channel, which a layer norm would erase"
+        return Refusal("it has a single channel, which a layer norm would erase")
     if site.producer.is_input and site.graph is model_graphs.root:
-        return "it normalizes an input of the model, whose features may be unlike"
+        return Refusal("it normalizes an input of the model, whose features may be unlike")
     return None
 
 
@@ -129,8 +179,9 @@ def _sample_statistics(means: np.ndarray, variances: np.ndarray) -> tuple[float,
 
 
 def _layer_norm(
-    site: Site, partner: Partner | None, name: str, epsilon: float, gain, bias
+    plan: Plan, name: str, epsilon: float, gain: np.ndarray, bias: np.ndarray
 ) -> Replace:
+    site, partner = plan.site, plan.partner
     source: Any = site.layer
     volume = partner is not None and isinstance(partner.layer, _VOLUMES)
     whole = site.rank == 4 or (site.rank == 5 and volume)
@@ -140,18 +191,20 @@ def _layer_norm(
         axes: dict[str, Any] = (
             {"axis": "sample", "channel_axis": channels} if whole else {"axis": channels}
         )
-        return LayerNorm(
+        norm = LayerNorm(
             **axes,
             epsilon=epsilon,
-            gamma_regularizer=source.gamma_regularizer,
-            gamma_constraint=source.gamma_constraint,
-            beta_regularizer=source.beta_regularizer,
-            beta_constraint=source.beta_constraint,
             activity_regularizer=source.activity_regularizer,
             trainable=source.trainable,
             dtype=source.dtype_policy,
             name=name,
         )
+        if plan.case == _RAW and source.gamma is not None:
+            norm.gamma_regularizer = source.gamma_regularizer
+            norm.gamma_constraint = source.gamma_constraint
+            _, spread = _sample_statistics(plan.statistics.mean, plan.statistics.variance)
+            fold_into.rescale_penalties(norm, "gamma", spread / plan.statistics.deviation)
+        return norm
 
     def fill(new: Any) -> None:
         new.gamma.assign(gain.reshape(new.gamma.shape))

@@ -27,15 +27,17 @@ import numpy as np
 
 from kerasnorm.clone.by_config import copy_layer, copy_state
 from kerasnorm.clone.rebuild import Replace, Skip
-from kerasnorm.graph import sites
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.linear_partner import adds_bias_along
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import Site, Statistics
+from kerasnorm.graph.sites import Site, is_plain_linear
+from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import Affine, kernels
-from kerasnorm.targets import fold_into, plan
+from kerasnorm.targets import fold_into
 from kerasnorm.targets.fold_into import float64
-
-Edits = dict[Call, Skip | Replace]
+from kerasnorm.targets.plan import name_of_partner
+from kerasnorm.targets.target import Edits
 
 _layers = keras.layers
 _CONVS = (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D)
@@ -60,10 +62,11 @@ def merges(model_graphs: ModelGraphs) -> Edits:
     return edits
 
 
-def _map_of(layer: Affine) -> Statistics:
+def _map_of(layer: Affine) -> StoredStatistics:
     a = float64(layer.kernel)
     c = np.zeros_like(a) if layer.bias is None else float64(layer.bias)
-    return Statistics(a, c, c, np.zeros_like(a), np.ones_like(a))
+    zeros, ones = np.zeros_like(a), np.ones_like(a)
+    return StoredStatistics(a, c, c, zeros, ones, ones)
 
 
 def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
@@ -71,9 +74,9 @@ def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     layer, found = call.operation, _map_of(call.operation)
     site = Site(layer.name, call, graph, layer.axis % len(call.output.shape))
     partner = fold_into.partner_of(site, model_graphs, found)
-    if isinstance(partner, sites.NoPartner):
+    if isinstance(partner, Refusal):
         return {}
-    name = plan.name_of_partner(site, partner, model_graphs)
+    name = name_of_partner(site, partner, model_graphs)
     edit = fold_into.with_map_folded_in(partner, found)
 
     def make() -> keras.Layer:
@@ -93,7 +96,7 @@ def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     taken: Edits = {}
     for reader in readers:
         layer = reader.operation
-        if not sites.is_plain_linear(layer) or type(layer) is Affine or len(reader.inputs) != 1:
+        if not is_plain_linear(layer) or type(layer) is Affine or len(reader.inputs) != 1:
             return {}
         if model_graphs.calls[id(layer)] != 1 or layer.compute_dtype != affine.compute_dtype:
             return {}
@@ -104,7 +107,7 @@ def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     return {**taken, call: Skip(into=readers[0].operation.name)}
 
 
-def _taking_in(layer: Any, call: Call, axis: int, found: Statistics) -> Replace | None:
+def _taking_in(layer: Any, call: Call, axis: int, found: StoredStatistics) -> Replace | None:
     shifts = bool(found.shift.any())
     axes = _input_axes(layer, call, axis)
     if axes is None or (shifts and not _sees_all(layer)):
@@ -210,7 +213,7 @@ def _with_bias(layer: Any, call: Call, shape: tuple[int, ...]) -> dict[str, Any]
     if not isinstance(layer, _layers.EinsumDense):
         axis = kernels.channel_axis(layer, len(output))
         assert axis is not None
-        fits = sites.adds_bias_along(axis, output, shape[0])
+        fits = adds_bias_along(axis, output, shape[0])
         return {"use_bias": True} if fits else None
     _, letters, outputs = kernels.einsum_letters(layer.equation)
     kept = "".join(x for x in outputs if x in letters)
@@ -218,7 +221,7 @@ def _with_bias(layer: Any, call: Call, shape: tuple[int, ...]) -> dict[str, Any]
     if len(wide) == 1:
         from_end = outputs.index(wide[0]) >= outputs.find(".") >= 0
         axis = outputs.index(wide[0]) + (len(output) - len(outputs) if from_end else 0)
-        if not sites.adds_bias_along(axis, output, shape[kept.index(wide[0])]):
+        if not adds_bias_along(axis, output, shape[kept.index(wide[0])]):
             return None
     if layer.bias is not None and set(layer.bias_axes) != set(kept):
         return None

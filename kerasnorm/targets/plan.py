@@ -1,4 +1,4 @@
-"""What every rule starts from: what a site computes, and whether that can be kept at all."""
+"""What a target decides for a BatchNorm call, and what data can do for it."""
 
 from __future__ import annotations
 
@@ -6,34 +6,66 @@ from dataclasses import dataclass
 from typing import Any
 
 from kerasnorm.clone.rebuild import Replace
-from kerasnorm.graph import sites
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
+from kerasnorm.graph.linear_partner import Partner
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
+from kerasnorm.graph.sites import Site, has_known_call
+from kerasnorm.graph.stored_statistics import StoredStatistics, stored_statistics
 from kerasnorm.targets.site_record import SiteRecord, Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """What a rule's `check` decided for a site, and what its `rewrite` needs to do it.
+    """What a target's `check` decided for a site, and all that carrying it out needs.
 
     Attributes:
-        record: For the report.
-        statistics: What the BatchNorm computes; None for a refused site.
+        site: The BatchNorm call.
+        target: Name of the target.
+        case: Which of the cases that the target's file numbers this is.
+        verdict: What the swap is without data.
+        becomes: The layer kind it turns into.
+        statistics: What the BatchNorm computes.
         partner: The linear layer that takes it in, where one does.
         name: Of the layer that takes the partner's place.
         in_place: Whether a layer takes the BatchNorm's place; it is skipped otherwise.
+        reason: Why this case and no other, for the report.
     """
 
-    record: SiteRecord
-    statistics: Statistics | None = None
+    site: Site
+    target: str
+    case: int
+    verdict: Verdict
+    becomes: str
+    statistics: StoredStatistics
     partner: Partner | None = None
     name: str = ""
     in_place: bool = True
+    reason: str = ""
+
+    @property
+    def rule(self) -> str:
+        """Target and case, as the report has them."""
+        return f"to_{self.target} {self.case}"
+
+    @property
+    def record(self) -> SiteRecord:
+        """The plan as the report has it."""
+        partner = self.partner
+        return SiteRecord(
+            self.site.name,
+            self.target,
+            self.verdict,
+            self.rule,
+            self.becomes,
+            partner=None if partner is None else partner.path,
+            across=() if partner is None else partner.paths_across,
+            reason=self.reason or _taken_in(partner),
+        )
 
 
 @dataclass(frozen=True, eq=False)
-class FitRequest:
+class FitTask:
     """What data can do for a swapped site.
 
     Attributes:
@@ -50,53 +82,20 @@ class FitRequest:
     plain: Replace | None = None
 
 
-def stored_statistics(site: Site, model_graphs: ModelGraphs) -> Statistics | str:
-    """The affine map a site computes at inference, or why it computes none."""
+def statistics_of_call(site: Site, model_graphs: ModelGraphs) -> StoredStatistics | Refusal:
+    """The affine map a site computes at inference, or why it computes none.
+
+    A BatchNorm that is frozen runs on its stored statistics in training as well.
+    """
     # code cannot be told to use another layer for one call out of several
     calls = [call for call in site.graph.calls if call.operation is site.layer]
     together = calls if site.graph.is_code else [site.call]
-    if (
-        any(c.kwargs.get("training") for c in together)
-        or id(site.graph.owner) in model_graphs.called_in_training
-    ):
-        return "it is called with training=True, so that its batch decides"
-    if not sites.has_known_call(site.layer):
-        return f"{type(site.layer).__name__} computes in its own way"
-    return sites.statistics(site.layer)
-
-
-def refused(site: Site, target: str, reason: str) -> Plan:
-    """The plan for a site that stays as it is."""
-    return Plan(
-        SiteRecord(site.name, target, "refused", f"to_{target}", "BatchNorm", reason=reason)
-    )
-
-
-def record(
-    site: Site,
-    target: str,
-    verdict: Verdict,
-    case: int,
-    becomes: str,
-    partner: Partner | NoPartner,
-    reason: str | None = None,
-) -> SiteRecord:
-    """The record of a site that is swapped by a numbered case of a rule."""
-    rule = f"to_{target} {case}"
-    if isinstance(partner, NoPartner):
-        return SiteRecord(site.name, target, verdict, rule, becomes, reason=partner.reason)
-    taken_in = f"taken in by '{partner.layer.name}'"
-    commuted = ", ".join(f"'{call.operation.name}'" for call in partner.commuted)
-    return SiteRecord(
-        site.name,
-        target,
-        verdict,
-        rule,
-        becomes,
-        partner=partner.path,
-        across=partner.paths_across,
-        reason=reason or taken_in + (f", across {commuted}" if commuted else ""),
-    )
+    trains = any(call.kwargs.get("training") for call in together)
+    if site.layer.trainable and (trains or id(site.graph.owner) in model_graphs.called_in_training):
+        return Refusal("it is called with training=True, so that its batch decides")
+    if not has_known_call(site.layer):
+        return Refusal(f"{type(site.layer).__name__} computes in its own way")
+    return stored_statistics(site.layer)
 
 
 def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> str:
@@ -108,3 +107,10 @@ def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> 
         and model_graphs.calls[id(site.layer)] == 1
     )
     return site.layer.name if names_output else partner.layer.name
+
+
+def _taken_in(partner: Partner | None) -> str:
+    if partner is None:
+        return ""
+    commuted = ", ".join(f"'{call.operation.name}'" for call in partner.commuted)
+    return f"taken in by '{partner.layer.name}'" + (f", across {commuted}" if commuted else "")

@@ -23,94 +23,157 @@ The arithmetic is done in float64.
 
 from __future__ import annotations
 
+import math
+from types import MappingProxyType
 from typing import Any
 
 import keras
 import numpy as np
 
+from kerasnorm.clone.by_config import copy_layer, copy_state
 from kerasnorm.clone.rebuild import Replace, Skip
-from kerasnorm.graph import sites
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
+from kerasnorm.graph.linear_partner import Partner, adds_bias_along, has_own_mask
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.sites import NoPartner, Partner, Site, Statistics
+from kerasnorm.graph.sites import Site
+from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import Affine, WeightNorm, kernels
-from kerasnorm.targets import fold_into as linear
-from kerasnorm.targets import plan
-from kerasnorm.targets.plan import Plan
-
-TARGET = "weight"
-
-
-def check(site: Site, model_graphs: ModelGraphs) -> Plan:
-    """Decide the case of a site; nothing is changed."""
-    found = plan.stored_statistics(site, model_graphs)
-    if isinstance(found, str):
-        return plan.refused(site, TARGET, found)
-    partner = linear.partner_of(site, model_graphs, found)
-    if isinstance(partner, NoPartner):
-        return Plan(plan.record(site, TARGET, "exact", 2, "WeightNorm(Affine)", partner), found)
-    becomes = f"WeightNorm({type(partner.layer).__name__})"
-    name = plan.name_of_partner(site, partner, model_graphs)
-    record = plan.record(site, TARGET, "exact", 1, becomes, partner)
-    return Plan(record, found, partner, name, in_place=False)
+from kerasnorm.layers.patches import Contraction
+from kerasnorm.targets import fold_into
+from kerasnorm.targets.plan import Plan, name_of_partner
+from kerasnorm.targets.target import Edits, Target
 
 
-def rewrite(site: Site, decided: Plan, name: str, damping: float) -> dict[Call, Skip | Replace]:
-    """The edits that carry out a plan; `name` is for a layer in the BatchNorm's place.
+def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | Refusal:
+    return fold_weight_norm_if_exact(layer, calls, name) or Refusal(
+        "its mean has no place in a bias"
+    )
 
-    Weight norm has no scale to damp.
+
+def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
+    """The wrapped layer with kernel w and, for mean-only batch norm, bias b − moving mean.
+
+    None for `mean_only="layer"`, whose mean is another one for each sample, and where Keras would
+    add the bias along another axis.
     """
-    if decided.statistics is None:
-        return {}
-    if decided.partner is None:
-        return {site.call: _as_affine(site, name, decided.statistics)}
-    return {
-        decided.partner.call: _taken_in(decided.partner, decided.name, site, decided.statistics),
-        site.call: Skip(into=decided.name),
-    }
+    inner = layer.layer
+    if layer.mean_only == "layer":
+        return None
+    changes: dict[str, Any] = {"name": name}
+    if layer.mean_only and not _bias_lies_right(layer, calls):
+        return None
+    if layer.mean_only and inner.bias is None:
+        if isinstance(inner, keras.layers.EinsumDense):
+            letters = kernels.einsum_letters(inner.equation)
+            changes["bias_axes"] = "".join(x for x in letters[2] if x in letters[1])
+        else:
+            changes["use_bias"] = True
+    rank = len(calls[0].inputs[0].shape)
+
+    def fill(plain: keras.Layer) -> None:
+        if "use_bias" not in changes and "bias_axes" not in changes:
+            copy_state(inner, plain)
+        weights = layer.normalized_kernels()
+        for gain, kernel in kernels.kernels_of(plain).items():
+            kernel.variable.assign(weights[gain])
+            kernel.variable.trainable = plain.trainable
+        if layer.mean_only:
+            bias = plain.bias if inner.bias is not None else keras.ops.zeros_like(plain.bias)
+            shift = Contraction(plain, rank).units_to_bias(layer.moving_mean)
+            plain.bias.assign(bias - shift)
+
+    return Replace(lambda: copy_layer(inner, **changes), fill)
 
 
-def fit(site: Site, decided: Plan, edits: dict[Call, Skip | Replace]) -> None:
-    """Nothing is left for data to do."""
+def _bias_lies_right(layer: WeightNorm, calls: list[Call]) -> bool:
+    shapes = [call.output.shape for call in calls]
+    axis = kernels.channel_axis(layer.layer, len(shapes[0]))
+    if axis is None:  # EinsumDense: right where its bias runs along the last axes only
+        _, kernel, output = kernels.einsum_letters(layer.layer.equation)
+        return output[-1] in kernel and output[-1] in (layer.layer.bias_axes or output)
+    size = math.prod(layer.moving_mean.shape)
+    return all(adds_bias_along(axis, shape, size) for shape in shapes)
 
 
-def lost(site: Site, decided: Plan, model_graphs: ModelGraphs) -> list[str]:
-    """What training the swapped model would not find again, in plain sentences."""
-    if decided.statistics is None:
-        return []
-    layer, notes = site.layer, []
-    for kind in ("regularizer", "constraint"):
-        gone = [w for w in ("gamma", "beta") if getattr(layer, f"{w}_{kind}", None) is not None]
-        if gone:
-            notes.append(f"'{site.name}': the {kind} of {' and '.join(gone)} is gone with them")
-    if decided.partner is not None and model_graphs.calls[id(layer)] > 1:
-        notes.append(
-            f"'{site.name}': it shared gamma and beta with its other calls; "
-            f"'{decided.name}' has a gain and bias of its own"
+class WeightTarget(Target):
+    """BatchNorm to weight norm."""
+
+    name = "weight"
+    help = "weight norm: exact, without data"
+    folds = MappingProxyType({WeightNorm: fold_weight_norm})
+
+    def plan(
+        self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics
+    ) -> Plan | Refusal:
+        partner = fold_into.partner_of(site, model_graphs, statistics)
+        if isinstance(partner, Refusal):
+            return Plan(
+                site,
+                self.name,
+                2,
+                "exact",
+                "WeightNorm(Affine)",
+                statistics,
+                reason=partner.reason,
+            )
+        return Plan(
+            site,
+            self.name,
+            1,
+            "exact",
+            f"WeightNorm({type(partner.layer).__name__})",
+            statistics,
+            partner,
+            name_of_partner(site, partner, model_graphs),
+            in_place=False,
         )
-    if decided.partner is not None and decided.partner.layer.trainable != layer.trainable:
-        frozen, free = (
-            (decided.partner.layer.name, "g trains")
-            if layer.trainable
-            else (layer.name, "kernel, g and bias train")
-        )
-        notes.append(f"'{site.name}': '{frozen}' was frozen and the other was not; {free}")
-    return notes
+
+    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+        """The edits of a plan; weight norm has no scale to damp."""
+        site, partner = plan.site, plan.partner
+        if partner is None:
+            return {site.call: _as_affine(site, name, plan.statistics)}
+        return {
+            partner.call: _taken_in(partner, plan.name, site, plan.statistics),
+            site.call: Skip(into=plan.name),
+        }
+
+    def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
+        site, partner = plan.site, plan.partner
+        layer = site.layer
+        notes = fold_into.lost_penalties(site, ("gamma", "beta"))
+        if partner is None:
+            return notes
+        notes += fold_into.penalties_of_direction(partner.layer, "WeightNorm")
+        if model_graphs.calls[id(layer)] > 1:
+            notes.append(
+                f"'{site.name}': it shared gamma and beta with its other calls; "
+                f"'{plan.name}' has a gain and bias of its own"
+            )
+        if partner.layer.trainable != layer.trainable:
+            frozen, free = (
+                (partner.layer.name, "g trains")
+                if layer.trainable
+                else (layer.name, "kernel, g and bias train")
+            )
+            notes.append(f"'{site.name}': '{frozen}' was frozen and the other was not; {free}")
+        return notes
 
 
-def _taken_in(partner: Partner, name: str, site: Site, found: Statistics) -> Replace:
+def _taken_in(partner: Partner, name: str, site: Site, found: StoredStatistics) -> Replace:
     layer = partner.layer
 
     def make() -> keras.Layer:
         return WeightNorm(
-            linear.with_bias(partner),
+            fold_into.with_bias(partner, found),
             name=name,
             activity_regularizer=site.layer.activity_regularizer,
         )
 
     def fill(new: WeightNorm) -> None:
-        new.layer.bias.assign(linear.folded_bias(partner, found))
-        a = linear.per_unit_scale(partner, found)
+        new.layer.bias.assign(fold_into.folded_bias(partner, found))
+        a = fold_into.per_unit_scale(partner, found)
         sources = kernels.kernels_of(layer)
         for gain, kernel in kernels.kernels_of(new.layer).items():
             scale = a if gain == "g" else np.ones(1)
@@ -120,7 +183,7 @@ def _taken_in(partner: Partner, name: str, site: Site, found: Statistics) -> Rep
     return Replace(make, fill)
 
 
-def _as_affine(site: Site, name: str, found: Statistics) -> Replace:
+def _as_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
     source = site.layer
 
     def make() -> keras.Layer:
@@ -133,7 +196,7 @@ def _as_affine(site: Site, name: str, found: Statistics) -> Replace:
         _fill_weight(kernel, new.g, np.ones_like(found.scale), found.scale)
         _set_flags(new, source, source)
 
-    mask = frozenset(["mask"]) if sites.has_own_mask(site) else frozenset()
+    mask = frozenset(["mask"]) if has_own_mask(site) else frozenset()
     return Replace(make, fill, keywords=frozenset(["inputs", *mask]))
 
 
@@ -142,7 +205,7 @@ def _fill_weight(
 ) -> None:
     """v = W and g = a·‖W‖; a unit of zeros gets v = 1 and g = 0."""
     axes = kernel.contracted_axes
-    weight = linear.float64(source)
+    weight = fold_into.float64(source)
     largest = np.maximum(
         weight.max(axis=axes, keepdims=True), -weight.min(axis=axes, keepdims=True)
     )

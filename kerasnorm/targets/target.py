@@ -1,0 +1,66 @@
+"""`Target`: what a BatchNorm can become, as one object."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm.errors import Refusal
+from kerasnorm.graph.graph import Call
+from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.sites import Site
+from kerasnorm.graph.stored_statistics import StoredStatistics
+from kerasnorm.targets.plan import FitTask, Plan, statistics_of_call
+
+Edits = dict[Call, Skip | Replace]
+# Gets a layer, its calls and the name of the plain layer that takes its place. Gives that layer,
+# why there is none, or None for a layer that stays for now.
+Fold = Callable[[Any, list[Call], str], Replace | Refusal | None]
+
+
+class Target(ABC):
+    """A normalization that takes the place of BatchNorm. It holds no state.
+
+    Attributes:
+        name: What it is asked for by, such as "weight".
+        help: What it is, for the command line.
+        folds: How each layer class that it brings becomes a plain Keras layer (`fold_norms`).
+    """
+
+    name: str
+    help: str
+    folds: Mapping[type, Fold] = MappingProxyType({})
+
+    def check(self, site: Site, model_graphs: ModelGraphs) -> Plan | Refusal:
+        """Decide what becomes of a site; nothing is changed."""
+        statistics = statistics_of_call(site, model_graphs)
+        if isinstance(statistics, Refusal):
+            return statistics
+        return self.plan(site, model_graphs, statistics)
+
+    @abstractmethod
+    def plan(
+        self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics
+    ) -> Plan | Refusal:
+        """The case of a site that runs on its stored statistics."""
+
+    @abstractmethod
+    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+        """The edits that carry out a plan.
+
+        Args:
+            plan: What `check` decided.
+            name: For a layer in the BatchNorm's place.
+            damping: See `swap_norms`.
+        """
+
+    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+        """What data can do for a site, given the edits that its plan was carried out by."""
+        return None
+
+    def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
+        """What training the swapped model will not find again, in plain sentences."""
+        return []
