@@ -60,7 +60,31 @@ def test_behind_a_linear_layer_all_of_batch_norm_is_folded_into_it():
     np.testing.assert_allclose(norm.beta, np.full(6, center), rtol=1e-5)
     assert isinstance(norm, LayerNorm)
     assert norm.axis == "sample"
-    assert norm.epsilon <= 1e-3 * spread**2
+    assert norm.epsilon == pytest.approx(1e-5 * spread**2, rel=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_epsilon_is_a_share_of_the_variance_that_is_normalized(size, damping):
+    """Whatever the size of the activations, the same share of a sample's variance is added."""
+    source = on_rows(tiny_models.dense_bn)
+    norm = source.get_layer("bn")
+    for weight in (norm.gamma, norm.beta):
+        weight.assign(size * weight)
+    gamma, beta, _, variance = statistics(norm)
+    scale = gamma / np.sqrt(variance + 1e-3)
+    spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
+    layer = kerasnorm.swap_norms(source, "layer", damping=damping).model.get_layer("bn")
+    assert layer.epsilon == pytest.approx((damping or 1e-5) * spread**2, rel=1e-5)
+
+
+def test_epsilon_of_an_activation_that_never_varies_is_that_of_keras():
+    source = on_rows(tiny_models.dense_bn)
+    norm = source.get_layer("bn")
+    norm.gamma.assign(0 * norm.gamma)
+    norm.beta.assign(0 * norm.beta)
+    layer = kerasnorm.swap_norms(source, "layer").model.get_layer("bn")
+    assert layer.epsilon == keras.config.epsilon()
 
 
 def on_rows(make):

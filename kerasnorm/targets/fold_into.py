@@ -149,6 +149,19 @@ def lost_penalties(site: Site, weights: Sequence[str]) -> list[str]:
     return notes
 
 
+def erased_penalties(partner: Partner, found: StoredStatistics) -> list[str]:
+    """A note where gamma erases units of a kernel, and with them what penalized these."""
+    layer, erased = partner.layer, int((found.scale == 0).sum())
+    names = [f"{kernel_prefix(layer)}_{kind}" for kind in _KINDS]
+    gone = [name for name in names if getattr(layer, name) is not None]
+    if not erased or not gone:
+        return []
+    return [
+        f"'{layer.name}': its {' and '.join(gone)} leave{'s' if len(gone) == 1 else ''} out "
+        f"{erased} unit{'s' if erased > 1 else ''} that gamma=0 erases"
+    ]
+
+
 def penalties_of_direction(layer: Any, wrapper: str) -> list[str]:
     """A note for each penalty or constraint that acts on a kernel whose length counts no more."""
     named = (f"{prefix}_{kind}" for prefix in _PREFIXES for kind in _KINDS)

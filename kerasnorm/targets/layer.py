@@ -149,6 +149,7 @@ class LayerTarget(Target):
         )
         if partner is None:
             return notes
+        notes += fold_into.erased_penalties(partner, plan.statistics)
         if model_graphs.calls[id(site.layer)] > 1:
             notes.append(
                 f"'{site.name}': it shared gamma and beta with its other calls; they are folded "

@@ -1,0 +1,197 @@
+"""What training would find of regularizers and constraints in a swapped model."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+from fidelity import all_layers, randomize
+from keras import layers
+
+import kerasnorm
+from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
+
+BN = layers.BatchNormalization
+TARGETS = ("weight", "layer")
+# A penalty is a sum of some dozens of squares in float32, divided and multiplied by one scale.
+ROUNDING = 1e-5
+
+
+def penalty(model) -> float:
+    return float(sum(keras.ops.convert_to_numpy(loss) for loss in model.losses))
+
+
+def largest_entry(w):
+    return keras.ops.max(keras.ops.abs(w))
+
+
+def prefix_of(kind: str) -> str:
+    name = kind.split(",")[0]
+    return {"Depthwise": "depthwise", "Separable": "pointwise"}.get(name[:9], "kernel")
+
+
+def behind(kind: str, **arguments):
+    model = tiny_models.behind_linear(kind, bias_initializer="normal", **arguments)
+    randomize(model, np.random.default_rng(0).normal(size=(32, *model.input_shape[1:])))
+    gamma = model.get_layer("bn").gamma
+    gamma.assign(np.where(np.array(gamma) == 0, -0.7, gamma))  # which would erase a unit
+    return model
+
+
+def data_for(model, rows=64):
+    shape = [size or 6 for size in model.input_shape[1:]]
+    return np.random.default_rng(1).normal(size=(rows, *shape)).astype("float32")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in tiny_models.LINEAR if kind != "Affine"])
+@pytest.mark.parametrize("regularizer", ["l1", "l2"])
+def test_the_penalty_of_a_kernel_is_what_it_was(kind, regularizer):
+    source = behind(kind, **{f"{prefix_of(kind)}_regularizer": regularizer})
+    assert penalty(source) > 0
+    for to in TARGETS:
+        swapped = kerasnorm.swap_norms(source, to).model
+        assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING), to
+
+
+@pytest.mark.parametrize("kind", ["Dense", "Conv2D", "EinsumDense"])
+def test_the_penalty_of_a_bias_is_what_it_was(kind):
+    source = behind(kind, bias_regularizer="l2")
+    for to in TARGETS:
+        swapped = kerasnorm.swap_norms(source, to).model
+        assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING), to
+
+
+def test_a_bias_that_was_not_there_is_not_penalized():
+    source = behind("Dense", use_bias=False, bias_regularizer="l2", bias_constraint="max_norm")
+    for to in TARGETS:
+        swapped = kerasnorm.swap_norms(source, to).model
+        assert penalty(swapped) == 0, to
+        assert all(variable.constraint is None for variable in swapped.variables)
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        keras.regularizers.OrthogonalRegularizer(0.1, mode="columns"),
+        keras.regularizers.L1L2(0.01, 0.02),
+        largest_entry,
+    ],
+    ids=["orthogonal", "both", "function"],
+)
+def test_any_regularizer_means_the_kernel_before_the_fold(regularizer):
+    source = behind("Dense", kernel_regularizer=regularizer)
+    swapped = kerasnorm.swap_norms(source, "layer").model
+    assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING)
+
+
+def test_units_with_a_gain_of_zero_are_not_penalized():
+    source = behind("Dense", kernel_regularizer="l2")
+    gamma = source.get_layer("bn").gamma
+    gamma.assign(gamma * [1, 0, 1, 1])
+    kernel = np.array(source.get_layer("linear").kernel)
+    swap = kerasnorm.swap_norms(source, "layer")
+    swapped = swap.model
+    assert swap.report.notes == [
+        "'linear': its kernel_regularizer leaves out 1 unit that gamma=0 erases"
+    ]
+    expected = 0.01 * np.square(np.delete(kernel, 1, axis=1)).sum()
+    assert penalty(swapped) == pytest.approx(expected, rel=ROUNDING)
+
+
+@pytest.mark.parametrize("model", [tiny_models.bn_on_input, tiny_models.bn_after_activation])
+def test_the_penalty_of_gamma_stays_where_an_affine_takes_its_place(model):
+    source = model()
+    for layer in source.layers:
+        if isinstance(layer, BN):
+            layer.gamma.regularizer = layer.gamma_regularizer = keras.regularizers.L2(0.1)
+    randomize(source, data_for(source))
+    swapped = kerasnorm.swap_norms(source, "layer").model
+    assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING)
+
+
+def test_the_constraint_of_a_kernel_is_what_it_was():
+    """After a step that goes beyond it, both models have the same function."""
+    source = behind("Dense", kernel_constraint=keras.constraints.MaxNorm(0.5))
+    swapped = kerasnorm.swap_norms(source, "layer").model
+    linear, folded = source.get_layer("linear"), swapped.get_layer("linear")
+    a = np.array(source.get_layer("bn").gamma) / np.sqrt(
+        np.array(source.get_layer("bn").moving_variance) + source.get_layer("bn").epsilon
+    )
+    np.testing.assert_allclose(folded.kernel, a * np.array(linear.kernel), rtol=1e-6)
+    before = np.array(linear.kernel)
+    assert np.linalg.norm(before, axis=0).max() > 0.5  # else the constraint has nothing to do
+    expected = a * np.array(linear.kernel.constraint(linear.kernel.value))
+    np.testing.assert_allclose(
+        folded.kernel.constraint(folded.kernel.value), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kind", ["regularizer", "constraint"])
+@pytest.mark.parametrize("to", ["weight", "cosine"])
+def test_what_acts_on_a_direction_is_said(to, kind):
+    source = behind("Dense", **{f"kernel_{kind}": "l2" if kind == "regularizer" else "max_norm"})
+    data = data_for(source) if to == "cosine" else None
+    notes = kerasnorm.swap_norms(source, to, data).report.notes
+    assert any(f"'linear': its kernel_{kind} acts on the direction" in note for note in notes)
+
+
+@pytest.mark.parametrize("to", ["weight", "layer", "cosine"])
+def test_what_goes_with_gamma_and_beta_is_said(to):
+    source = behind("Dense")
+    norm = source.get_layer("bn")
+    norm.gamma_regularizer = norm.beta_constraint = None
+    assert not any("gone with them" in n for n in kerasnorm.inspect_norms(source).notes)
+    norm.gamma_regularizer = keras.regularizers.L2(0.1)
+    norm.beta_constraint = keras.constraints.NonNeg()
+    notes = kerasnorm.swap_norms(source, to, data_for(source)).report.notes
+    assert "'bn': the regularizer of gamma is gone with them" in notes
+    assert "'bn': the constraint of beta is gone with them" in notes
+
+
+def test_nothing_is_said_where_nothing_is_lost():
+    assert not kerasnorm.swap_norms(behind("Dense"), "weight").report.notes
+
+
+def test_penalties_are_saved_and_loaded(tmp_path):
+    source = behind("Conv2D", kernel_regularizer="l2", bias_regularizer="l1")
+    source = kerasnorm.swap_norms(source, "layer").model
+    source.save(tmp_path / "model.keras")
+    loaded = kerasnorm.load_model(tmp_path / "model.keras")
+    assert penalty(loaded) == pytest.approx(penalty(source), rel=ROUNDING)
+    clone = keras.models.clone_model(source)
+    clone.set_weights(source.get_weights())
+    assert penalty(clone) == pytest.approx(penalty(source), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("to", ["weight", "layer"])
+def test_a_folded_model_has_none_that_only_this_package_knows(to):
+    source = behind(
+        "Conv2D", kernel_regularizer="l2", bias_regularizer="l1", kernel_constraint="max_norm"
+    )
+    folded = kerasnorm.fold_norms(kerasnorm.swap_norms(source, to).model)
+    own = (RescaledRegularizer, RescaledConstraint)
+    for layer in all_layers(folded):
+        assert not any(isinstance(value, own) for value in vars(layer).values())
+        assert "kerasnorm" not in str(layer.get_config())
+    assert not any(
+        isinstance(value, own) for v in folded.variables for value in (v.regularizer, v.constraint)
+    )
+
+
+@pytest.mark.parametrize("to", ["weight", "layer"])
+def test_a_frozen_batch_norm_runs_on_stored_statistics_in_training_too(to):
+    """`training=True` changes nothing of a BatchNorm that is frozen, so it is swapped."""
+    inputs = keras.Input((5,))
+    norm = BN(name="bn", trainable=False)
+    outputs = norm(layers.Dense(4, name="dense")(inputs), training=True)
+    source = keras.Model(inputs, outputs)
+    randomize(source, np.random.default_rng(0).normal(size=(32, 5)))
+    x = np.random.default_rng(1).normal(size=(16, 5)).astype("float32")
+    expected = np.array(source(x))
+    swap = kerasnorm.swap_norms(source, to)
+    assert not swap.report.refused
+    if to == "weight":
+        np.testing.assert_allclose(swap.model(x), expected, rtol=1e-5, atol=1e-5)
+    norm.trainable = True
+    assert "training=True" in kerasnorm.swap_norms(source, to).report.refused[0].reason
