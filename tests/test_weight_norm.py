@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+import copy
 import pickle
 
 import keras
@@ -79,51 +79,97 @@ def test_normalized_kernels_can_be_asked_for_in_any_graph():
     np.testing.assert_allclose(w, layer.layer.kernel, rtol=1e-6)
 
 
-def test_reset_gain_follows_weights_loaded_into_the_wrapped_layer():
-    layer = WeightNorm(layers.SeparableConv2D(3, 3))
-    x = normal(1, 6, 6, 2)
-    layer(x)
-    bare = layers.SeparableConv2D(3, 3)
-    bare(x)
+@pytest.mark.parametrize("how", ["assign", "set_weights", "a file"])
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: layers.SeparableConv2D(3, 3, name="it"), (6, 6, 2)),
+        (lambda: layers.LSTM(2, name="it"), (4, 3)),
+    ],
+)
+def test_reset_gain_follows_weights_put_into_the_wrapped_layer(make, shape, how, tmp_path):
+    x = normal(1, *shape)
+    layer, bare = WeightNorm(make()), make()
+    layer(x), bare(x)
+    before = gains(layer)
     bare.set_weights([normal(*w.shape, seed=9) for w in bare.weights])
-    with pytest.warns(UserWarning, match=r"the gain of WeightNorm .* stays.*`reset_gain\(\)`"):
+    if how == "assign":
+        for old, new in zip(layer.layer.variables, bare.variables, strict=True):
+            old.assign(new)
+    elif how == "set_weights":
         layer.layer.set_weights(bare.get_weights())
+    else:
+        path = tmp_path / "bare.weights.h5"
+        keras.Sequential([keras.Input(shape), bare]).save_weights(path)
+        keras.Sequential([keras.Input(shape), layer.layer]).load_weights(path)
+    assert all(np.array_equal(a, b) for a, b in zip(before, gains(layer), strict=True))
     assert np.abs(np.asarray(layer(x)) - np.asarray(bare(x))).max() > 1e-2
     layer.reset_gain()
     np.testing.assert_allclose(layer(x), bare(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("make", "shape"), [(lambda: layers.Dense(2), (3,)), (lambda: layers.LSTM(2), (4, 3))]
-)
-def test_a_file_read_into_the_wrapped_layer_alone_warns(make, shape, tmp_path):
-    path = tmp_path / "bare.weights.h5"
-    wrapped = make()
-    bare = keras.Sequential([keras.Input(shape), wrapped])
-    bare.save_weights(path)
-    model = keras.Sequential([keras.Input(shape), WeightNorm(wrapped, name="wn")])
-    with pytest.warns(UserWarning, match="the gain of WeightNorm 'wn' around it stays"):
-        bare.load_weights(path)
-    # a file that holds the gain as well is read without a word, and so is a copy
-    model.save_weights(tmp_path / "wrapped.weights.h5")
-    model.load_weights(tmp_path / "wrapped.weights.h5")
-    model.save(tmp_path / "wrapped.keras")
-    x = normal(2, *shape)
-    for again in (
-        keras.saving.load_model(tmp_path / "wrapped.keras"),
-        pickle.loads(pickle.dumps(model)),
-    ):
-        again.set_weights(model.get_weights())
-        np.testing.assert_allclose(again(x), model(x), rtol=1e-6)
-    with pytest.warns(UserWarning, match="stays as it was"):
-        wrapped.set_weights(wrapped.get_weights())
+def gains(layer):
+    return [np.array(v) for v in layer.variables if v.name in ("g", "g_depthwise", "g_recurrent")]
 
 
-def test_a_discarded_wrapper_has_nothing_to_say():
-    dense = layers.Dense(2)
-    WeightNorm(dense).build((None, 3))
-    gc.collect()
-    dense.set_weights(dense.get_weights())
+@pytest.mark.parametrize("make", [lambda: layers.Dense(2), lambda: layers.LSTM(2)])
+def test_nothing_is_put_on_the_wrapped_layer(make):
+    wrapped, alone = make(), make()
+    for layer in (WeightNorm(wrapped), alone):
+        layer(normal(2, 4, 3))
+    assert vars(wrapped).keys() == vars(alone).keys()
+    cells = [getattr(layer, "cell", layer) for layer in (wrapped, alone)]
+    assert vars(cells[0]).keys() == vars(cells[1]).keys()
+
+
+def swapped_twice():
+    steps = [layers.Dense(4), layers.BatchNormalization(name="a")]
+    steps += [layers.Dense(5), layers.BatchNormalization(name="b")]
+    first = kerasnorm.swap_norms(
+        keras.Sequential([keras.Input((3,)), *steps]), "weight", sites=["a"]
+    )
+    return first.model, kerasnorm.swap_norms(first.model, "weight").model
+
+
+def recurrent():
+    return keras.Sequential([keras.Input((4, 3)), WeightNorm(layers.LSTM(2))])
+
+
+COPIES = {
+    "swapped twice": swapped_twice,
+    "deepcopy": lambda: (model := recurrent(), copy.deepcopy(model)),
+    "deepcopy of the layer": lambda: (
+        layer := recurrent().layers[0],
+        keras.Sequential([keras.Input((4, 3)), copy.deepcopy(layer)]),
+    ),
+    "clone_model": lambda: (model := recurrent(), keras.models.clone_model(model)),
+    "pickle": lambda: (model := recurrent(), pickle.loads(pickle.dumps(model))),
+}
+
+
+@pytest.mark.parametrize("kind", [*COPIES, "saved and loaded"])
+def test_weights_loaded_into_a_copy_are_in_the_copy_alone(kind, tmp_path):
+    if kind == "saved and loaded":
+        source = recurrent()
+        source.save(tmp_path / "model.keras")
+        made = keras.saving.load_model(tmp_path / "model.keras")
+    else:
+        source, made = COPIES[kind]()
+    before = source.get_weights()
+    stored = [normal(*w.shape, seed=n) for n, w in enumerate(made.weights)]
+    for variable, value in zip(made.weights, stored, strict=True):
+        variable.assign(value)
+    made.save_weights(tmp_path / "stored.weights.h5")
+    for variable in made.weights:
+        variable.assign(np.zeros(variable.shape))
+    made.load_weights(tmp_path / "stored.weights.h5")
+    assert all(np.array_equal(a, b) for a, b in zip(made.get_weights(), stored, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), before, strict=True))
+    for layer in made.layers:  # `set_weights` of the layer inside a wrapper, too
+        inner = getattr(layer, "layer", layer)
+        inner.set_weights([np.ones(w.shape) for w in inner.weights])
+        assert all((np.asarray(w) == 1).all() for w in inner.weights)
+    assert all(np.array_equal(a, b) for a, b in zip(source.get_weights(), before, strict=True))
 
 
 @pytest.mark.parametrize(

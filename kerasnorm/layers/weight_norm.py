@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ from kerasnorm.layers.functional_call import functional_call, in_dtype
 from kerasnorm.layers.graphs import out_of_graphs
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_mixin import RecurrentFace
-from kerasnorm.layers.weight_loading import report_loads
 from kerasnorm.math import normalize, norms
 
 _watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
@@ -84,12 +82,12 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     A unit whose kernel is all zeros starts with g = 0, so that it still puts out zeros; its v
     gets a direction (in the wrapped layer's own variable), so that it can learn.
 
-    g does not follow when values are assigned to the wrapped layer's kernel: w then keeps its
-    length and only turns. Call `reset_gain` after loading a bare layer's weights that way;
-    `set_weights` of the wrapped layer, and a weights file read into it on its own, warn of that. A
-    weights file without gains is refused. A kernel constraint acts on v: it can restrict the
-    direction of w (`NonNeg`) but not its length (`MaxNorm`). A kernel regularizer acts on v as
-    well, and so not on the function.
+    g does not follow when the wrapped layer is given other weights on its own, by `assign`, by
+    its own `set_weights` or from a file that is read into it alone: w then keeps its length and
+    only turns. Call `reset_gain` afterwards, and w = v, as in the bare layer that the weights are
+    from. A weights file that is read into this layer must hold its gains. A kernel constraint acts
+    on v: it can restrict the direction of w (`NonNeg`) but not its length (`MaxNorm`). A kernel
+    regularizer acts on v as well, and so not on the function.
 
     Args:
         layer: The layer to wrap, built or not: Dense, EinsumDense, Conv1D/2D/3D, their
@@ -107,10 +105,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     Raises:
         ValueError: If the layer is of another kind, or is quantized or LoRA-enabled; if
             `mean_only` is none of the above, or given for a layer without a single
-            pre-activation; on build, if the size that sets the kernel's shape is unknown.
-
-    Warns:
-        UserWarning: If weights are put into the wrapped layer and g stays as it was.
+            pre-activation; on build, if the size that sets the kernel's shape is unknown; when a
+            weights file without gains is read into it.
 
     Example:
 
@@ -159,7 +155,6 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             )
         self.mean_only = mean_only
         self.momentum = momentum
-        self._gain_loaded = False
         self.supports_masking = layer.supports_masking
         if mean_only:
             # the wrapped layer is then not called, so that its penalty on outputs is taken here
@@ -192,9 +187,6 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 trainable=False,
                 autocast=False,
             )
-        report_loads(self.layer, "set_weights", self._warn_of_old_gain)
-        holder = getattr(self.layer, "cell", self.layer)
-        report_loads(holder, "load_own_variables", self._after_file_load)
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         for watcher in _watchers:
@@ -269,7 +261,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     def reset_gain(self):
         """Set every gain to the length of its v, so that w = v.
 
-        For use after assigning a bare layer's trained weights to `wrapper.layer`.
+        For use after giving `wrapper.layer` a bare layer's weights, in whatever way.
         """
         for name, kernel in kernels.kernels_of(self.layer).items():
             gain = getattr(self, name)
@@ -283,21 +275,6 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 "the bare layer, then wrap that."
             )
         super().load_own_variables(store)
-        self._gain_loaded = True  # the wrapped layer's own variables come next
-
-    def _after_file_load(self):
-        if not self._gain_loaded:
-            self._warn_of_old_gain()
-        self._gain_loaded = False
-
-    def _warn_of_old_gain(self):
-        warnings.warn(
-            f"Weights were put into layer '{self.layer.name}', and the gain of WeightNorm "
-            f"'{self.name}' around it stays as it was: the weights only turn, their length is "
-            "kept. To compute what the bare layer computes, call `reset_gain()` on the "
-            "WeightNorm; or set its gain too.",
-            stacklevel=3,
-        )
 
     def _weights_by_variable(self):
         weights = self.normalized_kernels()
