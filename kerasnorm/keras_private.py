@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
 from keras.src.saving.serialization_lib import SafeModeScope
 
@@ -35,6 +36,15 @@ def is_graph_with_code(layer) -> bool:
 def is_plain(model: keras.Model) -> bool:
     """Whether a model is of Keras's own class, without methods of the user's."""
     return type(model) in (Functional, keras.Sequential)
+
+
+def stored_dtypes() -> contextlib.AbstractContextManager:
+    """A scope in which variables have the values and dtypes that they are stored with.
+
+    In a call under a mixed precision policy they are rounded to the compute dtype, which what a
+    norm is taken of must not be.
+    """
+    return AutocastScope(None)
 
 
 def sublayers(layer) -> list[keras.Layer]:

@@ -11,7 +11,6 @@ from keras import layers
 import kerasnorm
 from kerasnorm.clone.skip_init import skipped_initializers
 from kerasnorm.layers import WeightNorm
-from kerasnorm.layers.weight_norm import gains_set_later
 
 
 def test_initializers_come_back():
@@ -37,10 +36,20 @@ def test_initializers_come_back_after_an_error():
 
 def test_gains_start_from_norms_again():
     layer = WeightNorm(layers.Dense(3, kernel_initializer="ones"))
-    with gains_set_later():
-        pass
+    with skipped_initializers() as skip_init:
+        skip_init(layer)
     layer.build((None, 4))
     np.testing.assert_allclose(layer.g, 2.0)
+
+
+def test_gains_of_layers_within_are_skipped():
+    layer = layers.Bidirectional(WeightNorm(layers.LSTM(3)))
+    with skipped_initializers() as skip_init:
+        skip_init(layer)
+        layer.build((None, 4, 2))
+    for half in (layer.forward_layer, layer.backward_layer):
+        assert not np.any(half.g)
+        assert np.all(np.any(half.layer.cell.kernel, axis=0))  # as it was drawn
 
 
 def test_swapped_layers_have_the_initializers_of_their_source():

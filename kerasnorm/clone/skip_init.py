@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
+from kerasnorm import keras_private
 from kerasnorm.graph import sites
 from kerasnorm.layers import CosineNorm, WeightNorm
-from kerasnorm.layers.weight_norm import gains_set_later
 
 _INITIALIZERS = ("kernel_initializer", "depthwise_initializer", "pointwise_initializer")
 
@@ -24,18 +24,22 @@ def skipped_initializers() -> Iterator[Callable[[keras.Layer], None]]:
     """
     taken: list[tuple[Any, str, Any]] = []
 
+    def take(layer: keras.Layer, name: str) -> None:
+        taken.append((layer, name, getattr(layer, name)))
+        setattr(layer, name, keras.initializers.Zeros())
+
     def skip_init(layer: keras.Layer) -> None:
+        for inner in (layer, *keras_private.sublayers(layer)):
+            if isinstance(inner, WeightNorm):
+                take(inner, "gain_initializer")
         linear: Any = layer.layer if isinstance(layer, (WeightNorm, CosineNorm)) else layer
-        if not sites.is_plain_linear(linear):
-            return
-        for name in _INITIALIZERS:
-            if hasattr(linear, name):
-                taken.append((linear, name, getattr(linear, name)))
-                setattr(linear, name, keras.initializers.Zeros())
+        if sites.is_plain_linear(linear):
+            for name in _INITIALIZERS:
+                if hasattr(linear, name):
+                    take(linear, name)
 
     try:
-        with gains_set_later():
-            yield skip_init
+        yield skip_init
     finally:
-        for linear, name, initializer in taken:
-            setattr(linear, name, initializer)
+        for layer, name, initializer in taken:
+            setattr(layer, name, initializer)

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm import keras_private
 from kerasnorm.layers import kernels
 from kerasnorm.layers import linear_ops as linear
-from kerasnorm.layers.functional_call import in_dtype
 from kerasnorm.layers.patches import Contraction, refusal
 from kerasnorm.math import normalize, norms
 
@@ -133,11 +133,13 @@ class CosineNorm(keras.layers.Wrapper):
             )
         if self.rescale:
             kernel = kernels.output_kernel(self.layer)
+            with keras_private.stored_dtypes():
+                dtype = kernel.variable.dtype
             self.g = self.add_weight(
                 name="g",
                 shape=kernel.unit_shape,
                 initializer=keras.initializers.Constant(math.sqrt(contraction.size)),
-                dtype=kernel.variable.dtype,
+                dtype=dtype,
                 autocast=False,
             )
 
@@ -149,8 +151,9 @@ class CosineNorm(keras.layers.Wrapper):
         kernels.require_plain_kernel("CosineNorm", self.layer)  # it may have lost it since
         inputs = ops.convert_to_tensor(inputs)
         x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
-        wide = keras.backend.result_type(self.variable_dtype, "float32")
-        return in_dtype(wide, self._cosine, x)
+        with keras_private.stored_dtypes():
+            y = ops.cast(self._cosine(x), self.compute_dtype)
+        return y if self.layer.activation is None else self.layer.activation(y)
 
     def _cosine(self, x):
         contraction = self.contraction(len(x.shape))
@@ -193,8 +196,7 @@ class CosineNorm(keras.layers.Wrapper):
         if self.rescale:
             gain = contraction.units_to_output(ops.cast(self.g, x.dtype))
             y = linear.add_bias(self.layer, normalize.affine(y, gain), bias)
-        y = ops.cast(y, self.compute_dtype)
-        return y if self.layer.activation is None else self.layer.activation(y)
+        return y
 
     @property
     def _contracts_unscaled(self) -> bool:

@@ -2,36 +2,10 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import keras
-
-
-class _Reader(keras.Layer):
-    """Calls a function inside an autocast scope of this layer's own dtype."""
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.supports_masking = True  # what it is called on may carry a mask
-
-    def call(self, anchor, function):
-        return function(anchor)
-
-
-@functools.cache
-def _reader(dtype: str) -> _Reader:
-    return _Reader(dtype=dtype, name="reader")  # the name of its own is no TensorFlow scope
-
-
-def in_dtype(dtype: str, function: Callable[[Any], Any], anchor):
-    """function(anchor), with every variable it reads read as `dtype`.
-
-    Under a mixed precision policy Keras hands out variables already rounded to the compute
-    dtype. A norm has to be taken before that rounding, and only a layer call can say so.
-    """
-    return _reader(dtype)(anchor, function=function)
 
 
 def functional_call(layer: keras.Layer, values: Mapping[int, Any], *args, **kwargs):

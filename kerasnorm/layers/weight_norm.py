@@ -4,46 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import keras
 from keras import ops
 
-from kerasnorm.layers import kernels
+from kerasnorm import keras_private
+from kerasnorm.layers import gains, kernels
 from kerasnorm.layers import linear_ops as linear
-from kerasnorm.layers.functional_call import functional_call, in_dtype
-from kerasnorm.layers.graphs import out_of_graphs
+from kerasnorm.layers.functional_call import functional_call
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.layers.recurrent_mixin import RecurrentFace
-from kerasnorm.math import normalize, norms
+from kerasnorm.math import normalize
 
-_watchers: list[Callable[[WeightNorm, Any, Any], None]] = []
-_gains_are_set_later = False
-
-
-@contextlib.contextmanager
-def watching_calls(watcher: Callable[[WeightNorm, Any, Any], None]):
-    """Have every call of every WeightNorm layer reported before it happens: inputs and mask."""
-    _watchers.append(watcher)
-    try:
-        yield
-    finally:
-        _watchers.remove(watcher)
+Watcher = Callable[["WeightNorm", Any, Any], None]
+_watcher: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 
 
 @contextlib.contextmanager
-def gains_set_later():
-    """Have WeightNorm layers that are built meanwhile start with g = 0 and v as it is.
+def watching_calls(watcher: Watcher) -> Iterator[None]:
+    """Have the calls of WeightNorm layers reported before they happen: layer, inputs and mask.
 
-    For who gives them all their weights afterwards: taking norms of large kernels takes long.
+    Only those made inside the `with`, by the same thread.
     """
-    global _gains_are_set_later
-    before, _gains_are_set_later = _gains_are_set_later, True
+    before = _watcher.set(watcher)
     try:
         yield
     finally:
-        _gains_are_set_later = before
+        _watcher.reset(before)
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
@@ -155,6 +145,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             )
         self.mean_only = mean_only
         self.momentum = momentum
+        # In place of the norms of v. For who gives a new layer all its weights once it is built:
+        # norms of large kernels take long.
+        self.gain_initializer: keras.Initializer | None = None
         self.supports_masking = layer.supports_masking
         if mean_only:
             # the wrapped layer is then not called, so that its penalty on outputs is taken here
@@ -162,7 +155,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def build(self, input_shape, *args):
         kernels.require_known_channels("WeightNorm", self.layer, input_shape)
-        with out_of_graphs():  # g starts from the values of v, which a graph has only when it runs
+        # g starts from the values of v, and has its dtype
+        with gains.out_of_graphs(), keras_private.stored_dtypes():
             self._build(input_shape, *args)
 
     def _build(self, input_shape, *args):
@@ -172,7 +166,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             gain = self.add_weight(
                 name=name,
                 shape=kernel.unit_shape,
-                initializer="zeros" if _gains_are_set_later else _start_of(kernel),
+                initializer=self.gain_initializer or gains.initial_gain(kernel),
                 dtype=kernel.variable.dtype,
                 autocast=False,
             )
@@ -189,7 +183,8 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             )
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
-        for watcher in _watchers:
+        watcher = _watcher.get()
+        if watcher is not None:
             watcher(self, inputs, mask)
         kernels.require_plain_kernel("WeightNorm", self.layer)  # it may have lost it since
         if self.mean_only:
@@ -212,15 +207,11 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             self._step_moving_mean(mean, contraction)
         else:
             mean = contraction.units_to_output(ops.cast(self.moving_mean, t.dtype))
-
-        def finish(t):
-            y = linear.add_bias(self.layer, t, self.layer.bias)
-            y = ops.cast(y, self.compute_dtype)
-            activation = getattr(self.layer, "activation", None)
-            return y if activation is None else activation(y)
-
-        wide = keras.backend.result_type(self.variable_dtype, "float32")
-        return in_dtype(wide, finish, t - mean)
+        with keras_private.stored_dtypes():
+            y = linear.add_bias(self.layer, t - mean, self.layer.bias)
+        y = ops.cast(y, self.compute_dtype)
+        activation = getattr(self.layer, "activation", None)
+        return y if activation is None else activation(y)
 
     def _step_moving_mean(self, mean, contraction):
         old = contraction.units_to_output(ops.convert_to_tensor(self.moving_mean))
@@ -240,7 +231,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         weights = self.normalized_kernels()
         if unit_gain:
             kernel = kernels.output_kernel(self.layer)
-            weights["g"] = _weight(kernel, ops.ones_like(ops.convert_to_tensor(self.g)))
+            weights["g"] = gains.weight(kernel, ops.ones_like(ops.convert_to_tensor(self.g)))
         weights = {name: ops.cast(w, self.compute_dtype) for name, w in weights.items()}
         x = ops.cast(inputs, self.compute_dtype)
         t = linear.linear_map(self.layer, weights, x)
@@ -254,7 +245,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             separable convolutions and `"g_recurrent"` for recurrent layers.
         """
         return {
-            name: _weight(kernel, getattr(self, name))
+            name: gains.weight(kernel, getattr(self, name))
             for name, kernel in kernels.kernels_of(self.layer).items()
         }
 
@@ -265,7 +256,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         """
         for name, kernel in kernels.kernels_of(self.layer).items():
             gain = getattr(self, name)
-            gain.assign(_start_of(kernel)(gain.shape, gain.dtype))
+            gain.assign(gains.initial_gain(kernel)(gain.shape, gain.dtype))
 
     def load_own_variables(self, store):
         if not store.keys() and self.variables:
@@ -295,46 +286,3 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             "mean_only": self.mean_only,
             "momentum": self.momentum,
         }
-
-
-def _weight(kernel: kernels.Kernel, gain):
-    def weight(g):
-        v, wide = _widened(kernel)
-        g = ops.cast(ops.reshape(g, kernel.broadcast_shape), wide)
-        w = norms.normalized_weight(v, g, kernel.contracted_axes)
-        return ops.cast(w, kernel.variable.dtype)
-
-    return in_dtype(keras.backend.standardize_dtype(gain.dtype), weight, gain)
-
-
-def _widened(kernel: kernels.Kernel):
-    """v in float32 or wider, and that dtype: a sum of thousands of squares of 16 bits stalls."""
-    v = ops.convert_to_tensor(kernel.variable)
-    wide = keras.backend.result_type(v.dtype, "float32")
-    return ops.cast(v, wide), wide
-
-
-def _start_of(kernel: kernels.Kernel):
-    """An initializer that gives ‖v_i‖; and 0 where v_i is zero, which it gives a direction."""
-
-    def initializer(shape, dtype=None):
-        v, _ = _widened(kernel)
-        length = norms.norm(v, kernel.contracted_axes)
-        zero = ops.equal(v, 0)
-        if kernel.contracted_axes:
-            zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
-        _give_direction(kernel, zero)
-        length = ops.where(zero, ops.zeros_like(length), length)
-        return ops.cast(ops.reshape(length, shape), dtype)
-
-    return initializer
-
-
-def _give_direction(kernel: kernels.Kernel, zero):
-    v = ops.convert_to_tensor(kernel.variable)
-    if kernel.contracted_axes:
-        # any direction would do; a fixed seed makes it the same one every time
-        direction = keras.random.normal(v.shape, dtype=v.dtype, seed=0)
-    else:
-        direction = ops.ones_like(v)
-    kernel.variable.assign(ops.where(zero, direction, v))

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 
 import keras
 from keras import ops
@@ -25,20 +26,21 @@ _SHORT = 32
 # LLVM unrolls a loop over no more than this; what it then adds up, it does not vectorize unless
 # each entry has a factor.
 _UNROLLED = 64
-_assumed: list[str] = []
+_assumed: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
-def assuming(platform: str):
+def assuming(platform: str) -> Iterator[None]:
     """Have everything meanwhile take the form for a "cpu", or for another platform.
 
-    For compiling on one machine what is to run on another, or in another runtime.
+    For compiling on one machine what is to run on another, or in another runtime. Other threads
+    see nothing of it.
     """
-    _assumed.append(platform)
+    before = _assumed.set(platform)
     try:
         yield
     finally:
-        _assumed.pop()
+        _assumed.reset(before)
 
 
 def total(x, axes: Sequence[int]):
@@ -113,8 +115,9 @@ def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
 
 def for_cpu() -> bool:
     """Whether everything takes its form for TensorFlow's XLA for CPUs: it sees nothing else."""
-    if _assumed:
-        return _assumed[-1] == "cpu"
+    assumed = _assumed.get()
+    if assumed is not None:
+        return assumed == "cpu"
     if keras.backend.backend() != "tensorflow":
         return False  # the XLA that JAX brings is another version, for which neither form is faster
     import tensorflow as tf

@@ -20,9 +20,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm import keras_private
 from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers import linear_ops as linear
-from kerasnorm.layers.functional_call import in_dtype
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.onnx.custom_ops.registry import Scope, opaque, writes
 
@@ -45,7 +45,8 @@ def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
 def _call(layer: CosineNorm):
     def call(inputs):
         x = ops.cast(inputs, layer.compute_dtype)
-        y = in_dtype(layer.variable_dtype, lambda x: _formula(layer, x), x)
+        with keras_private.stored_dtypes():
+            y = _formula(layer, x)
         return y if layer.layer.activation is None else layer.layer.activation(y)
 
     return call
