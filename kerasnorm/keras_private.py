@@ -9,15 +9,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
+from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.serialization_lib import SafeModeScope
-
-from kerasnorm.errors import SwapError
 
 
 def has_graph(operation) -> bool:
@@ -69,15 +69,26 @@ def attach_mask(tensor, mask) -> None:
     tensor._keras_mask = mask
 
 
-def copied_operation(operation):
-    """A copy of an operation without weights, such as a `keras.ops` call, without its history.
+def shallow_copy(value):
+    """`copy.copy`, which would save and load what Keras can save, and lose functions and arrays."""
+    if not isinstance(value, KerasSaveable):
+        return copy.copy(value)
+    new = object.__new__(type(value))
+    vars(new).update(vars(value))
+    return new
 
-    The copy has the very same attributes: a config would lose arrays and callables.
-    """
-    clone = copy.copy(operation)
-    clone._inbound_nodes = []
-    clone._outbound_nodes = []
-    return clone
+
+def operation_attributes(operation) -> dict[str, Any]:
+    """What an operation knows, but for the calls that were made of it."""
+    records = ("_inbound_nodes", "_outbound_nodes")
+    return {name: value for name, value in vars(operation).items() if name not in records}
+
+
+def bare_operation(operation):
+    """A copy of an operation that is no layer, with the same attributes and no calls yet."""
+    new = shallow_copy(operation)
+    new._inbound_nodes, new._outbound_nodes = [], []
+    return new
 
 
 @contextlib.contextmanager
@@ -92,50 +103,10 @@ def unrecorded(layers: Iterable[keras.Layer]) -> Iterator[None]:
             del record[length:]
 
 
-def replace_sublayer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) -> None:
-    """Put a layer in the place of another wherever a layer, or one inside it, holds that.
-
-    Attributes are seen, and lists, tuples and dicts in them.
-
-    Raises:
-        SwapError: If something else holds on to the old layer.
-    """
-    for layer in (holder, *sublayers(holder)):
-        if has_graph(layer):
-            continue
-        tracker = layer._tracker
-        if tracker.is_in_store("layers", old):
-            tracker.replace_tracked_value("layers", old, new)
-        for name, value in list(vars(layer).items()):
-            if name not in _KERAS_OWN:
-                replaced = _with_replaced(value, old, new)
-                if replaced is not value:
-                    setattr(layer, name, replaced)
-    if any(layer is old for layer in sublayers(holder)):
-        raise SwapError(
-            f"A layer is replaced in attributes, lists and dicts. Received '{old.name}', which "
-            f"'{holder.name}' holds in another way.",
-            layer=holder.name,
-        )
-
-
-_KERAS_OWN = frozenset(vars(keras.Model(name="any")))
-
-
-def _with_replaced(value, old, new):
-    if value is old:
-        return new
-    if isinstance(value, (list, dict)):
-        for key, item in list(value.items() if isinstance(value, dict) else enumerate(value)):
-            replaced = _with_replaced(item, old, new)
-            if replaced is not item:
-                value[key] = replaced
-    elif isinstance(value, tuple):
-        items = [_with_replaced(item, old, new) for item in value]
-        if any(a is not b for a, b in zip(items, value, strict=True)):
-            # TensorFlow wraps tuples; `__class__` is that of the tuple inside
-            return value.__class__(*items) if hasattr(value, "_fields") else tuple(items)
-    return value
+def replace_own_layer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) -> None:
+    """Have a layer hold another in the place of one of those directly inside it, if it is one."""
+    if holder._tracker.is_in_store("layers", old):
+        holder._tracker.replace_tracked_value("layers", old, new)
 
 
 def built_shapes(model: keras.Model) -> tuple[tuple, dict[str, Any]] | None:
@@ -186,17 +157,19 @@ def operations_between(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[An
     return list(dict.fromkeys(found))
 
 
-# What Keras hangs on a layer or model when it is compiled, trained, saved.
-_OF_TRAINING = {
+# What a constructor may have set differently from what every new layer has.
+_SETTINGS = (
+    "_supports_masking", "_input_spec", "autocast", "supports_jit", "activity_regularizer",
+    "_convert_input_args", "_allow_non_tensor_positional_args", "_remat_mode", "built",
+    "_build_shapes_dict", "_called", "_trainable",
+)  # fmt: skip
+_OF_EVERY_LAYER = frozenset(vars(keras.Layer(name="any")))
+_OF_EVERY_METRIC = frozenset(vars(keras.metrics.Metric(name="any")))
+# Also what is hung on a model when it is compiled, trained, saved.
+_OF_EVERY_MODEL = frozenset(vars(keras.Model(name="any"))) | {
     "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting",
     "_compile_config", "_compiled_trainable_state", "_eval_epoch_iterator",
 }  # fmt: skip
-# What a constructor may have set differently from what every new layer has.
-_OF_EVERY_LAYER = (
-    "_supports_masking", "_input_spec", "autocast", "supports_jit", "activity_regularizer",
-    "_convert_input_args", "_allow_non_tensor_positional_args", "_remat_mode", "built",
-    "_build_shapes_dict", "_called",
-)  # fmt: skip
 
 
 def has_default_config(layer: keras.Layer) -> bool:
@@ -209,25 +182,35 @@ def has_recorded_config(layer: keras.Layer) -> bool:
     return getattr(layer, "_auto_config", None) is not None
 
 
-def bare_instance(source: keras.Layer) -> keras.Layer:
-    """A new layer of a layer's class whose own constructor was not run, with Keras's settings."""
+def bare_instance(source):
+    """A new layer or metric of another's class whose own constructor was not run."""
     cls: Any = type(source)
     new: Any = cls.__new__(cls)
+    if isinstance(source, keras.metrics.Metric):
+        keras.metrics.Metric.__init__(new, name=source.name, dtype=source._dtype_policy)
+        return new
     base = keras.Model if isinstance(source, keras.Model) else keras.Layer
     base.__init__(new, name=source.name, dtype=source.dtype_policy)
-    for name in _OF_EVERY_LAYER:
-        if name in vars(source):
-            vars(new)[name] = copy.copy(vars(source)[name])
     return new
 
 
-def own_attributes(source: keras.Layer, bare: keras.Layer) -> dict[str, Any]:
-    """What the code of a layer's class hung on it, and a bare instance of the class lacks."""
+def settings(layer) -> dict[str, Any]:
+    """What Keras itself keeps in every layer, where a constructor may have set it."""
+    return {name: vars(layer)[name] for name in _SETTINGS if name in vars(layer)}
+
+
+def own_attributes(holder) -> dict[str, Any]:
+    """What the code of a layer's or metric's class, or a user, hung on it."""
+    of_every = _OF_EVERY_LAYER
+    if isinstance(holder, keras.Model):
+        of_every = _OF_EVERY_MODEL
+    elif isinstance(holder, keras.metrics.Metric):
+        of_every = _OF_EVERY_METRIC
     return {
         name: value
-        for name, value in vars(source).items()
+        for name, value in vars(holder).items()
         # `_self_…` are TensorFlow's
-        if name not in vars(bare) and name not in _OF_TRAINING and not name.startswith("_self_")
+        if name not in of_every and not name.startswith("_self_")
     }
 
 
@@ -236,27 +219,79 @@ def own_layers(layer: keras.Layer) -> list[keras.Layer]:
     return list(layer._layers)
 
 
-def add_own_layer(holder: keras.Layer, layer: keras.Layer) -> None:
-    """Have a layer hold another, as an attribute would."""
-    holder._tracker.add_to_store("layers", layer)
-
-
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
-    """The variables directly inside a layer."""
+    """The variables directly inside a layer, but for the states of random seeds."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
-def add_own_variable(holder: keras.Layer, variable: keras.Variable) -> keras.Variable:
-    """Have a layer hold a copy of a variable, as an attribute would; the copy."""
-    with holder._open_name_scope():
-        new = keras.Variable(
-            variable.value,
-            dtype=variable.dtype,
-            trainable=variable.trainable,
-            autocast=variable._autocast,
-            aggregation=variable.aggregation,
-            name=variable.name,
-        )
-    new.regularizer, new.constraint = variable.regularizer, variable.constraint
-    holder._track_variable(new)
+def own_state(holder) -> list[tuple[str, Any]]:
+    """The layers, variables, metrics and seeds directly in a layer or metric.
+
+    Each with the name of Keras's list of them, which for a variable tells whether it follows the
+    `trainable` of its layer.
+    """
+    lists = holder._tracker.config.items()
+    return [(name, value) for name, (_, values) in lists for value in values]
+
+
+def add_own_state(holder, name: str, value) -> None:
+    """Have a layer or metric hold a layer, variable, metric or seed, as an attribute would."""
+    holder._tracker.add_to_store(name, value)
+
+
+def is_untracked(holder, value) -> bool:
+    """Whether an attribute has layers, variables, metrics or seeds that Keras does not know of."""
+    known = {id(own) for _, own in own_state(holder)}
+    kinds = (keras.Layer, keras.Variable, keras.metrics.Metric, keras.random.SeedGenerator)
+    leaves = keras.tree.flatten(value)
+    return any(isinstance(leaf, kinds) and id(leaf) not in known for leaf in leaves)
+
+
+def new_variable(variable: keras.Variable) -> keras.Variable:
+    """A variable with the value and flags of another, in storage of its own."""
+    # `variable.value` would do as a value on other backends; TensorFlow's is the storage itself
+    new = keras.Variable(
+        keras.ops.convert_to_numpy(variable),
+        dtype=variable._dtype,
+        trainable=variable.trainable,
+        autocast=variable._autocast,
+        aggregation=variable.aggregation,
+        synchronization=variable.synchronization,
+        layout=variable._layout,
+        name=variable.name,
+    )
+    new._path = variable.path
+    new.overwrite_with_gradient = variable.overwrite_with_gradient
     return new
+
+
+def storage(variable: keras.Variable) -> Any:
+    """What holds the numbers of a variable: two may share it."""
+    return variable._value
+
+
+def is_backend_variable(value) -> bool:
+    """Whether something is a variable of TensorFlow's, and not Keras's."""
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(value, tf.Variable)
+
+
+def is_backend_table(value) -> bool:
+    """Whether something is a lookup table of TensorFlow's that may be written to."""
+    tf = sys.modules.get("tensorflow")
+    if tf is None:
+        return False
+    tables = tf.lookup.experimental
+    return isinstance(value, (tables.MutableHashTable, tables.DenseHashTable))
+
+
+def is_backend_module(value) -> bool:
+    """Whether something of TensorFlow's is no more than an object with attributes."""
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(value, tf.__internal__.tracking.AutoTrackable)
+
+
+def is_compiled_function(value) -> bool:
+    """Whether something is what `tf.function` made of a function."""
+    tf = sys.modules.get("tensorflow")
+    return tf is not None and isinstance(value, tf.types.experimental.PolymorphicFunction)

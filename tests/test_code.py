@@ -8,6 +8,7 @@ import pytest
 import tiny_code
 from fidelity import SITE_TOLERANCE, all_layers, assert_exact, randomize
 from keras import layers
+from storage import assert_shares_no_storage
 
 import kerasnorm
 from kerasnorm import SwapError, WeightNorm
@@ -261,40 +262,57 @@ def test_a_batch_norm_in_a_recurrent_cell_is_refused_by_name(bidirectional):
     assert_same(source, swap.model, x)
 
 
-def test_code_that_holds_its_layers_elsewhere_is_refused_by_name():
-    class Holder:
-        def __init__(self):
-            self.norm = layers.BatchNormalization(name="norm")
+class Holder:
+    """An object of the user's own."""
+
+    def __init__(self, norm):
+        self.norm = norm
+
+
+class InAnObject(keras.Model):
+    def __init__(self):
+        super().__init__(name="net")
+        self.norm = layers.BatchNormalization(name="norm")
+        self.holder = Holder(self.norm)
+
+    def call(self, x):
+        return self.holder.norm(x)
+
+
+class InAClosure(keras.Model):
+    def __init__(self):
+        super().__init__(name="net")
+        scale = self.scale = layers.Dense(3, name="scale")
+        norm = self.norm = layers.BatchNormalization(name="norm")
+        self.head = lambda x: norm(scale(x))
+
+    def call(self, x):
+        return self.head(self.scale(x))
+
+
+@pytest.mark.parametrize("cls", [InAnObject, InAClosure])
+def test_code_that_holds_its_layers_elsewhere_too(cls):
+    net = cls()
+    x = np.random.default_rng(0).normal(size=(16, 3)).astype("float32")
+    net(x)
+    randomize(net, x)
+    before = records(net)
+    model = kerasnorm.swap_norms(net, "weight", strict=True).model
+    assert records(net) == before
+    assert_same(net, model, x)
+    assert_shares_no_storage(net, model)
+
+
+def test_code_with_a_layer_of_its_class_is_refused_by_name():
+    scale = layers.Dense(3, name="scale")
 
     class Net(keras.Model):
         def __init__(self):
             super().__init__(name="net")
-            holder = Holder()
-            self.norm = holder.norm
-            self.holder = holder
+            self.scale, self.norm = scale, layers.BatchNormalization(name="norm")
 
         def call(self, x):
-            return self.holder.norm(x)
-
-    net = Net()
-    net(np.ones((2, 3), "float32"))
-    with pytest.raises(
-        SwapError,
-        sites=r"layer 'net': The co.*(must take its layers from its attributes|variables)",
-    ):
-        kerasnorm.swap_norms(net, "weight")
-
-
-def test_code_with_a_layer_in_a_closure_is_refused_by_name():
-    class Net(keras.Model):
-        def __init__(self):
-            super().__init__(name="net")
-            scale = self.scale = layers.Dense(3, name="scale")
-            self.norm = layers.BatchNormalization(name="norm")
-            self.head = lambda x: scale(x)
-
-        def call(self, x):
-            return self.norm(self.head(self.scale(x)))
+            return self.norm(scale(x))
 
     net = Net()
     net(np.ones((2, 3), "float32"))

@@ -1,14 +1,14 @@
-"""Copy a layer attribute by attribute, where its class tells no config, or none that works.
+"""Clone a layer attribute by attribute, where its class tells no config, or none that works.
 
 Keras makes a config of a constructor's arguments where those are plain data. For subclasses of
 `keras.Model` it records the defaults in their place (Keras 3.15), so that such a config makes
-another model. Such a clone has what its source has: layers and variables are copied, lists, tuples
-and dicts too, and anything else is the same object.
+another model. A clone by attributes has what its source has: layers, variables, containers and
+functions are cloned, and what is held in several places stays one thing.
 """
 
 from __future__ import annotations
 
-import types
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +16,10 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
+from kerasnorm.clone.objects import Objects
+from kerasnorm.clone.operation import copied_arguments, copied_operation
+from kerasnorm.clone.state import build_alike, copy_state
+from kerasnorm.errors import SwapError
 
 
 def tells_no_config(layer: keras.Layer) -> bool:
@@ -36,38 +40,18 @@ def can_clone_by_attributes(layer: keras.Layer) -> bool:
 
 
 def clone_by_attributes(
-    source: keras.Layer,
-    copy_layer: Callable[[keras.Layer], keras.Layer],
-    memo: dict[int, Any] | None = None,
+    source: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]
 ) -> keras.Layer:
     """A new layer with the attributes of another, built as far as that is.
 
     Args:
         source: The layer (see `can_clone_by_attributes`).
         copy_layer: Copies a layer inside it.
-        memo: The copies of layers so far, by `id`: what is shared inside stays shared.
+
+    Raises:
+        SwapError: If something in it cannot be cloned.
     """
-    copy = keras_private.bare_instance(source)
-    memo = {} if memo is None else memo
-    memo[id(source)] = copy
-
-    def inner_copy(layer: keras.Layer) -> keras.Layer:
-        if id(layer) not in memo:
-            if can_clone_by_attributes(layer):
-                clone_by_attributes(layer, copy_layer, memo)
-            elif keras_private.has_graph(layer) and keras_private.is_plain(layer):
-                memo[id(layer)] = copy_model(layer, inner_copy)
-            else:
-                memo[id(layer)] = _built_copy(layer, copy_layer)
-        return memo[id(layer)]
-
-    for inner in keras_private.own_layers(source):
-        keras_private.add_own_layer(copy, inner_copy(inner))
-    for variable in keras_private.own_variables(source):
-        memo[id(variable)] = keras_private.add_own_variable(copy, variable)
-    for name, value in keras_private.own_attributes(source, copy).items():
-        setattr(copy, name, _copied(value, memo))
-    return copy
+    return _Cloning(copy_layer).holder(source)
 
 
 def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Layer]) -> keras.Model:
@@ -75,38 +59,92 @@ def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Lay
 
     def clone(operation):
         is_layer = isinstance(operation, keras.Layer)
-        return copy_layer(operation) if is_layer else keras_private.copied_operation(operation)
+        return copy_layer(operation) if is_layer else copied_operation(operation)
 
-    copy = keras.models.clone_model(model, clone_function=clone)
+    def call(operation, *args, **kwargs):
+        args, kwargs = copied_arguments((args, kwargs), model.name)
+        return operation(*args, **kwargs)
+
+    has_calls = not isinstance(model, keras.Sequential)
+    copy = keras.models.clone_model(
+        model, clone_function=clone, call_function=call if has_calls else None
+    )
     copy.dtype_policy = model.dtype_policy
     copy.name = model.name
     return copy
 
 
+class _Cloning:
+    """Clones a layer and all that is in it, each thing once."""
+
+    def __init__(self, copy_layer: Callable[[keras.Layer], keras.Layer]):
+        self.copy_layer = copy_layer
+        self.objects = Objects(self.state)
+
+    def holder(self, source):
+        """The clone of a layer or metric, whose own constructor is not run."""
+        clone = self.objects.remember(source, keras_private.bare_instance(source))
+        for name, value in keras_private.settings(source).items():
+            vars(clone)[name] = self.objects.clone(value)
+        for name, value in keras_private.own_state(source):
+            keras_private.add_own_state(clone, name, self.objects.clone(value))
+        for name, value in keras_private.own_attributes(source).items():
+            if keras_private.is_untracked(source, value):
+                vars(clone)[name] = self.objects.clone(value)
+            else:
+                setattr(clone, name, self.objects.clone(value))
+        return clone
+
+    def state(self, value: Any) -> Any:
+        """The clone of something with values of its own."""
+        if isinstance(value, keras.Layer):
+            return self.layer(value)
+        if isinstance(value, keras.Operation):
+            return copied_operation(value)
+        if isinstance(value, keras.Variable):
+            return self.variable(value)
+        if isinstance(value, keras.metrics.Metric):
+            return self.holder(value)
+        if isinstance(value, keras.random.SeedGenerator):
+            clone = type(value).from_config(value.get_config())
+            clone.state.assign(value.state)
+            return clone
+        if isinstance(value, keras.optimizers.Optimizer):  # which starts anew, as a model's does
+            return type(value).from_config(value.get_config())
+        if isinstance(value, np.ndarray):
+            return value.copy()
+        if keras_private.is_backend_variable(value):
+            return copy.deepcopy(value)
+        raise SwapError(
+            f"What a layer without a config holds must be of a kind that can be cloned. Received "
+            f"a {type(value).__name__}, which may be written to.",
+            hint="Give the class that holds it `get_config`, so that its constructor makes one.",
+        )
+
+    def layer(self, layer: keras.Layer) -> keras.Layer:
+        if can_clone_by_attributes(layer):
+            return self.holder(layer)
+        if keras_private.has_graph(layer) and keras_private.is_plain(layer):
+            return copy_model(layer, self.objects.clone)
+        return _built_copy(layer, self.copy_layer)
+
+    def variable(self, variable: keras.Variable) -> keras.Variable:
+        clone = self.objects.remember(variable, keras_private.new_variable(variable))
+        clone.regularizer = self.objects.clone(variable.regularizer)
+        clone.constraint = self.objects.clone(variable.constraint)
+        return clone
+
+
 def _built_copy(layer: keras.Layer, copy_layer: Callable[[keras.Layer], keras.Layer]):
-    """A copy that is built where its source is: a call of the clone may not come to it."""
+    """A copy that is built where its source is, and has its state.
+
+    A call of the clone may not come to it, and Keras may not know that the clone holds it.
+    """
     copy = copy_layer(layer)
     shapes = layer.get_build_config() if layer.built and not copy.built else None
     if shapes:
         copy.build_from_config(shapes)
+    if layer.built and copy.built:
+        build_alike(layer, copy)
+        copy_state(layer, copy)
     return copy
-
-
-def _copied(value, memo: dict[int, Any]):
-    if id(value) in memo:
-        return memo[id(value)]
-    if isinstance(value, dict):
-        return {key: _copied(item, memo) for key, item in value.items()}
-    if isinstance(value, tuple):
-        items = [_copied(item, memo) for item in value]
-        return value.__class__(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [_copied(item, memo) for item in value]
-    if isinstance(value, types.MethodType) and id(value.__self__) in memo:
-        return types.MethodType(value.__func__, memo[id(value.__self__)])
-    if isinstance(value, keras.random.SeedGenerator):
-        memo[id(value)] = keras.random.SeedGenerator.from_config(value.get_config())
-        return memo[id(value)]
-    if isinstance(value, (np.ndarray, set)):
-        return value.copy()
-    return value

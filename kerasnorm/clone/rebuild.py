@@ -18,8 +18,13 @@ from keras import tree
 
 from kerasnorm import keras_private
 from kerasnorm.clone.by_attributes import can_clone_by_attributes, clone_by_attributes
-from kerasnorm.clone.by_config import build_alike, carry_attributes, copy_layer, copy_state
+from kerasnorm.clone.by_config import carry_attributes, copy_layer
+from kerasnorm.clone.objects import LIBRARIES, module_of
+from kerasnorm.clone.operation import copied_arguments, copied_operation
+from kerasnorm.clone.replace_sublayer import replace_sublayer
+from kerasnorm.clone.shared import check_nothing_shared
 from kerasnorm.clone.skip_init import skipped_initializers
+from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import SwapError
 from kerasnorm.graph import graph as graphs
 from kerasnorm.graph.graph import Call, Graph
@@ -55,9 +60,6 @@ class Replace:
     keywords: frozenset[str] | None = None
     first: Replace | None = None
 
-
-# Top-level modules whose classes and functions Keras finds itself.
-_NOT_THE_USERS = ("keras", "kerasnorm", "builtins", "numpy", "tensorflow")
 
 Edits = Mapping[Call, Skip | Replace]
 
@@ -108,6 +110,7 @@ def rebuild(model_graphs: ModelGraphs, edits: Edits) -> Rebuilt:
         stack.enter_context(keras.saving.custom_object_scope(builder.custom_objects()))
         model = builder.owner(model_graphs.root)
         builder.carry_state()
+    check_nothing_shared(model_graphs.root.owner, model)
     result = Rebuilt(
         model, builder.names, builder.notes, builder.graphs, builder.tensors, builder.copies
     )
@@ -143,10 +146,15 @@ class _Builder:
             for value in vars(layer).values():
                 objects += [value if inspect.isfunction(value) else type(value)]
             for thing in objects:
-                if thing.__module__.split(".")[0] not in _NOT_THE_USERS:
+                if module_of(thing) not in LIBRARIES:
                     found.setdefault(thing.__name__, []).append(thing)
-        # where one name means two things, a config cannot tell which
-        return {name: things[0] for name, things in found.items() if len(set(things)) == 1}
+        # where one name means two things, a config cannot tell which; clones of one function have
+        # one code
+        return {
+            name: things[0]
+            for name, things in found.items()
+            if len({getattr(thing, "__code__", thing) for thing in things}) == 1
+        }
 
     def owner(self, graph: Graph) -> keras.Layer:
         """The copy of a graph's owner."""
@@ -182,14 +190,9 @@ class _Builder:
         tensors: dict[int, Any] = {}
 
         def new(value):
-            if isinstance(value, keras.Variable):
-                raise SwapError(
-                    f"Operations must not take a layer's variable as an argument. Received "
-                    f"'{value.path}', which the copy would share with its source.",
-                    model=source.name,
-                    hint="Make the operation part of a layer.",
-                )
-            return tensors.get(id(value), value)
+            if isinstance(value, keras.KerasTensor):
+                return tensors[id(value)]
+            return copied_arguments(value, source.name)
 
         for old in tree.flatten(graph.inputs):
             layer = self._copy(keras_private.input_layer(old))
@@ -259,7 +262,7 @@ class _Builder:
                 continue
             if self._is_new(graph, call):
                 replaced.append(old)
-                keras_private.replace_sublayer(copy, old, self._built(graph, call))
+                replace_sublayer(copy, old, self._built(graph, call))
             else:
                 self.copies[id(call.operation)] = old
                 self._name(graph, call.operation, old)
@@ -356,7 +359,7 @@ class _Builder:
 
     def _copy(self, source):
         if not isinstance(source, keras.Layer):
-            return keras_private.copied_operation(source)
+            return copied_operation(source)
         if id(source) in self.model_graphs.graphs:
             return self.owner(self.model_graphs.graphs[id(source)])
         copy = copy_layer(source)
@@ -379,7 +382,7 @@ class _Builder:
             ):
                 shared = self.copies.setdefault(id(source), own)
                 if shared is not own:
-                    keras_private.replace_sublayer(copy, own, shared)
+                    replace_sublayer(copy, own, shared)
 
     def _name(self, graph: Graph, source, new) -> None:
         if isinstance(source, keras.Layer):

@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
-from kerasnorm.clone.by_config import copy_state
 from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.state import copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import adds_bias_along

@@ -30,8 +30,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.clone.by_config import copy_layer, copy_state
+from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm.clone.state import copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import Partner, adds_bias_along, has_own_mask

@@ -1,0 +1,109 @@
+"""Give a copied layer the weights, vocabularies, seeds, flags and functions of its source."""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from typing import Any
+
+import keras
+import numpy as np
+
+from kerasnorm import keras_private
+from kerasnorm.clone.objects import Objects, is_state, leads_to
+from kerasnorm.errors import SwapError
+
+
+def build_alike(source: keras.Layer, target: keras.Layer) -> None:
+    """Build the layers in a copied layer that its own `build` leaves to their first call."""
+    for inner, inner_copy in zip(
+        keras_private.sublayers(source), keras_private.sublayers(target), strict=False
+    ):
+        if inner.built and not inner_copy.built:
+            inner_copy.build_from_config(inner.get_build_config() or {})
+
+
+def copy_state(source: keras.Layer, target: keras.Layer) -> None:
+    """Give a copied layer the weights, vocabularies, seeds and trainable flags of its source.
+
+    Raises:
+        SwapError: If the copy's variables are not those of the source.
+    """
+    inner_pairs = _paired_sublayers(source, target)
+    for one, other in inner_pairs:
+        carry_name(one, other)
+    of_source, of_target = source.variables, target.variables
+    if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
+        raise SwapError(
+            f"The copy of a layer must have the variables of its source. Received "
+            f"{[f'{v.name} {v.shape}' for v in of_target]} for "
+            f"{[f'{v.name} {v.shape}' for v in of_source]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds (LoRA? quantization?).",
+        )
+    for old, new in zip(of_source, of_target, strict=True):
+        new.assign(old)
+    for old_layer, new_layer in [(source, target), *inner_pairs]:
+        _carry_other_state(old_layer, new_layer)
+        if new_layer.trainable != old_layer.trainable:
+            new_layer.trainable = old_layer.trainable
+    for old, new in zip(of_source, of_target, strict=True):
+        if new.trainable != old.trainable:
+            new.trainable = old.trainable
+
+
+def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
+    inner, inner_copies = keras_private.sublayers(source), keras_private.sublayers(target)
+    if [type(layer) for layer in inner] != [type(layer) for layer in inner_copies]:
+        raise SwapError(
+            f"The copy of a layer must have the layers of its source. Received "
+            f"{[layer.name for layer in inner_copies]} for {[layer.name for layer in inner]}.",
+            layer=source.name,
+            hint="Its config does not tell all that it holds.",
+        )
+    return list(zip(inner, inner_copies, strict=True))
+
+
+def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:
+    """State that is not in variables: what a layer derives on loading, and lookup tables."""
+    if not source.built:
+        return
+    derives = hasattr(source, "finalize_state") or not is_keras_own(source)
+    if derives and _overrides(source, "load_own_variables"):
+        store: dict[str, Any] = {}
+        source.save_own_variables(store)
+        if store:
+            values = {name: keras.ops.convert_to_numpy(v) for name, v in store.items()}
+            target.load_own_variables(values)
+    if _overrides(source, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            source.save_assets(folder)
+            target.load_assets(folder)
+
+
+def is_keras_own(layer: keras.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def _overrides(layer: keras.Layer, method: str) -> bool:
+    return getattr(type(layer), method, None) is not getattr(keras.Layer, method, None)
+
+
+def carry_name(source: keras.Layer, copy: keras.Layer) -> None:
+    """Give a layer inside a copied one the name and functions of its source."""
+    copy.name = source.name
+    carry_functions(source, copy)
+
+
+def carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
+    """Functions as they are: a config knows them by name, and another may have that name.
+
+    Those that lead to layers or variables stay the copy's own, which its constructor made.
+    """
+    for name, value in vars(source).items():
+        if inspect.isfunction(value) and name in vars(copy) and not leads_to([value], _is_own):
+            setattr(copy, name, Objects(np.copy).clone(value))
+
+
+def _is_own(value: Any) -> bool:
+    return is_state(value) and not isinstance(value, np.ndarray)
