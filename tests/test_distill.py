@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import keras
@@ -16,9 +17,9 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm.distillation import losses as answers
-from kerasnorm.distillation.distill import _learning_rate
+from kerasnorm.distillation.feature_loss import FeatureLoss
 from kerasnorm.distillation.features import common_features
-from kerasnorm.distillation.training import compared_at
+from kerasnorm.distillation.optimizer import learning_rate_for
 from kerasnorm.errors import DataError, KerasNormError, SwapError
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.output_heads import Head, heads_of
@@ -132,7 +133,7 @@ def test_loss_of_regression_is_what_r_squared_lacks():
     [(0.02, 400, 2e-3), (0.02, 100, 1e-3), (0.0, 800, 3e-4), (7.0, 800, 1e-2), (np.nan, 800, 3e-4)],
 )
 def test_learning_rate_by_loss_and_steps(loss, steps, expected):
-    assert_close(_learning_rate(loss, steps), expected)
+    assert_close(learning_rate_for(loss, steps), expected)
 
 
 def test_never_worse_than_it_began():
@@ -256,6 +257,62 @@ def test_calls_fixed_to_training_leave_statistics():
     kerasnorm.distill(student, teacher, ROWS)
     for model, expected in zip((student, teacher), given, strict=True):
         assert_equal([np.array(v) for v in model.non_trainable_variables], expected)
+
+
+class Watcher(keras.callbacks.Callback):
+    """Looks, from a thread of its own, at a model that somebody else works on."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.look, self.seen = look, []
+
+    def on_train_batch_end(self, batch, logs=None):
+        thread = threading.Thread(target=lambda: self.seen.append(self.look()))
+        thread.start()
+        thread.join()
+        self.seen.append(self.look())
+
+
+def strided():
+    x = keras.Input((8, 8, 3))
+    y = layers.BatchNormalization()(layers.Conv2D(4, 1, strides=2)(x))
+    y = layers.Add()([y, layers.BatchNormalization()(layers.Conv2D(4, 3, 2, padding="same")(x))])
+    y = layers.Reshape((16, 4))(layers.ReLU()(y))
+    y = layers.Conv1D(4, 1, strides=2, activation="relu")(y)
+    return keras.Model(x, layers.Dense(3, activation="softmax")(layers.GlobalMaxPooling1D()(y)))
+
+
+@pytest.mark.parametrize(
+    ("build", "x"), [(strided, IMAGES), (always_training, ROWS), (tiny_models.subclassed, ROWS)]
+)
+def test_nothing_of_both_models_is_another_while_the_student_learns(build, x):
+    x = x[..., :3] if build is tiny_models.subclassed else x
+    student, teacher = disturbed(build, x)
+    student.layers[-1].trainable = False
+    own = [layer for m in (student, teacher) for layer in m._flatten_layers()]
+    given = [set(vars(layer)) for layer in own]
+    watched = [*student.variables, *teacher.variables]
+
+    def look():
+        with keras.StatelessScope():  # some move their statistics when they are called
+            answers = [np.array(m(x[:4])).tolist() for m in (student, teacher)]
+        return [
+            answers,
+            [type(layer) for layer in own],
+            [set(vars(layer)) - names for layer, names in zip(own, given, strict=True)],
+            [getattr(layer, "strides", None) for layer in own],
+            [v.trainable for v in watched],
+            [layer.losses for layer in own],
+            *(np.array(v).tolist() for v in watched),
+        ]
+
+    before, watcher = look(), Watcher(look)
+    history = kerasnorm.distill(student, teacher, x, callbacks=watcher, learning_rate=1e-2)
+    assert len(watcher.seen) == 2 * 3 * 2
+    for seen in watcher.seen:
+        for received, expected in zip(seen, before, strict=True):
+            assert received == expected
+    assert history.after["loss"] < history.before["loss"]
 
 
 def test_compiled_by_xla():
@@ -471,15 +528,15 @@ def test_masked_places_do_not_count_at_the_ends_of_blocks():
     # at the masked places, which are zeros, only the bias tells
     student.get_layer("other").bias.assign(RNG.normal(size=6))
     student.get_layer("other").kernel.assign_add(RNG.normal(size=(4, 6)))
-    forests = graphs_of(student), graphs_of(teacher)
+    graphs = graphs_of(student), graphs_of(teacher)
     end = teacher.get_layer("end").output
-    features = [f for f in common_features(*forests) if f.teacher is end]
-    compared = compared_at(features, forests[0].root, forests[1].root, [x])
+    features = [f for f in common_features(*graphs) if f.teacher is end]
+    loss = FeatureLoss(features, graphs[0].root, graphs[1].root, [x])
     expected = np.asarray(keras.Model(teacher.input, end)(x))
     received = np.asarray(keras.Model(student.input, student.get_layer("end").output)(x))
     kept = np.square(received - expected)[:, :-5].mean()
     assert kept != np.square(received - expected).mean()
-    assert_close(compared(x)[1], kept / expected.reshape(-1, 6).var(0).mean(), factor=10)
+    assert_close(loss(x)[1], kept / expected.reshape(-1, 6).var(0).mean(), factor=10)
 
 
 def test_offsets_in_front_of_layer_norms_stay():

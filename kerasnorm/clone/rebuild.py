@@ -90,12 +90,13 @@ class Rebuilt:
         return self.tensors[id(graph.owner), id(tensor)]
 
 
-def rebuild(model_graphs: ModelGraphs, edits: Edits) -> Rebuilt:
+def rebuild(model_graphs: ModelGraphs, edits: Edits, *, compiled: bool = True) -> Rebuilt:
     """Copy a model, with its weights, flags and compile state, and apply `edits` on the way.
 
     Args:
         model_graphs: The graphs of the source model.
         edits: What to do with single calls; all others are copied.
+        compiled: Whether the copy gets the source's compile state.
 
     Returns:
         The copy, which shares no variable with the source, the map from old to new layer names
@@ -114,7 +115,8 @@ def rebuild(model_graphs: ModelGraphs, edits: Edits) -> Rebuilt:
     result = Rebuilt(
         model, builder.names, builder.notes, builder.graphs, builder.tensors, builder.copies
     )
-    _carry_compile_state(model_graphs.root.owner, result)
+    if compiled:
+        _carry_compile_state(model_graphs.root.owner, result)
     return result
 
 

@@ -29,12 +29,6 @@ def common_heads(student: ModelGraphs, teacher: ModelGraphs) -> list[Head]:
             hint="Train a copy: `swap_norms(…).model`, or `keras.models.clone_model` with the "
             "weights set.",
         )
-    if not student.root.owner.trainable_variables:
-        raise SwapError(
-            "The student must have something to train. Received a model without trainable weights.",
-            model=name,
-            hint="Set `trainable = True` on the model, or on the layers that may change.",
-        )
     for what in ("inputs", "outputs"):
         ends = getattr(student.root, what), getattr(teacher.root, what)
         if not _alike(*ends):

@@ -2,39 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Iterator
 from typing import Any
 
 import keras
-import numpy as np
-from keras import tree
 
-from kerasnorm import keras_private
-from kerasnorm.distillation import losses
-from kerasnorm.distillation.compatibility import common_heads
-from kerasnorm.distillation.features import common_features
-from kerasnorm.distillation.freeze import frozen, offsets
-from kerasnorm.distillation.strided_pointwise import strides_taken_before
-from kerasnorm.distillation.training import (
-    OF_ANSWERS,
-    Batches,
-    Best,
-    Flat,
-    compared_at,
-    packing,
-)
-from kerasnorm.errors import DataError, KerasNormError, SwapError
-from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.split import from_training
-from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
-from kerasnorm.progress import progress
+from kerasnorm.distillation.trained_variables import trained_variables
+from kerasnorm.distillation.training import train
+from kerasnorm.errors import KerasNormError
+from kerasnorm.graph.model_graphs import graphs_of
 
-# The learning rate rises over one step in twenty.
-_WARM_UP = 0.05
-# How many samples the features' variances are taken of.
-_SAMPLE = 256
 _OURS = (
     "x", "y", "validation_data", "validation_split", "validation_freq", "validation_steps",
     "validation_batch_size", "sample_weight", "class_weight", "shuffle", "initial_epoch",
@@ -77,9 +53,11 @@ def distill(
 
     One sample in ten is held out and judges: the student ends with the weights, those it began
     with included, whose loss there is least. Half of the epochs in a row that bring nothing, and
-    at least five, end the training. If anything stops it by an error, the student is as it was
-    before. The teacher, and the student's compile state and trainable flags, are not touched. On
-    a CPU, the same data, seed and process settings give the same weights.
+    at least five, end the training. What is trained is a copy of the student (to callbacks
+    `self.model.inner`), and the student gets the best weights in the end: until then, and for good
+    if anything stops the training by an error, it is as it was before, in other threads too. The
+    teacher, and the student's compile state and trainable flags, are not touched. On a CPU, the
+    same data, seed and process settings give the same weights.
 
     Args:
         student: The model to train, such as `swap_norms(…).model`.
@@ -107,7 +85,8 @@ def distill(
     Raises:
         DataError: If the data has fewer than 10 samples, does not fit the model, or is not finite.
         SwapError: If the two models do not have the same inputs and outputs, or share variables;
-            if the student has nothing to train, or the teacher's answers are not finite.
+            if the student has nothing to train, or a layer that cannot be copied; if the teacher's
+            answers are not finite.
         KerasNormError: If an argument of `fit` is one that is set here, or Keras runs on another
             backend than TensorFlow.
 
@@ -126,157 +105,20 @@ def distill(
     """
     _check_arguments(epochs, batch_size, fit)
     _check_tensorflow()
-    both_graphs = graphs_of(student), graphs_of(teacher)
-    heads = common_heads(*both_graphs)
-    inputs = _inputs(both_graphs[0], data, batch_size)
-    with contextlib.ExitStack() as undone:
-        undone.enter_context(_kept(teacher))
-        undone.enter_context(_kept(student))
-        undone.enter_context(frozen(offsets(both_graphs[0])))
-        with _scope(teacher):
-            reader = Flat(teacher, both_graphs[1], heads)
-            targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
-        _check_finite(teacher, targets)
-        undone.enter_context(_scope(student))
-        compared = _compared(both_graphs, inputs, batch_size)
-        flat_student = Flat(student, both_graphs[0], heads, compared)
-        number = np.arange(len(inputs[0]))
-        held_out = from_training(number)
-        validation = Batches(inputs, targets, number[held_out], batch_size)
-        training = Batches(inputs, targets, number[~held_out], batch_size, seed)
-        steps = epochs * (fit.get("steps_per_epoch") or len(training))
-        compile_with = functools.partial(
-            flat_student.compile,
-            loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
-            loss_weights=[1.0 if compared is None else OF_ANSWERS] * len(heads),
-            metrics=[[m] if m else [] for m in map(losses.agreement, heads)],
-            jit_compile=_jit(jit_compile),
-        )
-        compile_with()
-        before = flat_student.evaluate(validation, verbose=0, return_dict=True)
-        if learning_rate is None:
-            learning_rate = _learning_rate(before["loss"], steps)
-        compile_with(_optimizer(student, optimizer, learning_rate, steps))
-        with strides_taken_before(student):
-            return _fit(flat_student, training, validation, before, steps, epochs=epochs, **fit)
-
-
-def _compared(
-    both_graphs: tuple[ModelGraphs, ModelGraphs], inputs: list[np.ndarray], batch_size: int
-):
-    """What to compare besides the answers; None if nothing."""
-    student, teacher = both_graphs
-    features = common_features(student, teacher)
-    if not features:
-        return None
-    pack = packing(teacher)
-    samples = (
-        pack([array[first : first + batch_size] for array in inputs])[0][0]
-        for first in range(0, min(_SAMPLE, len(inputs[0])), batch_size)
+    student_graphs = graphs_of(student)
+    return train(
+        student_graphs,
+        graphs_of(teacher),
+        trained_variables(student_graphs),
+        data,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        jit_compile=jit_compile,
+        **fit,
     )
-    return compared_at(features, student.root, teacher.root, samples)
-
-
-def _fit(
-    flat_student,
-    training: Batches,
-    validation: Batches,
-    before: dict[str, float],
-    steps: int,
-    **fit: Any,
-):
-    best = Best(before, fit["epochs"])
-    best.set_model(flat_student)
-    given = fit.pop("callbacks", None) or []
-    given = list(given) if isinstance(given, (list, tuple)) else [given]
-    fit = {"verbose": 0, **fit}
-    bar = contextlib.nullcontext(lambda: None) if fit["verbose"] else progress("training", steps)
-    try:
-        with bar as advance:
-            shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
-            fit["callbacks"] = [*given, best, shown]
-            history = flat_student.fit(training, validation_data=validation, shuffle=False, **fit)
-    except BaseException:
-        best.restore(best.first)
-        raise
-    best.restore(best.best)
-    history.before, history.after = before, best.found
-    return history
-
-
-def _learning_rate(loss: float, steps: int) -> float:
-    """What fits how far the student is from its teacher; a loss that is no number asks for little.
-
-    Of those tried, 0.001 to 0.003 was best for networks swapped to layer norm (loss 0.02), 0.01
-    for the same to cosine norm (0.05 to 0.2); a network at 0.3 got lost with 0.01 in 21 steps.
-    """
-    least, most = 3e-4, 1e-2
-    rate = float(np.clip(0.1 * loss, least, most)) if np.isfinite(loss) else least
-    return rate * min(1.0, (steps / 400) ** 0.5)
-
-
-def _optimizer(student: keras.Model, given: Any, learning_rate: float, steps: int) -> Any:
-    optimizer = keras.optimizers.get(given) if given is not None else None
-    if optimizer is None:
-        warm_up = max(1, int(_WARM_UP * steps))
-        optimizer = keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(
-                0.0, max(1, steps - warm_up), warmup_target=learning_rate, warmup_steps=warm_up
-            )
-        )
-    scales = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-    low = any(layer.compute_dtype == "float16" for layer in keras_private.sublayers(student))
-    return keras.optimizers.LossScaleOptimizer(optimizer) if low and not scales else optimizer
-
-
-def _jit(asked: bool | None) -> Any:
-    """XLA's gradients of convolutions are slow on a CPU, those of depthwise ones very slow."""
-    if asked is not None:
-        return asked
-    import tensorflow as tf
-
-    return "auto" if tf.config.list_logical_devices("GPU") else False
-
-
-@contextlib.contextmanager
-def _kept(model: keras.Model) -> Iterator[None]:
-    """Undo what calls do to variables that are not trained, however they are fixed to training."""
-    values = [(v, keras.ops.copy(v.value)) for v in model.non_trainable_variables]
-    try:
-        yield
-    finally:
-        for variable, value in values:
-            variable.assign(value)
-
-
-def _scope(student: keras.Model) -> Any:
-    """What a model has to be made in to be trained as the student can be."""
-    strategy = getattr(student, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-
-def _inputs(model_graphs: ModelGraphs, data: Any, batch_size: int) -> list[np.ndarray]:
-    batches = list(input_batches(model_graphs.root, data, batch_size))
-    columns = list(zip(*batches, strict=True))
-    for column in columns:
-        shapes = sorted({array.shape[1:] for array in column})
-        if len(shapes) > 1:
-            raise DataError(
-                "All batches must have samples of the same shape. Received "
-                f"{' and '.join(map(str, shapes[:2]))}.",
-                model=model_graphs.root.owner.name,
-                hint="Pad or resize them.",
-            )
-    return [np.concatenate(column) for column in columns]
-
-
-def _check_finite(teacher: keras.Model, targets: list[np.ndarray]) -> None:
-    if not all(np.isfinite(target).all() for target in targets):
-        raise SwapError(
-            "The teacher's answers must be finite. Received NaN or infinities.",
-            model=teacher.name,
-            hint="Check its weights, and the range of the data.",
-        )
 
 
 def _check_tensorflow() -> None:

@@ -14,12 +14,12 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.distillation.distill import distill
-from kerasnorm.distillation.freeze import frozen, others
+from kerasnorm.distillation.trained_variables import trained_variables
+from kerasnorm.distillation.training import train
 from kerasnorm.fit.split import FROM_TRAINING, LEAST, same_shapes
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.layers import kernels
 
 _EPOCHS, _BATCH = 20, 32
@@ -36,21 +36,29 @@ class Reconstruction:
     Args:
         source: The source's graphs.
         memory_budget: Bytes, a quarter of which may hold samples to train on.
+
+    Attributes:
+        notes: Why `run` did not train, or what training brought where it brought nothing.
     """
 
     def __init__(self, source: ModelGraphs, memory_budget: int):
+        self.notes: list[str] = []
         self._source = source
         self._room = memory_budget // 4
         self._kept: list[list[np.ndarray]] = []
         self._count = 0
         self._work = 0.0  # multiplications of one pass over what is kept
+        self._full = False  # of work
+        self._seen = 0
 
-    def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    def collect(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
         """Pass batches of flat inputs on, and keep what is to be trained on."""
         each = 0.0
         for arrays in batches:
             each = each or multiplications(self._source, arrays)
             work = self._work + each * len(arrays[0])
+            self._seen += len(arrays[0])
+            self._full |= work > _WORK
             fits = self._count + len(arrays[0]) <= _MOST_SAMPLES and work <= _WORK
             self._room -= sum(array.nbytes for array in arrays)
             if fits and self._room >= 0 and (not self._kept or same_shapes(arrays, self._kept[0])):
@@ -61,29 +69,45 @@ class Reconstruction:
 
     @property
     def epochs(self) -> int:
-        """How many epochs are worth their time; 0 for large models, which `distill` is for.
+        """How many epochs are worth their time; 0 where there is an obstacle."""
+        return 0 if self._obstacle() else int(min(_EPOCHS, _WORK // max(self._work, 1)))
 
-        And for few samples, for models of one batch size, and for other backends than TensorFlow.
-        """
-        sizes = [tensor.shape[0] for tensor in tree.flatten(self._source.root.inputs)]
-        able = keras.backend.backend() == "tensorflow" and all(size is None for size in sizes)
-        if not able or self._count < _LEAST_SAMPLES:
-            return 0
-        return int(min(_EPOCHS, _WORK // max(self._work, 1)))
-
-    def run(self, swapped: Any, layers: list[keras.Layer], seed: int) -> bool:
-        """Train some layers of the swapped model in place; whether it came nearer to its source."""
-        root = self._source.root
-        with frozen(others(swapped, layers)):
-            if not self.epochs or not swapped.trainable_variables:
-                return False
-            flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
-            self._kept.clear()
-            data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
-            history = distill(
-                swapped, root.owner, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+    def _obstacle(self) -> str | None:
+        """Why there is no training."""
+        if keras.backend.backend() != "tensorflow":
+            return (
+                f"it needs Keras on the TensorFlow backend, and this is {keras.backend.backend()}"
             )
-        return history.after != history.before
+        sizes = [tensor.shape[0] for tensor in tree.flatten(self._source.root.inputs)]
+        if any(size is not None for size in sizes):
+            return "the model takes batches of one size only"
+        if self._count >= _LEAST_SAMPLES:
+            return None
+        if self._full:
+            return "the model is large, and it would take long; `kerasnorm.distill` does it"
+        kept = "" if self._seen < _LEAST_SAMPLES else " of one shape and within the memory budget"
+        return f"it needs at least {_LEAST_SAMPLES} samples{kept}, and there are {self._count}"
+
+    def run(self, swapped: keras.Model, layers: list[keras.Layer], seed: int) -> bool:
+        """Train some layers of the swapped model in place; whether it came nearer to its source."""
+        obstacle, graphs = self._obstacle(), graphs_of(swapped)
+        trained = trained_variables(graphs, layers)
+        if not obstacle and not trained:
+            obstacle = "no layer that was fitted is trainable"
+        if obstacle:
+            self.notes.append(f"not trained after the fits: {obstacle}")
+            return False
+        root = self._source.root
+        flat = [np.concatenate(column) for column in zip(*self._kept, strict=True)]
+        self._kept.clear()
+        data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
+        history = train(
+            graphs, self._source, trained, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+        )
+        better = history.after != history.before
+        if not better:
+            self.notes.append("trained after the fits, which brought nothing: the fits stay")
+        return better
 
 
 def multiplications(model_graphs: ModelGraphs, arrays: list[np.ndarray]) -> float:

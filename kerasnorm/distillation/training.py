@@ -1,193 +1,187 @@
-"""What `distill` hands to Keras: a model of logits, batches of answers, and a judge of weights."""
+"""Train a copy of a student, and give the student the best weights that were found."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops, tree
+from keras import tree
 
-from kerasnorm import keras_private
-from kerasnorm.distillation.features import Feature
-from kerasnorm.graph.graph import Graph
+from kerasnorm.distillation import losses
+from kerasnorm.distillation.compatibility import common_heads
+from kerasnorm.distillation.dataset import DistillationDataset
+from kerasnorm.distillation.feature_loss import FeatureLoss
+from kerasnorm.distillation.features import common_features
+from kerasnorm.distillation.logits_model import LogitsModel, packing
+from kerasnorm.distillation.optimizer import jit_compile_for, learning_rate_for, optimizer_for
+from kerasnorm.distillation.student_copy import StudentCopy
+from kerasnorm.errors import DataError, SwapError
+from kerasnorm.fit.data import input_batches
+from kerasnorm.fit.split import from_training
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.output_heads import Head
-from kerasnorm.layers import masks
-from kerasnorm.math import normalize
-from kerasnorm.math.running_moments import RunningMoments
+from kerasnorm.progress import progress
 
-# What each answer counts beside the features. Answers to a few hundred samples are soon known by
-# heart, and what is right inside gives right answers.
-OF_ANSWERS = 0.1
+# What the loss of the answers counts beside that of the features. Answers to a few hundred samples
+# are soon known by heart, and what is right inside gives right answers.
+_WEIGHT_BESIDE_FEATURES = 0.1
+# How many samples the features' variances are taken of.
+_SAMPLES_OF_FEATURES = 256
 # As many epochs in a row that bring nothing end the training, but no fewer than half of them: the
 # first steps, which are large, often lead away from a start that was fitted.
 _PATIENCE = 5
 
 
-class Flat(keras.Model):
-    """A model at inference, from flat inputs to the logits of its outputs, flat.
+def train(
+    student: ModelGraphs,
+    teacher: ModelGraphs,
+    trained: Sequence[keras.Variable],
+    data: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    learning_rate: float | None = None,
+    optimizer: Any = None,
+    jit_compile: bool | None = None,
+    **fit: Any,
+) -> keras.callbacks.History:
+    """Change some variables of a student so that it answers as its teacher; see `distill`.
 
     Args:
-        model: The model.
-        model_graphs: Its graphs.
-        heads: How to read its outputs.
-        compared: What to compare with a teacher besides (`compared_at`); None for nothing.
+        student: The student's graphs.
+        teacher: The teacher's.
+        trained: The variables.
+        data: See `distill`, and for all that follows.
     """
-
-    def __init__(
-        self, model: keras.Model, model_graphs: ModelGraphs, heads: list[Head], compared=None
-    ):
-        super().__init__(name=model.name)
-        self.autocast = False  # of the inputs, which the model itself casts
-        self.inner = model
-        self._pack = packing(model_graphs)
-        self._readers = [head.logits for head in heads]
-        self._compared = compared
-        self._errors: list[Any] = []
-        self.built = True
-
-    @property
-    def losses(self):
-        """How far it is from its teacher inside.
-
-        No penalty on weights, which would pull the student away from what it is to say.
-        """
-        return self._errors
-
-    def call(self, inputs, training=False):
-        args, kwargs = self._pack(tree.flatten(inputs))
-        if self._compared is not None:
-            outputs, error = self._compared(*args, **kwargs)
-            self._errors = [error]
-        else:
-            outputs = self.inner(*args, **kwargs, training=False)
-        logits = []
-        for read, output in zip(self._readers, tree.flatten(outputs), strict=True):
-            logits.append(read(output))
-            mask = keras_private.attached_mask(output)
-            if mask is not None:
-                keras_private.attach_mask(logits[-1], mask)
-        return logits
+    _check_trained(student, trained)
+    heads = common_heads(student, teacher)
+    inputs = _inputs(student, data, batch_size)
+    with _scope(teacher):
+        reader = LogitsModel(teacher.root.owner, teacher, heads)
+        targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
+    _check_finite(teacher, targets)
+    with _scope(student):
+        copy = StudentCopy(student, trained)
+        feature_loss = _feature_loss(copy.graphs, teacher, inputs, batch_size)
+        model = LogitsModel(copy.model, copy.graphs, heads, feature_loss)
+        number = np.arange(len(inputs[0]))
+        held_out = from_training(number)
+        validation = DistillationDataset(inputs, targets, number[held_out], batch_size)
+        training = DistillationDataset(inputs, targets, number[~held_out], batch_size, seed)
+        compile_with = functools.partial(
+            model.compile,
+            loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
+            loss_weights=[_WEIGHT_BESIDE_FEATURES if feature_loss else 1.0] * len(heads),
+            metrics=[[m] if m else [] for m in map(losses.agreement, heads)],
+            jit_compile=jit_compile_for(jit_compile),
+        )
+        compile_with()
+        before = model.evaluate(validation, verbose=0, return_dict=True)
+        steps = epochs * (fit.get("steps_per_epoch") or len(training))
+        if learning_rate is None:
+            learning_rate = learning_rate_for(before["loss"], steps)
+        compile_with(optimizer_for(copy.model, optimizer, learning_rate, steps))
+        history = _fit(model, training, validation, before, steps, epochs=epochs, **fit)
+        if history.after is not before:
+            copy.give_back()
+    return history
 
 
-def compared_at(
-    features: Sequence[Feature], student: Graph, teacher: Graph, samples: Iterable[Any]
-) -> Callable[..., tuple[Any, Any]]:
-    """A function from a student's inputs to (its outputs, how far it is from its teacher inside).
-
-    The mean over the features of mean (s − t)² / var t, which is 1 − R² of each.
-
-    Args:
-        features: Where to compare them.
-        student: The graph of a model.
-        teacher: That of another.
-        samples: Batches of inputs, in the structure of the teacher's, to take var t from.
-    """
-    inside = keras.Model(teacher.inputs, [feature.teacher for feature in features])
-    ends = tree.flatten(student.outputs)
-    own = keras.Model(student.inputs, [*(f.student for f in features), *ends])
-    seen = [RunningMoments() for _ in features]
-    for sample in samples:
-        for moments, tensor in zip(seen, tree.flatten(inside(sample, training=False)), strict=True):
-            moments.add_rows(ops.convert_to_numpy(tensor).reshape(-1, tensor.shape[-1]))
-    scales = [moments.typical_variance for moments in seen]
-    kept = [number for number, scale in enumerate(scales) if scale > 0]
-
-    def compared(inputs):
-        expected = tree.flatten(inside(inputs, training=False))
-        found = own(inputs, training=False)
-        errors = [_mean_square(found[k], expected[k]) / scales[k] for k in kept]
-        return found[len(features) :], sum(errors) / max(1, len(errors))
-
-    return compared
-
-
-def _mean_square(received: Any, expected: Any) -> Any:
-    """The mean of (s − t)²; masked places do not count."""
-    wide = keras.backend.result_type(received.dtype, "float32")
-    expected = ops.stop_gradient(ops.cast(expected, wide))
-    squares = ops.square(ops.cast(received, wide) - expected)
-    mask = keras_private.attached_mask(received)
-    if mask is None:
-        return ops.mean(squares)
-    weights = masks.as_weights(mask, squares, None)
-    mean = normalize.weighted_mean(squares, tuple(range(len(squares.shape))), weights)
-    return ops.reshape(mean, ())
-
-
-def packing(model_graphs: ModelGraphs) -> Callable[[list], tuple[tuple, dict]]:
-    """From flat inputs to what a model is called on."""
-    root = model_graphs.root
-    if root.arguments is None:
-        return lambda flat: ((tree.pack_sequence_as(root.inputs, flat),), {})
-    numbers = {id(t): n for n, t in enumerate(root.inputs)}
-    return lambda flat: tree.map_structure(
-        lambda v: flat[numbers[id(v)]] if id(v) in numbers else v, root.arguments
+def _fit(
+    model: LogitsModel,
+    training: DistillationDataset,
+    validation: DistillationDataset,
+    before: dict[str, float],
+    steps: int,
+    **fit: Any,
+):
+    """Train a model; in the end it has the best weights that were found."""
+    best = _BestWeights(
+        patience=max(_PATIENCE, fit["epochs"] // 2),
+        # nothing is above NaN or below it
+        baseline=before["loss"] if np.isfinite(before["loss"]) else None,
+        restore_best_weights=True,
     )
+    given = fit.pop("callbacks", None) or []
+    given = list(given) if isinstance(given, (list, tuple)) else [given]
+    fit = {"verbose": 0, **fit}
+    bar = contextlib.nullcontext(lambda: None) if fit["verbose"] else progress("training", steps)
+    with bar as advance:
+        shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
+        fit["callbacks"] = [*given, best, shown]
+        history = model.fit(training, validation_data=validation, shuffle=False, **fit)
+    found = {
+        name.removeprefix("val_"): values[best.best_epoch]
+        for name, values in history.history.items()
+        if name.startswith("val_")
+    }
+    better = np.isfinite(found["loss"]) and not before["loss"] <= found["loss"]
+    history.before, history.after = before, found if better else before
+    return history
 
 
-class Batches(keras.utils.PyDataset):
-    """Some samples of (inputs, targets) in batches.
-
-    With a seed, in a new order for each epoch, and every batch full.
-    """
-
-    def __init__(self, inputs, targets, chosen, batch_size, seed=None):
-        super().__init__()
-        self._arrays = (tuple(inputs), tuple(targets))
-        self._chosen = chosen
-        self._size = min(batch_size, len(chosen))
-        self._random = None if seed is None else np.random.default_rng(seed)
-
-    def __len__(self):
-        whole = len(self._chosen) / self._size
-        return math.ceil(whole) if self._random is None else int(whole)
-
-    def __getitem__(self, number):
-        if self._random is not None and number == 0:
-            self._chosen = self._random.permutation(self._chosen)
-        rows = self._chosen[number * self._size : (number + 1) * self._size]
-        return tree.map_structure(lambda a: a[rows], self._arrays)
-
-
-class Best(keras.callbacks.Callback):
-    """Keeps the weights whose loss on held-out samples is least; the first count too.
-
-    Args:
-        before: What was measured before the first epoch.
-        epochs: How many there are to be.
-
-    Attributes:
-        found: What was measured with the best weights so far.
-        first: The values of the trained variables as they were.
-        best: Those of the best weights so far.
-    """
-
-    def __init__(self, before: dict[str, float], epochs: int):
-        super().__init__()
-        self.found = before
-        self.waited = 0
-        self.patience = max(_PATIENCE, epochs // 2)
-
-    def set_model(self, model):
-        super().set_model(model)
-        self.variables = list(model.trainable_variables)
-        self.first = self.best = [keras.ops.convert_to_numpy(v).copy() for v in self.variables]
+class _BestWeights(keras.callbacks.EarlyStopping):
+    """Ends with the best weights, and as soon as there can be no better ones."""
 
     def on_epoch_end(self, epoch, logs=None):
-        now = {k.removeprefix("val_"): v for k, v in (logs or {}).items() if k.startswith("val_")}
-        least = self.found["loss"]
-        if now["loss"] < least or (np.isnan(least) and np.isfinite(now["loss"])):
-            self.found, self.waited = now, 0
-            self.best = [keras.ops.convert_to_numpy(v).copy() for v in self.variables]
-        else:
-            self.waited += 1
-        if self.waited >= self.patience or not np.isfinite(logs["loss"]):
+        super().on_epoch_end(epoch, logs)
+        if not np.isfinite(logs["loss"]):
             self.model.stop_training = True
 
-    def restore(self, values):
-        for variable, value in zip(self.variables, values, strict=True):
-            variable.assign(value)
+
+def _feature_loss(
+    student: ModelGraphs, teacher: ModelGraphs, inputs: list[np.ndarray], batch_size: int
+) -> FeatureLoss | None:
+    """What to compare besides the answers; None if nothing."""
+    features = common_features(student, teacher)
+    if not features:
+        return None
+    pack = packing(teacher)
+    samples = (
+        pack([array[first : first + batch_size] for array in inputs])[0][0]
+        for first in range(0, min(_SAMPLES_OF_FEATURES, len(inputs[0])), batch_size)
+    )
+    return FeatureLoss(features, student.root, teacher.root, samples)
+
+
+def _scope(model_graphs: ModelGraphs) -> Any:
+    """What a model has to be made in to be trained as another can be."""
+    strategy = getattr(model_graphs.root.owner, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def _inputs(model_graphs: ModelGraphs, data: Any, batch_size: int) -> list[np.ndarray]:
+    batches = list(input_batches(model_graphs.root, data, batch_size))
+    columns = list(zip(*batches, strict=True))
+    for column in columns:
+        shapes = sorted({array.shape[1:] for array in column})
+        if len(shapes) > 1:
+            raise DataError(
+                "All batches must have samples of the same shape. Received "
+                f"{' and '.join(map(str, shapes[:2]))}.",
+                model=model_graphs.root.owner.name,
+                hint="Pad or resize them.",
+            )
+    return [np.concatenate(column) for column in columns]
+
+
+def _check_trained(student: ModelGraphs, trained: Sequence[keras.Variable]) -> None:
+    if not trained:
+        raise SwapError(
+            "The student must have something to train. Received a model without trainable weights.",
+            model=student.root.owner.name,
+            hint="Set `trainable = True` on the model, or on the layers that may change.",
+        )
+
+
+def _check_finite(teacher: ModelGraphs, targets: list[np.ndarray]) -> None:
+    if not all(np.isfinite(target).all() for target in targets):
+        raise SwapError(
+            "The teacher's answers must be finite. Received NaN or infinities.",
+            model=teacher.root.owner.name,
+            hint="Check its weights, and the range of the data.",
+        )

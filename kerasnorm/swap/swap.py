@@ -195,7 +195,7 @@ def swap_norms(
             model_graphs,
             rebuilt,
             [_wanted(name, task, rebuilt) for name, task in tasks.items()],
-            reconstruction.watch(held_out.watch(batches)),
+            reconstruction.collect(held_out.watch(batches)),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
@@ -204,6 +204,7 @@ def swap_norms(
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
         _measure(report, model_graphs, pairs, held_out, sites=reconstruction.epochs > 0)
         unlike_data = unlike(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
+        unlike_data += reconstruction.notes
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)

@@ -1,8 +1,7 @@
-"""What training leaves alone: for a time, some variables are not trainable."""
+"""Which variables of a student are trained."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,26 +14,21 @@ from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
 _LAYER_NORMS = (LayerNorm, keras.layers.LayerNormalization)
 
 
-@contextlib.contextmanager
-def frozen(variables: Iterable[Any]) -> Iterator[None]:
-    """Leave these variables out of training, meanwhile."""
-    held = [variable for variable in variables if variable.trainable]
-    try:
-        for variable in held:
-            variable.trainable = False
-        yield
-    finally:
-        for variable in held:
-            variable.trainable = True
+def trained_variables(
+    model_graphs: ModelGraphs, layers: Iterable[keras.Layer] | None = None
+) -> list[keras.Variable]:
+    """The trainable variables of a model, or of some of its layers, that training may change.
+
+    That is all but the biases in front of layer norms.
+    """
+    model: Any = model_graphs.root.owner
+    left = {id(variable) for variable in _biases_before_layer_norms(model_graphs)}
+    chosen = model.variables if layers is None else [v for layer in layers for v in layer.variables]
+    kept = {id(variable) for variable in chosen} - left
+    return [variable for variable in model.trainable_variables if id(variable) in kept]
 
 
-def others(model: keras.Model, layers: Iterable[keras.Layer]) -> list[Any]:
-    """The variables of a model that are in none of some of its layers."""
-    trained = {id(variable) for layer in layers for variable in layer.variables}
-    return [variable for variable in model.variables if id(variable) not in trained]
-
-
-def offsets(model_graphs: ModelGraphs) -> Iterator[Any]:
+def _biases_before_layer_norms(model_graphs: ModelGraphs) -> Iterator[keras.Variable]:
     """The biases that add up to what a layer norm reads.
 
     A layer norm whose input has a large offset in common to all samples divides by about the same
