@@ -139,6 +139,19 @@ def test_attributes_of_the_model():
     assert "model 'dense_bn': its attributes decoder are not carried over" in swap.report.notes
 
 
+@pytest.mark.parametrize("target", ["weight", "layer", "cosine"])
+def test_masks_that_a_sequential_model_makes(target):
+    source = tiny_models.masked_sequential()
+    x = np.random.default_rng(0).normal(size=(40, 7, 4)).astype("float32")
+    x[::2, 3:] = 0
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, target, x)
+    assert isinstance(swap.model, keras.Sequential)
+    assert not any(site.verdict == "refused" for site in swap.report.sites)
+    if target == "weight":
+        assert_exact(source, swap, x, 1e-4)
+
+
 def test_outputs_keep_their_order():
     source = randomized("nested_outputs")
     model = kerasnorm.swap_norms(source, "weight").model

@@ -193,6 +193,12 @@ def masked():
     return keras.Model(inputs, layers.LSTM(3)(x), name="masked")
 
 
+def masked_sequential():
+    inputs = keras.Input((7, 4))
+    stack = [layers.Masking(), layers.Dense(5), BN(name="bn"), layers.LSTM(3), BN(name="bn_last")]
+    return keras.Sequential([inputs, *stack], name="masked_sequential")
+
+
 def training_fixed():
     inputs = keras.Input((5,))
     x = BN(name="live")(layers.Dense(4, name="first")(inputs), training=True)

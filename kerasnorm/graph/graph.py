@@ -81,8 +81,9 @@ class Graph:
         return id(tensor) in self._outputs
 
     def layer_calls(self) -> list[Call]:
-        """The calls in the order of a Sequential model's layers, its input left out."""
-        return [call for call in self.calls if not call.is_input]
+        """The calls of a Sequential model's layers, in their order; not its input, nor masks."""
+        layers = (call for call in self.calls if isinstance(call.operation, keras.Layer))
+        return [call for call in layers if not call.is_input]
 
 
 def graph_of(model: keras.Model) -> Graph:
