@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 from kerasnorm import BatchNorm, KerasNormError, estimate_statistics
+from kerasnorm.layers.batch_norm import BATCH_NORMS
 
 
 def normal(*shape, seed=0):
@@ -80,11 +81,47 @@ def test_layers_inside_other_layers_and_frozen_ones():
 
 def test_a_failing_batch_leaves_the_layers_as_they_were():
     model = keras.Sequential([keras.Input((3,)), BatchNorm()])
-    layer = model.layers[0]
     with pytest.raises(ValueError, match="incompatible with the layer"):
         estimate_statistics(model, iter([normal(4, 3), normal(4, 5)]))
-    assert "call" not in vars(layer)
-    np.testing.assert_array_equal(layer.moving_mean, 0)
+    np.testing.assert_array_equal(model.layers[0].moving_mean, 0)
+
+
+class ByCode(keras.Model):
+    """Takes its statistics in a list of layers, and has no config."""
+
+    def __init__(self):
+        super().__init__()
+        self.norms = [BatchNorm(), layers.BatchNormalization(), BatchNorm()]
+
+    def build(self, shape):
+        for norm in self.norms:
+            norm.build(shape)
+
+    def call(self, x):
+        return self.norms[1](self.norms[0](x) * 2)
+
+
+@pytest.mark.parametrize("make", [lambda: deep(layers.BatchNormalization), lambda: ByCode()])
+def test_the_model_answers_as_before_until_all_data_is_seen(make):
+    model, x = make(), normal(40, 6, 6, 3)
+    expected = np.asarray(model(x[:4]))
+    own = [layer for layer in model._flatten_layers() if isinstance(layer, layers.Layer)]
+    given = [set(vars(layer)) for layer in own]
+    seen = []
+
+    def batches():
+        for start in range(0, 40, 8):
+            yield x[start : start + 8]
+            seen.append(np.asarray(model(x[:4])))
+            assert [set(vars(layer)) for layer in own] == given
+
+    estimate_statistics(model, batches())
+    assert len(seen) == 5
+    for answer in seen:
+        np.testing.assert_array_equal(answer, expected)
+    first = next(layer for layer in own if isinstance(layer, BATCH_NORMS))
+    assert (np.asarray(model(x[:4])) != expected).any()
+    assert (np.asarray(first.moving_variance) != 1).any()
 
 
 def test_moments_are_taken_in_float64():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm import keras_private
+from kerasnorm.clone.by_config import build_alike, copy_layer, copy_state
+from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.errors import KerasNormError
 from kerasnorm.fit.data import batches_of
+from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.layers import masks
 from kerasnorm.layers.batch_norm import BATCH_NORMS
 from kerasnorm.math import normalize
@@ -38,7 +43,8 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
 
     Raises:
         KerasNormError: If the model calls no BatchNorm, if the data is empty, if the inputs of a
-            layer are not finite, or if a list holds several arrays for a model with one input.
+            layer are not finite, if a list holds several arrays for a model with one input, or if a
+            layer cannot be copied: what is run is a copy of the model.
 
     Example:
 
@@ -46,39 +52,64 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
     """
-    _refuse_list_of_batches(model, data)
+    _check_no_list_of_batches(model, data)
     batches = batches_of(data, batch_size)
-    layers: list[Any] = [layer for layer in _layers_within(model) if isinstance(layer, BATCH_NORMS)]
+    first = next(batches, None)
+    norms: list[tuple[Any, Any]] = []
     moments: dict[int, RunningMoments] = {}
-    try:
-        for layer in layers:
-            layer.call = _summing_call(layer, moments)
-        for batch in batches:
-            model(batch, training=False)
-    finally:
-        for layer in layers:
-            layer.__dict__.pop("call", None)
+    if first is not None:
+        copy, pairs = _copy_of(model, first)
+        norms = [pair for pair in pairs if isinstance(pair[0], BATCH_NORMS)]
+        for norm, norm_copy in norms:
+            norm_copy.call = _summing_call(norm_copy, moments, id(norm))
+        for batch in itertools.chain([first], batches):
+            copy(batch, training=False)
     if not moments:
         raise KerasNormError(
             "estimate_statistics needs a model that calls a BatchNorm, and data. Received: "
-            f"{len(layers)} such layers, none of them called.",
+            f"{len(norms)} such layers, none of them called.",
             model=model.name,
         )
-    for layer in layers:
-        if id(layer) in moments and not np.isfinite(moments[id(layer)].variance).all():
+    for norm, _ in norms:
+        if id(norm) in moments and not np.isfinite(moments[id(norm)].variance).all():
             raise KerasNormError(
                 "The inputs of a BatchNorm must be finite to have statistics. Received: "
                 "infinities or NaN.",
                 model=model.name,
-                layer=layer.name,
+                layer=norm.name,
                 hint="Check the data, and the statistics of the layers before.",
             )
-    for layer in layers:
-        if id(layer) in moments:
-            _assign(layer, moments[id(layer)])
+    for norm, _ in norms:
+        if id(norm) in moments:
+            _assign(norm, moments[id(norm)])
 
 
-def _summing_call(layer, moments: dict[int, RunningMoments]):
+def _copy_of(model: keras.Model, inputs: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+    """A copy of a model to compute on while the model stays as it is; each layer with its copy."""
+    if keras_private.has_graph(model):
+        graphs = graphs_of(model)
+        rebuilt = rebuild(graphs, {}, compiled=False)
+        calls = [call.operation for graph in graphs.graphs.values() for call in graph.calls]
+        pairs = {
+            id(layer): (layer, rebuilt.copies[id(layer)])
+            for layer in calls
+            if id(layer) in rebuilt.copies and id(layer) not in graphs.graphs
+        }
+        copy = rebuilt.model
+    else:
+        copy = copy_layer(model)
+        copy(inputs, training=False)  # builds it
+        build_alike(model, copy)
+        copy_state(model, copy)
+        pairs = {id(model): (model, copy)}
+    found = []
+    for layer, layer_copy in pairs.values():
+        inside, copies = map(keras_private.sublayers, (layer, layer_copy))
+        found += [(layer, layer_copy), *zip(inside, copies, strict=True)]
+    return copy, found
+
+
+def _summing_call(layer, moments: dict[int, RunningMoments], key: int):
     def call(inputs, training=None, mask=None):
         x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
         channels = layer.axis % len(x.shape)
@@ -90,7 +121,7 @@ def _summing_call(layer, moments: dict[int, RunningMoments]):
             None if v is None else ops.reshape(ops.cast(v, x.dtype), shape)
             for v in (layer.gamma, layer.beta)
         )
-        moments.setdefault(id(layer), RunningMoments()).add(*_moments(x, axes, weights))
+        moments.setdefault(key, RunningMoments()).add(*_moments(x, axes, weights))
         y = normalize.affine(centered * ops.rsqrt(variance + layer.epsilon), gain, bias)
         return ops.cast(y, layer.compute_dtype)
 
@@ -111,7 +142,7 @@ def _moments(x, axes: tuple[int, ...], weights) -> tuple[Any, Any, Any]:
         return count, mean, np.square(deviations).sum(axes, where=counts) / safe
 
 
-def _refuse_list_of_batches(model: keras.Model, data: Any) -> None:
+def _check_no_list_of_batches(model: keras.Model, data: Any) -> None:
     inputs = getattr(model, "inputs", None)
     if isinstance(data, (list, tuple)) and inputs and len(inputs) == 1 and len(data) > 1:
         raise KerasNormError(
@@ -130,23 +161,3 @@ def _assign(layer, found: RunningMoments) -> None:
         layer.moving_stddev.assign(deviation)
         layer.renorm_mean.assign(found.mean)
         layer.renorm_stddev.assign(deviation)
-
-
-def _layers_within(root: keras.Layer) -> list[keras.Layer]:
-    """The layers of a model and of the layers in it, found through their attributes."""
-    found: dict[int, keras.Layer] = {}
-    stack: list[Any] = [root]
-    seen: set[int] = set()
-    while stack:
-        item = stack.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, keras.Layer):
-            found[id(item)] = item
-            stack.extend(vars(item).values())
-        elif isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, (list, tuple, set)):
-            stack.extend(item)
-    return list(found.values())
