@@ -23,7 +23,6 @@ def tool():
         yield fuzz_files
 
 
-# In a process of its own: it forks, which TensorFlow survives only where it has not run.
 @pytest.mark.parametrize(
     ("seed", "count"), [(11, 24), pytest.param(12, 300, marks=pytest.mark.slow)]
 )

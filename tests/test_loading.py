@@ -17,6 +17,8 @@ from keras import layers
 import kerasnorm
 from kerasnorm import LoadError
 from kerasnorm.cli.main import main
+from kerasnorm.loading.load import load
+from kerasnorm.loading.safety import Limits
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Keras calls HDF5 a legacy format
@@ -107,16 +109,46 @@ def test_an_archive_with_what_keras_never_puts_there(tmp_path):
         kerasnorm.load_model(path)
 
 
-def test_an_archive_that_unpacks_to_gigabytes(tmp_path):
+def test_an_archive_that_unpacks_to_more_than_it_may(tmp_path):
     path = tmp_path / "model.keras"
+    tiny_models.dense_bn().save(path)
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("config.json", "{}")
-        with archive.open("model.weights.h5", "w", force_zip64=True) as stream:
-            for _ in range(300):
-                stream.write(bytes(2**20))
-    assert path.stat().st_size < 2**20
-    with pytest.raises(LoadError, match="bytes unpack to 314,572,802"):
+        for name, content in files.items():
+            archive.writestr(name, content)
+    size = sum(map(len, files.values()))
+    assert load(path, limits=Limits(content_floor=size, content_ratio=0)).model.built
+    with pytest.raises(LoadError, match=f"bytes unpack to {size:,}"):
+        load(path, limits=Limits(content_floor=size - 1, content_ratio=0))
+
+
+def test_an_archive_with_a_file_twice(tmp_path):
+    path = tmp_path / "model.keras"
+    tiny_models.dense_bn().save(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # zipfile's, about just this
+        with_entry(path, "assets/words.txt", b"a")
+        with_entry(path, "assets/words.txt", b"b")
+    with pytest.raises(LoadError, match="a file is in it twice"):
         kerasnorm.load_model(path)
+
+
+@pytest.mark.parametrize("kind", ["keras", "h5", "json"])
+def test_texts_are_no_longer_than_they_may_be(kind, tmp_path):
+    model = tiny_models.dense_bn()
+    path = tmp_path / f"model.{kind}"
+    text = model.to_json()
+    if kind == "h5":
+        saved_as_hdf5(path)
+    elif kind == "keras":
+        model.save(path)
+    else:
+        path.write_text(text)
+        model.save_weights(tmp_path / "model.weights.h5")
+    assert load(path, limits=Limits(characters=2 * len(text))).model.built
+    with pytest.raises(LoadError, match=r"too long|characters in the file|no configuration"):
+        load(path, limits=Limits(characters=100))
 
 
 def saved_as_hdf5(path):
@@ -126,12 +158,12 @@ def saved_as_hdf5(path):
     return path
 
 
-def test_an_hdf5_file_that_claims_gigabytes(tmp_path):
+def test_an_hdf5_file_that_says_it_holds_more_than_it_may(tmp_path):
     path = saved_as_hdf5(tmp_path / "model.h5")
-    with h5py.File(path, "r+") as file:
-        file.create_dataset("model_weights/huge", (10**5, 10**5), chunks=True, compression="gzip")
+    held = 4 * tiny_models.dense_bn().count_params()
+    assert load(path, limits=Limits(content_floor=held, content_ratio=0)).model.built
     with pytest.raises(LoadError, match="claims to hold more than"):
-        kerasnorm.load_model(path)
+        load(path, limits=Limits(content_floor=held - 1, content_ratio=0))
 
 
 def test_an_hdf5_file_that_reaches_for_other_files(tmp_path):
@@ -154,23 +186,29 @@ def test_an_hdf5_file_that_reaches_for_other_files(tmp_path):
             kerasnorm.load_model(path)
 
 
-def test_groups_that_contain_themselves(tmp_path):
+def test_a_group_under_two_names(tmp_path):
     path = saved_as_hdf5(tmp_path / "model.h5")
     with h5py.File(path, "r+") as file:
-        file["model_weights/again"] = file["model_weights"]
+        file["again"] = file["model_weights"]
     with pytest.raises(LoadError, match="a group is in it twice"):
         kerasnorm.load_model(path)
 
 
-def test_groups_that_hold_each_other_twice_take_no_time(tmp_path):
+def test_groups_are_no_deeper_than_they_may_be(tmp_path):
+    path = saved_as_hdf5(tmp_path / "model.h5")  # model_weights, a layer, its scopes
+    assert load(path, limits=Limits(groups=4)).model.built
+    with pytest.raises(LoadError, match="or in itself"):
+        load(path, limits=Limits(groups=1))
+
+
+def test_json_that_python_does_not_read(tmp_path, monkeypatch):
     path = saved_as_hdf5(tmp_path / "model.h5")
-    with h5py.File(path, "r+") as file:
-        group = file.create_group("deep")
-        for _ in range(40):  # 2 to the 40th paths lead to the last
-            inner = group.create_group("a")
-            group["b"] = inner
-            group = inner
-    with pytest.raises(LoadError, match="a group is in it twice"):
+
+    def fail(*_, **__):
+        raise RecursionError("maximum recursion depth exceeded")
+
+    monkeypatch.setattr(json, "loads", fail)
+    with pytest.raises(LoadError, match="is not JSON"):
         kerasnorm.load_model(path)
 
 
@@ -196,20 +234,39 @@ def edited(path, change):
             archive.writestr(name, content)
 
 
-def test_a_configuration_that_asks_for_a_terabyte(tmp_path):
+@keras.saving.register_keras_serializable("tests")
+class Recorded(keras.initializers.Zeros):
+    """Zeros that remember which shapes were asked for."""
+
+    shapes: list[tuple[int, ...]] = []  # noqa: RUF012
+
+    def __call__(self, shape, dtype=None):
+        self.shapes.append(tuple(shape))
+        return super().__call__(shape, dtype)
+
+
+def test_a_configuration_that_asks_for_more_than_the_file_holds(tmp_path):
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, layers.Dense(4, kernel_initializer=Recorded())(inputs))
     path = tmp_path / "model.keras"
-    tiny_models.dense_bn().save(path)
-    edited(path, lambda c: c["config"]["layers"][1]["config"].update(units=10**9))
-    with pytest.raises(LoadError, match=r"asks for weights of .* bytes, and the file holds"):
-        kerasnorm.load_model(path)
+    model.save(path)
+    held = 4 * model.count_params()
+    assert load(path, limits=Limits(weights_floor=0, weights_ratio=1)).model.built
+    Recorded.shapes.clear()
+    with pytest.raises(LoadError, match=f"asks for weights of .* bytes, and the file holds {held}"):
+        load(path, limits=Limits(weights_floor=0, weights_ratio=0.5))
+    assert not Recorded.shapes  # it was refused before there was a kernel
 
 
-def test_a_configuration_with_a_size_that_tensorflow_dies_of(tmp_path):
+def test_a_configuration_with_a_size_beyond_the_limit(tmp_path):
     path = tmp_path / "model.keras"
     tiny_models.conv_bn_relu().save(path)
-    edited(path, lambda c: c["config"]["layers"][1]["config"].update(strides=[2**31, 1]))
-    with pytest.raises(LoadError, match=r"'conv.*': The configuration is damaged: strides=\[2147"):
-        kerasnorm.load_model(path)
+    edited(path, lambda c: c["config"]["layers"][1]["config"].update(strides=[9, 1]))
+    assert load(path, limits=Limits(size=9)).model.built
+    with pytest.raises(
+        LoadError, match=r"'conv.*': The configuration is damaged: strides=\[9, 1\]"
+    ):
+        load(path, limits=Limits(size=8))
 
 
 def test_layers_that_would_run_or_read_other_files(tmp_path):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import kerasnorm
 from kerasnorm.loading.load import load
+from kerasnorm.loading.safety import Limits
 
 pytestmark = [
     # Keras 2 has its own use of NumPy and TensorFlow
@@ -499,13 +500,29 @@ def test_a_merge_of_one(tmp_path):
     assert_answers_stay(model, old_models.batch("vector"), tmp_path / "model.h5")
 
 
-def test_metrics_that_would_fill_the_memory_are_left_out(small):
-    bomb = {"class_name": "AUC", "config": {"num_thresholds": 20_000_000}}
-    training = {"loss": "mse", "metrics": [bomb], "optimizer_config": None}
+def test_metrics_that_keep_more_numbers_than_they_may_are_left_out(small):
+    metric = {"class_name": "AUC", "config": {"num_thresholds": 30}}
+    optimizer = {"class_name": "Adam", "config": {"lr": 0.001, "decay": 0.0}}
+    training = {"loss": "mse", "metrics": [metric], "optimizer_config": optimizer}
     with h5py.File(small, "r+") as file:
         file.attrs["training_config"] = json.dumps(training)
-    assert not kerasnorm.load_model(small).compiled
-    assert "keeps very many numbers" in str(kerasnorm.load_report(small))
+    assert load(small, limits=Limits(numbers=30)).model.compiled
+    refused = load(small, limits=Limits(numbers=29))
+    assert not refused.model.compiled
+    assert "keeps very many numbers" in str(refused.repairs)
+
+
+def test_models_in_models_are_no_deeper_than_they_may_be(tmp_path):
+    path = old_models.saved(old_models.nested_functional(), tmp_path / "model.h5")
+    assert load(path, limits=Limits(models=4)).model.built
+    with pytest.raises(kerasnorm.LoadError, match="too many models in models"):
+        load(path, limits=Limits(models=2))
+
+
+def test_weights_of_an_old_file_are_held_against_what_it_stores(small):
+    assert load(small, limits=Limits(weights_floor=0, weights_ratio=1)).model.built
+    with pytest.raises(kerasnorm.LoadError, match="asks for weights of"):
+        load(small, limits=Limits(weights_floor=0, weights_ratio=0.5))
 
 
 @pytest.mark.parametrize("what", ["loss", "metrics"])

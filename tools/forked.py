@@ -100,7 +100,7 @@ def _child(work: Callable[[], int], out: Path, err: Path, temporary: Path) -> No
 
 
 def _check_unused_tensorflow() -> None:
-    """A fork of a process in which TensorFlow has started its threads hangs sooner or later."""
+    """Only a process that has not computed anything is forked."""
     from tensorflow.python.eager import context
 
     made = context.context_safe()

@@ -7,9 +7,8 @@ The files are those of the material folder, each broken in a way that its number
 (mutations.py). `kerasnorm inspect` or `kerasnorm swap` then has to end in time and within the
 memory, with exit code 0 and a right result, or 1 or 2, a message and nothing written.
 
-Each command runs in a fork of this process, which has imported TensorFlow but never run any of it:
-its threads would not survive the fork. Some run as `python -m kerasnorm`. Exit status 1 if any
-failed.
+Each command runs in a fork of this process, which has only imported what it needs. Some run as
+`python -m kerasnorm`. Exit status 1 if any failed.
 """
 
 from __future__ import annotations
@@ -125,7 +124,6 @@ def _all(tasks: list[tuple], jobs: int) -> Iterator[Result]:
     if jobs <= 1:
         yield from map(_task, tasks)
         return
-    # The workers are forks too, made before there is any thread, and run no TensorFlow either.
     with multiprocessing.get_context("fork").Pool(jobs) as pool:
         yield from pool.imap_unordered(_task, tasks)
 

@@ -39,8 +39,7 @@ OUTPUTS = {"--output": "out.keras", "--report": "out.json", "--onnx": "out.onnx"
 _INPUT = (16, 16, 3)
 _FILTERS = (32, 32, 64, 64, 128, 128, 128, 128)
 _SITES = len(_FILTERS) + 1
-# Imports everything once and does nothing else: in a child of a process that has run a TensorFlow
-# operation the next one hangs.
+# Imports everything once and does nothing else.
 _WARM = multiprocessing.get_context("forkserver")
 _WARM.set_forkserver_preload(
     [

@@ -11,7 +11,7 @@ from typing import Any
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5, parsed
-from kerasnorm.loading.safety import LONGEST_TEXT, is_bomb
+from kerasnorm.loading.safety import Limits
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _ASSETS = "assets/"
@@ -22,14 +22,14 @@ class Archive:
 
     Args:
         file: The path.
+        limits: How much it may ask for.
 
     Raises:
-        LoadError: If it is damaged, has paths out of its folder, or unpacks to far more than it
-            is.
+        LoadError: If it is damaged, has paths out of its folder, or is beyond a limit.
     """
 
-    def __init__(self, file: Path):
-        self.file = file
+    def __init__(self, file: Path, limits: Limits):
+        self.file, self._limits = file, limits
         try:
             with zipfile.ZipFile(file) as archive:
                 self._check_entries(archive)
@@ -54,7 +54,7 @@ class Archive:
                 content = io.BytesIO(archive.read(_WEIGHTS))  # checks its sum
         except Exception as error:  # zlib has errors of its own
             raise self._damaged(str(error)) from error
-        with Hdf5(content, f"{self.file} ({_WEIGHTS})") as weights:
+        with Hdf5(content, f"{self.file} ({_WEIGHTS})", self._limits) as weights:
             yield weights
 
     def _check_entries(self, archive: zipfile.ZipFile) -> None:
@@ -73,13 +73,13 @@ class Archive:
         if len(set(names)) < len(names):
             raise LoadError(f"'{self.file}' is refused: a file is in it twice.")
         unpacked = sum(entry.file_size for entry in archive.infolist())
-        if is_bomb(packed, unpacked):
+        if unpacked > self._limits.content(packed):
             raise LoadError(
                 f"'{self.file}' is refused: its {packed:,} bytes unpack to {unpacked:,}."
             )
 
     def _json(self, archive: zipfile.ZipFile, name: str) -> Any:
-        if archive.getinfo(name).file_size > LONGEST_TEXT:
+        if archive.getinfo(name).file_size > self._limits.characters:
             raise LoadError(f"'{self.file}' is refused: its {name} is too long.")
         try:
             text = archive.read(name).decode("utf-8")

@@ -11,28 +11,27 @@ from typing import Any
 import keras
 
 from kerasnorm.errors import LoadError
+from kerasnorm.loading.safety import Limits
 
-# Of the weights' size: layers of a file may hold more than it stores, but not many times more.
-_SLACK, _FLOOR = 3, 2**26
 _BYTES = 4
 _one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
-def limited_weights(stored: int) -> Iterator[None]:
-    """In the block, layers made by this thread may not make weights that no file could fill.
+def limited_weights(stored: int, limits: Limits) -> Iterator[None]:
+    """In the block, layers made by this thread may not make weights that the file cannot fill.
 
-    A configuration of a few bytes can ask for a kernel of a terabyte. Keras would make it before
-    it finds that the file has nothing to put there. `Layer.add_weight`, through which layers make
-    all weights, is replaced for the time of the block.
+    Keras makes all weights before it looks for their values. `Layer.add_weight`, through which
+    layers make all weights, is replaced for the time of the block.
 
     Args:
         stored: Bytes of weights that the file holds.
+        limits: How many more layers may ask for.
 
     Raises:
         LoadError: In the block, if layers ask for many more.
     """
-    limit = _SLACK * stored + _FLOOR
+    limit = limits.weights(stored)
     thread, made = threading.get_ident(), 0
     with _one_at_a_time:
         original = keras.Layer.add_weight

@@ -12,11 +12,9 @@ import h5py
 import numpy as np
 
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.safety import LONGEST_TEXT, is_bomb
+from kerasnorm.loading.safety import Limits
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# A tree that is deeper was never written by Keras.
-_DEEPEST = 64
 
 
 def is_hdf5(path: Path) -> bool:
@@ -26,18 +24,19 @@ def is_hdf5(path: Path) -> bool:
 
 
 class Hdf5:
-    """An HDF5 file that was looked through: no links out of it, no more bytes than it can hold.
+    """An HDF5 file that was looked through: no links out of it, nothing beyond a limit.
 
     Args:
         source: The file, by path or open.
         name: What to call it in errors.
+        limits: How much it may ask for.
 
     Raises:
-        LoadError: If it is damaged, links to other files, or claims to hold more than it can.
+        LoadError: If it is damaged, links to other files, or is beyond a limit.
     """
 
-    def __init__(self, source: Path | BinaryIO, name: str):
-        self.name = name
+    def __init__(self, source: Path | BinaryIO, name: str, limits: Limits):
+        self.name, self._limits = name, limits
         try:
             self._file = h5py.File(source, "r")
         except OSError as error:
@@ -76,7 +75,7 @@ class Hdf5:
         value = self.group(path).attrs.get(attribute)
         if isinstance(value, h5py.Empty) or value is None:
             return None
-        return _decoded(value)
+        return self._decoded(value)
 
     def names(self, attribute: str, path: str) -> list[str] | None:
         """An attribute that is a list of names, however many pieces it is stored in; or None."""
@@ -90,7 +89,7 @@ class Hdf5:
                 pieces.append(attributes[f"{attribute}{len(pieces)}"])
             if not pieces:
                 return None
-        return [_decoded(name) for piece in pieces for name in np.asarray(piece).ravel()]
+        return [self._decoded(name) for piece in pieces for name in np.asarray(piece).ravel()]
 
     def json(self, attribute: str) -> Any:
         """An attribute as JSON; None where there is none.
@@ -127,7 +126,7 @@ class Hdf5:
             if item.external or item.is_virtual:
                 raise LoadError(f"'{self.name}' is refused: '{path}' is kept in another file.")
             total += item.size * item.dtype.itemsize if item.shape is not None else 0
-            if is_bomb(file_size, total):
+            if total > self._limits.content(file_size):
                 raise LoadError(
                     f"'{self.name}' is refused: it has {file_size:,} bytes and claims to hold "
                     f"more than {total:,}."
@@ -146,10 +145,18 @@ class Hdf5:
             if not isinstance(item, h5py.Group):
                 continue
             address = h5py.h5o.get_info(item.id).addr
-            if address in seen or depth > _DEEPEST:
+            if address in seen or depth > self._limits.groups:
                 raise LoadError(f"'{self.name}' is refused: a group is in it twice, or in itself.")
             seen.add(address)
             yield from self._items(item, inner, seen, depth + 1)
+
+    def _decoded(self, value: Any) -> str:
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", errors="replace")
+        text = str(value)
+        if len(text) > self._limits.characters:
+            raise LoadError(f"A text of {len(text):,} characters in the file is refused.")
+        return text
 
 
 def parsed(text: str, where: str) -> Any:
@@ -167,15 +174,6 @@ def _plain(item: dict[str, Any]) -> Any:
     if item.get("type") == "ndarray" and item.keys() == {"type", "value"}:
         return item["value"]
     return item
-
-
-def _decoded(value: Any) -> str:
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
-    text = str(value)
-    if len(text) > LONGEST_TEXT:
-        raise LoadError(f"A text of {len(text):,} characters in the file is refused.")
-    return text
 
 
 def _size(source: Path | BinaryIO) -> int:

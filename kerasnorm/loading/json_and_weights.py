@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5, is_hdf5, parsed
 from kerasnorm.loading.model_file import as_stored_config
-from kerasnorm.loading.safety import LONGEST_TEXT
+from kerasnorm.loading.safety import Limits
 
 _HINT = "Put both into one folder under the same name."
 
@@ -24,29 +25,31 @@ class Pair:
     stored: dict[str, Any]
 
 
-def find_pair(file: Path) -> Pair | None:
+def find_pair(file: Path, limits: Limits) -> Pair | None:
     """The pair that a folder, a configuration or a file of weights belongs to; None for others.
 
     Raises:
         LoadError: If one of the two is missing, or several could be meant.
     """
+    is_config = functools.partial(_is_config, limits=limits)
+    is_weights = functools.partial(_is_weights, limits=limits)
     if file.is_dir():
-        configs = _readable(sorted(file.glob("*.json")), _is_config)
-        weights = _readable(sorted(file.iterdir()), _is_weights)
+        configs = _readable(sorted(file.glob("*.json")), is_config)
+        weights = _readable(sorted(file.iterdir()), is_weights)
         if len(configs) != 1 or len(weights) != 1:
             return None
-        return _pair(configs[0], weights[0])
+        return _pair(configs[0], weights[0], limits)
     if file.suffix.lower() == ".json":
-        if not _is_config(file):
+        if not is_config(file):
             raise LoadError(f"'{file}' holds no configuration of a Keras model.")
-        return _pair(file, _beside(file, "*", _is_weights, "weights"))
-    if is_hdf5(file) and _is_weights(file):
-        return _pair(_beside(file, "*.json", _is_config, "a configuration"), file)
+        return _pair(file, _beside(file, "*", is_weights, "weights"), limits)
+    if is_hdf5(file) and is_weights(file):
+        return _pair(_beside(file, "*.json", is_config, "a configuration"), file, limits)
     return None
 
 
-def _pair(config: Path, weights: Path) -> Pair:
-    stored = _read_config(config)
+def _pair(config: Path, weights: Path, limits: Limits) -> Pair:
+    stored = _read_config(config, limits)
     if stored is None:
         raise LoadError(f"'{config}' changed while it was read.")
     return Pair(config, weights, stored)
@@ -82,13 +85,13 @@ def _readable(files: list[Path], wanted: Callable[[Path], bool]) -> list[Path]:
     return found
 
 
-def _is_config(file: Path) -> bool:
-    return _read_config(file) is not None
+def _is_config(file: Path, limits: Limits) -> bool:
+    return _read_config(file, limits) is not None
 
 
-def _read_config(file: Path) -> dict[str, Any] | None:
+def _read_config(file: Path, limits: Limits) -> dict[str, Any] | None:
     """The model configuration in a JSON file, None where it is something else."""
-    if file.stat().st_size > LONGEST_TEXT:
+    if file.stat().st_size > limits.characters:
         return None
     try:
         text = file.read_text(encoding="utf-8")
@@ -100,8 +103,8 @@ def _read_config(file: Path) -> dict[str, Any] | None:
     return as_stored_config(config)
 
 
-def _is_weights(file: Path) -> bool:
+def _is_weights(file: Path, limits: Limits) -> bool:
     if not is_hdf5(file):
         return False
-    with Hdf5(file, str(file)) as content:
+    with Hdf5(file, str(file), limits) as content:
         return content.text("model_config") is None

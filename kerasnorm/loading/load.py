@@ -22,7 +22,7 @@ from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.model_file import Stored
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
-from kerasnorm.loading.safety import check_no_code, check_sizes, is_modest
+from kerasnorm.loading.safety import LIMITS, Limits, check_no_code, check_sizes, is_modest
 
 # Of each loaded model, for as long as it lives.
 _REPORTS: weakref.WeakKeyDictionary[keras.Model, LoadReport] = weakref.WeakKeyDictionary()
@@ -90,8 +90,9 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
         A `keras.Model` whose weights have the file's values.
 
     Raises:
-        LoadError: If there is no such file; it is damaged, or refused because it would fill the
-            memory, run code or reach for other files; or it holds what this Keras does not have.
+        LoadError: If there is no such file; it is damaged, or refused because it asks for more
+            than it holds, would run code or reach for other files; or it holds what this Keras
+            does not have.
             It says what the file holds, and what to do.
 
     Example:
@@ -130,8 +131,15 @@ def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False
     return load(path, allow_custom_code=allow_custom_code).repairs
 
 
-def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Loaded:
+def load(
+    path: str | os.PathLike[str], *, allow_custom_code: bool = False, limits: Limits = LIMITS
+) -> Loaded:
     """The model of a file together with the repairs it took.
+
+    Args:
+        path: As for `load_model`.
+        allow_custom_code: As for `load_model`.
+        limits: How much the file may ask for.
 
     Raises:
         LoadError: As `load_model` does.
@@ -139,8 +147,8 @@ def load(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> Lo
     file, log = Path(path), RepairLog()
     stored: Stored | None = None
     try:
-        with open_stored(file, log, allow_custom_code=allow_custom_code) as stored:
-            model = _model(stored, log, allow_custom_code)
+        with open_stored(file, log, limits, allow_custom_code=allow_custom_code) as stored:
+            model = _model(stored, log, limits, allow_custom_code)
     except Exception as error:
         if isinstance(error, LoadError) and stored is None:
             raise
@@ -161,29 +169,31 @@ def doubts_of(model: keras.Model) -> list[str]:
     return [] if report is None else report.doubts
 
 
-def _model(stored: Stored, log: RepairLog, allow_custom_code: bool) -> keras.Model:
-    check_sizes(stored.config)
+def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bool) -> keras.Model:
+    check_sizes(stored.config, limits)
     if allow_custom_code:
         limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
     else:
         check_no_code(stored.config)
-        limit = limited_weights(stored.nbytes)
+        limit = limited_weights(stored.nbytes, limits)
     with limit, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras's, about the arguments of other versions
         if stored.major >= 3:
-            return _native(stored, log)
-        made = Builder(stored.version, stored.major, log, allow_custom_code).build(stored.config)
+            return _native(stored, log, limits)
+        made = Builder(stored.version, stored.major, log, limits, allow_custom_code).build(
+            stored.config
+        )
         stored.put_weights(made, stored.major, log)
         model = made.layer
         if not isinstance(model, keras.Model):
             raise LoadError("It holds a layer, not a model.")
-        _compile(model, stored, log)
+        _compile(model, stored, log, limits)
         return model
 
 
-def _native(stored: Stored, log: RepairLog) -> keras.Model:
+def _native(stored: Stored, log: RepairLog, limits: Limits) -> keras.Model:
     try:
-        _check_modest(stored)
+        _check_modest(stored, limits)
         return stored.native(True)
     except Exception as error:
         model = stored.native(False)
@@ -191,18 +201,18 @@ def _native(stored: Stored, log: RepairLog) -> keras.Model:
         return model
 
 
-def _compile(model: keras.Model, stored: Stored, log: RepairLog) -> None:
+def _compile(model: keras.Model, stored: Stored, log: RepairLog, limits: Limits) -> None:
     if not stored.training:
         return
     try:
-        _check_modest(stored)
+        _check_modest(stored, limits)
         compile_as_stored(model, stored.training)
     except Exception as error:
         _left_out(log, error)
 
 
-def _check_modest(stored: Stored) -> None:
-    if not is_modest(stored.training):
+def _check_modest(stored: Stored, limits: Limits) -> None:
+    if not is_modest(stored.training, limits):
         raise LoadError("a metric that keeps very many numbers")
 
 

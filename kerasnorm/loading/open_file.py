@@ -21,29 +21,32 @@ from kerasnorm.loading.legacy.weights.variables import load_variables
 from kerasnorm.loading.model_file import Stored, as_stored_config, major_of
 from kerasnorm.loading.native import read_native, read_pair
 from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.safety import Limits
 
 _GROUPS = "model_weights"
 
 
 @contextlib.contextmanager
-def open_stored(file: Path, log: RepairLog, *, allow_custom_code: bool) -> Iterator[Stored]:
+def open_stored(
+    file: Path, log: RepairLog, limits: Limits, *, allow_custom_code: bool
+) -> Iterator[Stored]:
     """What a file, a pair of files or a folder with a pair stores.
 
     Raises:
-        LoadError: If it is none of those, or damaged.
+        LoadError: If it is none of those, damaged, or beyond a limit.
     """
     _check_file(file)
-    pair = find_pair(file)
+    pair = find_pair(file, limits)
     if pair is not None:
         other = pair.weights if file == pair.config else pair.config
         log.add(f"joined with '{other.name}' beside it" if file.is_file() else _joined(pair))
-        reader = _open_pair(pair, allow_custom_code)
+        reader = _open_pair(pair, limits, allow_custom_code)
     elif file.is_dir():
         raise _folder(file)
     elif is_hdf5(file):
-        reader = _open_hdf5(file, allow_custom_code)
+        reader = _open_hdf5(file, limits, allow_custom_code)
     elif zipfile.is_zipfile(file):
-        reader = _open_archive(Archive(file), allow_custom_code)
+        reader = _open_archive(Archive(file, limits), allow_custom_code)
     else:
         raise _no_model(file)
     with reader as stored:
@@ -51,8 +54,8 @@ def open_stored(file: Path, log: RepairLog, *, allow_custom_code: bool) -> Itera
 
 
 @contextlib.contextmanager
-def _open_hdf5(file: Path, allow_custom_code: bool) -> Iterator[Stored]:
-    with Hdf5(file, str(file)) as content:
+def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[Stored]:
+    with Hdf5(file, str(file), limits) as content:
         config = as_stored_config(content.json("model_config"))
         if config is None:
             raise LoadError(f"'{file}' is damaged: its configuration describes no model.")
@@ -85,9 +88,9 @@ def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[Stored]
 
 
 @contextlib.contextmanager
-def _open_pair(pair: Pair, allow_custom_code: bool) -> Iterator[Stored]:
+def _open_pair(pair: Pair, limits: Limits, allow_custom_code: bool) -> Iterator[Stored]:
     config = pair.stored
-    with Hdf5(pair.weights, str(pair.weights)) as content:
+    with Hdf5(pair.weights, str(pair.weights), limits) as content:
         in_groups = content.names("layer_names", "/") is not None
         version = config.get("keras_version") or content.text("keras_version")
         if "keras_version" not in config and "module" in config:

@@ -1,22 +1,18 @@
-"""What no configuration may hold, whoever reads it."""
+"""What no file may ask for, whoever reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.legacy.legacy_config import CODE_CLASSES
 
-# Keras never writes a configuration of so many characters.
-LONGEST_TEXT = 2**27
-# What claims to be so many times larger than its file is made to fill the memory of whoever opens
-# it: weights hardly compress. Small models of zeros stay below the floor.
-_LARGEST_RATIO, _FLOOR = 100, 2**28
-# Metrics keep a count, or the square of it, for each of these.
+# Classes that run code kept in the file, or load another file that has some.
+CODE_CLASSES = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"})
+# Arguments of metrics that say how many numbers they keep.
 _COUNTS = frozenset({"num_classes", "num_thresholds", "thresholds"})
-_LARGEST_COUNT = 2_000
-# Arguments that TensorFlow holds in 32 bits; it ends the process where one is larger.
+# Arguments of layers that are sizes, or are multiplied by sizes.
 _SIZES = frozenset(
     {
         "batch_input_shape",
@@ -42,20 +38,52 @@ _SIZES = frozenset(
         "width",
     }
 )
-_LARGEST = 2**31 - 1
 
 
-def is_bomb(file_size: int, claimed: int) -> bool:
-    """Whether a file of some bytes cannot mean it when it claims to hold so many."""
-    return claimed > max(_FLOOR, _LARGEST_RATIO * file_size)
+@dataclass(frozen=True)
+class Limits:
+    """How much a file may ask for: far more than any file that Keras wrote.
+
+    Attributes:
+        characters: Of a configuration or another text.
+        content_floor: Bytes of content that a file of any size may say it holds.
+        content_ratio: Beyond them, how many times larger than the file its content may be.
+        groups: Of an HDF5 file, one in the other.
+        models: One in the other.
+        numbers: That a metric keeps.
+        size: Of whatever in a layer has a size.
+        weights_floor: Bytes of weights that any configuration may ask for.
+        weights_ratio: Beyond them, how many times the file's weights.
+    """
+
+    characters: int = 2**27
+    content_floor: int = 2**28
+    content_ratio: float = 100
+    groups: int = 64
+    models: int = 50
+    numbers: int = 2_000
+    size: int = 2**31 - 1
+    weights_floor: int = 2**26
+    weights_ratio: float = 3
+
+    def content(self, file_size: int) -> float:
+        """How many bytes the content of a file of some bytes may have; weights hardly compress."""
+        return max(self.content_floor, self.content_ratio * file_size)
+
+    def weights(self, stored: int) -> float:
+        """How many bytes of weights may be made for a file that stores some bytes of them."""
+        return self.weights_ratio * stored + self.weights_floor
 
 
-def is_modest(training: Any) -> bool:
-    """Whether the metrics of a compile state keep no more than some thousand numbers."""
+LIMITS = Limits()
+
+
+def is_modest(training: Any, limits: Limits) -> bool:
+    """Whether the metrics of a compile state keep no more numbers than they may."""
     for item in _dictionaries(training):
         for key in item.keys() & _COUNTS:
             numbers = _numbers(item[key])
-            if len(numbers) > _LARGEST_COUNT or any(n > _LARGEST_COUNT for n in numbers):
+            if len(numbers) > limits.numbers or any(n > limits.numbers for n in numbers):
                 return False
     return True
 
@@ -80,7 +108,7 @@ def check_no_code(config: Any) -> None:
             )
 
 
-def check_sizes(config: Any) -> None:
+def check_sizes(config: Any, limits: Limits) -> None:
     """Refuse a configuration with a size that is out of all proportion.
 
     Raises:
@@ -88,7 +116,7 @@ def check_sizes(config: Any) -> None:
     """
     for item in _dictionaries(config):
         for key in item.keys() & _SIZES:
-            if any(abs(number) > _LARGEST for number in _numbers(item[key])):
+            if any(abs(number) > limits.size for number in _numbers(item[key])):
                 name = item.get("name")
                 raise LoadError(
                     f"The configuration is damaged: {key}={item[key]}.",

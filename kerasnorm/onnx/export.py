@@ -26,8 +26,8 @@ from kerasnorm.onnx.trace import Traced, nbytes, trace
 _OLDEST_OPSET = 13
 # In bytes. One protocol buffer message holds no more.
 _LARGEST_FILE = 2**31 - 2**20
-# tf2onnx copies all constants some thirty times: half a gigabyte took 24 of memory. In smaller
-# models constants are better, for TensorFlow computes with them.
+# In larger models weights stay outside of the graph while it is converted. In smaller ones
+# constants are better, for TensorFlow computes with them.
 _LARGE_MODEL = 2**26
 
 

@@ -13,9 +13,10 @@ from kerasnorm.loading.legacy import operations
 from kerasnorm.loading.legacy.built_layer import Made
 from kerasnorm.loading.legacy.graph import Graph
 from kerasnorm.loading.legacy.inputs import input_of
-from kerasnorm.loading.legacy.legacy_config import CODE_CLASSES, OldLayer
+from kerasnorm.loading.legacy.legacy_config import OldLayer
 from kerasnorm.loading.legacy.repairs import REPAIRS
 from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.safety import CODE_CLASSES, Limits
 
 _FUNCTIONAL = ("Container", "Functional", "Model", "Network")
 MODELS = (*_FUNCTIONAL, "Sequential")
@@ -23,7 +24,6 @@ MODELS = (*_FUNCTIONAL, "Sequential")
 _LAYERS_IN_ARGUMENTS = ("activation", "backward_layer", "cell", "layer", "recurrent_activation")
 # What a first layer says of the model's input, see `inputs`.
 _OF_THE_INPUT = ("batch_input_shape", "batch_shape", "input_shape", "input_dtype")
-_DEEPEST = 50
 
 
 class Builder:
@@ -33,15 +33,22 @@ class Builder:
         version: The Keras that wrote the configuration, "2.2.4-tf", or None.
         major: Its major version.
         log: Is told of every repair.
+        limits: How much the configuration may ask for.
         allow_custom_code: Whether functions in the configuration may become layers.
     """
 
     def __init__(
-        self, version: str | None, major: int, log: RepairLog, allow_custom_code: bool = False
+        self,
+        version: str | None,
+        major: int,
+        log: RepairLog,
+        limits: Limits,
+        allow_custom_code: bool = False,
     ):
         self._major = major
         self._before_half_pixels = _before_half_pixels(version)
         self._log = log
+        self._limits = limits
         self._allow_custom_code = allow_custom_code
         self._depth = 0
 
@@ -56,7 +63,7 @@ class Builder:
         """
         class_name, config = stored["class_name"], stored["config"]
         self._depth += 1
-        if self._depth > _DEEPEST:
+        if self._depth > self._limits.models:
             raise LoadError("The configuration is damaged: too many models in models.")
         try:
             if class_name in _FUNCTIONAL:

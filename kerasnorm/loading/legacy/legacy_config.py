@@ -10,9 +10,6 @@ import keras
 
 from kerasnorm.errors import LoadError
 
-# Classes that run code kept in the file, or load another file that has some.
-CODE_CLASSES = frozenset({"FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"})
-
 
 @dataclass
 class OldLayer:
