@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import pickle
 import warnings
 import zipfile
 
@@ -18,6 +20,7 @@ import kerasnorm
 from kerasnorm import LoadError
 from kerasnorm.cli.main import main
 from kerasnorm.loading.load import load
+from kerasnorm.loading.report import LoadReport
 from kerasnorm.loading.safety import Limits
 
 
@@ -32,6 +35,69 @@ def test_a_saved_model_loads(suffix, tmp_path):
     np.testing.assert_array_equal(again(x), model(x))
     assert kerasnorm.load_report(path) == []
     assert again.compiled
+
+
+def test_a_report_is_a_sequence_equal_to_a_list():
+    report = LoadReport(["one", "two"], "a model", ["it may differ"], ["NaN"])
+    assert report == ["one", "two"] == list(report)
+    assert ["one", "two"] == report == LoadReport(["one", "two"], "another", [], [])
+    assert report != ["one"]
+    assert (len(report), report[1], report[:1], "two" in report) == (2, "two", ["one"], True)
+    assert not LoadReport([], "a model", [], [])
+    assert repr(report) == "['one', 'two']"
+    assert report.warnings == ["it may differ", "NaN"]
+    assert report.to_dict() == {
+        "holds": "a model",
+        "repairs": ["one", "two"],
+        "warnings": ["it may differ", "NaN"],
+    }
+
+
+@keras.saving.register_keras_serializable("tests")
+class ByCode(keras.Model):
+    """A model that is copied by its attributes."""
+
+    def __init__(self, name=None, **_):
+        super().__init__(name=name)
+        self.dense, self.norm = layers.Dense(4), layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.dense(x))
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def by_code():
+    model = ByCode()
+    model(np.ones((2, 5), "float32"))
+    return model
+
+
+@pytest.mark.parametrize("make", [tiny_models.dense_bn, tiny_models.nested, by_code])
+def test_the_report_is_of_this_very_model(make, tmp_path):
+    model, path = make(), tmp_path / "model.keras"
+    if make is not by_code:
+        model.save(path)
+        model = kerasnorm.load_model(path)
+    else:
+        model.load_report = LoadReport([], "a model", [], [])
+    model.load_report.repairs.append("something was repaired")
+    model.load_report.doubts.append("it may answer otherwise")
+    assert isinstance(model.load_report, LoadReport)
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert swap.report.repairs == ["something was repaired"]
+    assert "warning: it may answer otherwise" in swap.report.notes
+    assert not any("not carried over" in note for note in swap.report.notes)
+    assert kerasnorm.inspect_norms(model).repairs == ["something was repaired"]
+    copies = [swap.model]
+    if make is not by_code:
+        copies += [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        copies += [keras.models.clone_model(model), kerasnorm.fold_norms(swap.model)]
+        model.save(path)
+        copies.append(keras.models.load_model(path))
+        assert kerasnorm.load_model(path).load_report == []
+    assert not any(hasattr(copied, "load_report") for copied in copies)
 
 
 def test_a_missing_file_a_folder_and_other_files(tmp_path):
@@ -118,7 +184,7 @@ def test_an_archive_that_unpacks_to_more_than_it_may(tmp_path):
         for name, content in files.items():
             archive.writestr(name, content)
     size = sum(map(len, files.values()))
-    assert load(path, limits=Limits(content_floor=size, content_ratio=0)).model.built
+    assert load(path, limits=Limits(content_floor=size, content_ratio=0)).built
     with pytest.raises(LoadError, match=f"bytes unpack to {size:,}"):
         load(path, limits=Limits(content_floor=size - 1, content_ratio=0))
 
@@ -146,7 +212,7 @@ def test_texts_are_no_longer_than_they_may_be(kind, tmp_path):
     else:
         path.write_text(text)
         model.save_weights(tmp_path / "model.weights.h5")
-    assert load(path, limits=Limits(characters=2 * len(text))).model.built
+    assert load(path, limits=Limits(characters=2 * len(text))).built
     with pytest.raises(LoadError, match=r"too long|characters in the file|no configuration"):
         load(path, limits=Limits(characters=100))
 
@@ -161,7 +227,7 @@ def saved_as_hdf5(path):
 def test_an_hdf5_file_that_says_it_holds_more_than_it_may(tmp_path):
     path = saved_as_hdf5(tmp_path / "model.h5")
     held = 4 * tiny_models.dense_bn().count_params()
-    assert load(path, limits=Limits(content_floor=held, content_ratio=0)).model.built
+    assert load(path, limits=Limits(content_floor=held, content_ratio=0)).built
     with pytest.raises(LoadError, match="claims to hold more than"):
         load(path, limits=Limits(content_floor=held - 1, content_ratio=0))
 
@@ -196,7 +262,7 @@ def test_a_group_under_two_names(tmp_path):
 
 def test_groups_are_no_deeper_than_they_may_be(tmp_path):
     path = saved_as_hdf5(tmp_path / "model.h5")  # model_weights, a layer, its scopes
-    assert load(path, limits=Limits(groups=4)).model.built
+    assert load(path, limits=Limits(groups=4)).built
     with pytest.raises(LoadError, match="or in itself"):
         load(path, limits=Limits(groups=1))
 
@@ -251,7 +317,7 @@ def test_a_configuration_that_asks_for_more_than_the_file_holds(tmp_path):
     path = tmp_path / "model.keras"
     model.save(path)
     held = 4 * model.count_params()
-    assert load(path, limits=Limits(weights_floor=0, weights_ratio=1)).model.built
+    assert load(path, limits=Limits(weights_floor=0, weights_ratio=1)).built
     Recorded.shapes.clear()
     with pytest.raises(LoadError, match=f"asks for weights of .* bytes, and the file holds {held}"):
         load(path, limits=Limits(weights_floor=0, weights_ratio=0.5))
@@ -262,7 +328,7 @@ def test_a_configuration_with_a_size_beyond_the_limit(tmp_path):
     path = tmp_path / "model.keras"
     tiny_models.conv_bn_relu().save(path)
     edited(path, lambda c: c["config"]["layers"][1]["config"].update(strides=[9, 1]))
-    assert load(path, limits=Limits(size=9)).model.built
+    assert load(path, limits=Limits(size=9)).built
     with pytest.raises(
         LoadError, match=r"'conv.*': The configuration is damaged: strides=\[9, 1\]"
     ):

@@ -49,15 +49,15 @@ REPAIRS = {
 
 @pytest.mark.parametrize("name", REPAIRS)
 def test_a_trained_model_answers_as_it_did(name):
-    loaded = load(material("models", name))
+    model = load(material("models", name))
     with np.load(material("reference", f"{name.split('.')[0]}.npz")) as reference:
         expected = [reference[f"y{n}"] for n in range(len(reference.files) - 1)]
-        answers = keras.tree.flatten(loaded.model.predict(reference["x"], verbose=0))
+        answers = keras.tree.flatten(model.predict(reference["x"], verbose=0))
     assert len(answers) == len(expected)
     for answer, value in zip(answers, expected, strict=True):
         assert_close(answer, value)
-    assert len(loaded.repairs) == len(REPAIRS[name]), loaded.repairs
-    for said, expected_words in zip(loaded.repairs, REPAIRS[name], strict=True):
+    assert len(model.load_report) == len(REPAIRS[name]), model.load_report
+    for said, expected_words in zip(model.load_report, REPAIRS[name], strict=True):
         assert expected_words in said
 
 
@@ -506,21 +506,21 @@ def test_metrics_that_keep_more_numbers_than_they_may_are_left_out(small):
     training = {"loss": "mse", "metrics": [metric], "optimizer_config": optimizer}
     with h5py.File(small, "r+") as file:
         file.attrs["training_config"] = json.dumps(training)
-    assert load(small, limits=Limits(numbers=30)).model.compiled
+    assert load(small, limits=Limits(numbers=30)).compiled
     refused = load(small, limits=Limits(numbers=29))
-    assert not refused.model.compiled
-    assert "keeps very many numbers" in str(refused.repairs)
+    assert not refused.compiled
+    assert "keeps very many numbers" in str(refused.load_report)
 
 
 def test_models_in_models_are_no_deeper_than_they_may_be(tmp_path):
     path = old_models.saved(old_models.nested_functional(), tmp_path / "model.h5")
-    assert load(path, limits=Limits(models=4)).model.built
+    assert load(path, limits=Limits(models=4)).built
     with pytest.raises(kerasnorm.LoadError, match="too many models in models"):
         load(path, limits=Limits(models=2))
 
 
 def test_weights_of_an_old_file_are_held_against_what_it_stores(small):
-    assert load(small, limits=Limits(weights_floor=0, weights_ratio=1)).model.built
+    assert load(small, limits=Limits(weights_floor=0, weights_ratio=1)).built
     with pytest.raises(kerasnorm.LoadError, match="asks for weights of"):
         load(small, limits=Limits(weights_floor=0, weights_ratio=0.5))
 

@@ -35,8 +35,8 @@ def demo(arguments: argparse.Namespace) -> int:
 
 def inspect(arguments: argparse.Namespace) -> int:
     """Say what a swap would do."""
-    loaded = _load(arguments)
-    report = kerasnorm.inspect_norms(loaded.model)
+    model = _load(arguments)
+    report = kerasnorm.inspect_norms(model)
     if arguments.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -50,10 +50,10 @@ def swap(arguments: argparse.Namespace) -> int:
     _check_outputs(arguments, outputs)
     _check_distill(arguments)
     data = None if arguments.data is None else read_arrays(arguments.data)
-    loaded = _load(arguments)
+    model = _load(arguments)
     console = output.console(arguments)
     swap = kerasnorm.swap_norms(
-        loaded.model,
+        model,
         arguments.to,
         data,
         damping=arguments.damping,
@@ -61,7 +61,7 @@ def swap(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
     )
     if arguments.distill:
-        history = kerasnorm.distill(swap.model, loaded.model, data, seed=arguments.seed)
+        history = kerasnorm.distill(swap.model, model, data, seed=arguments.seed)
         swap.update_report(data)
         swap.report.notes.append(_distilled(history))
         swap = dataclasses.replace(swap, differences=_differences(swap))
@@ -148,10 +148,10 @@ def _distilled(history: Any) -> str:
 def fold(arguments: argparse.Namespace) -> int:
     """Write a model in plain Keras layers."""
     _check_outputs(arguments, {"output": ".keras"})
-    loaded = _load(arguments)
+    model = _load(arguments)
     console = output.console(arguments)
-    output.show_warnings(console, loaded.repairs.warnings)
-    folded = kerasnorm.fold_norms(loaded.model)
+    output.show_warnings(console, model.load_report.warnings)
+    folded = kerasnorm.fold_norms(model)
     with replace_whole(arguments.output) as temporary:
         folded.save(temporary)
     output.show_written(console, arguments, {"output": ".keras"})
@@ -161,12 +161,10 @@ def fold(arguments: argparse.Namespace) -> int:
 def export(arguments: argparse.Namespace) -> int:
     """Write a model as ONNX."""
     _check_outputs(arguments, {"onnx": ".onnx"})
-    loaded = _load(arguments)
+    model = _load(arguments)
     console = output.console(arguments)
-    output.show_warnings(console, loaded.repairs.warnings)
-    output.show_export(
-        console, kerasnorm.export_onnx(loaded.model, arguments.onnx, opset=arguments.opset)
-    )
+    output.show_warnings(console, model.load_report.warnings)
+    output.show_export(console, kerasnorm.export_onnx(model, arguments.onnx, opset=arguments.opset))
     output.show_written(console, arguments, {"onnx": ".onnx"})
     return DONE
 

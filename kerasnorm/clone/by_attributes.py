@@ -89,6 +89,8 @@ class _Cloning:
         for name, value in keras_private.own_state(source):
             keras_private.add_own_state(clone, name, self.objects.clone(value))
         for name, value in keras_private.own_attributes(source).items():
+            if name == "load_report":  # which is of the source alone
+                continue
             if keras_private.is_untracked(source, value):
                 vars(clone)[name] = self.objects.clone(value)
             else:

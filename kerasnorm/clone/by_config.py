@@ -87,8 +87,9 @@ def _accepted(cls: type, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in common}
 
 
-# What `fit` hangs on a model; that the optimizer starts anew is said where it is copied.
-_OF_TRAINING = frozenset({"history", "optimizer"})
+# What `fit` and `load_model` hang on a model, of which a copy knows nothing; that the optimizer
+# starts anew is said where it is copied.
+_NOT_CARRIED = frozenset({"history", "load_report", "optimizer"})
 
 
 def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
@@ -98,7 +99,7 @@ def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
     for name, value in own.items():
         if _is_data(value):
             setattr(target, name, Objects(_copied_array).clone(value))
-        elif name not in _OF_TRAINING and not isinstance(value, (keras.Layer, keras.KerasTensor)):
+        elif name not in _NOT_CARRIED and not isinstance(value, (keras.Layer, keras.KerasTensor)):
             lost.append(name)
     if not lost:
         return []

@@ -6,11 +6,7 @@ import contextlib
 import os
 import textwrap
 import warnings
-import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import keras
 
@@ -22,44 +18,8 @@ from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.model_file import Stored
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
+from kerasnorm.loading.report import LoadReport
 from kerasnorm.loading.safety import LIMITS, Limits, check_no_code, check_sizes, is_modest
-
-# Of each loaded model, for as long as it lives.
-_REPORTS: weakref.WeakKeyDictionary[keras.Model, LoadReport] = weakref.WeakKeyDictionary()
-
-
-class LoadReport(list[str]):
-    """The repairs that loading a file took, as a list of plain sentences.
-
-    Attributes:
-        holds: What the file holds and who wrote it, as a sentence.
-        doubts: Why the model may answer otherwise than the file did.
-        warnings: Those, and what is wrong with the weights.
-    """
-
-    def __init__(
-        self, repairs: Iterable[str], holds: str, doubts: Iterable[str], faults: Iterable[str]
-    ):
-        super().__init__(repairs)
-        self.holds = holds
-        self.doubts = list(doubts)
-        self.warnings = [*self.doubts, *faults]
-
-    def __str__(self) -> str:
-        repaired = (f"- repaired: {repair}" for repair in self)
-        return "\n".join([self.holds, *repaired, *(f"- warning: {w}" for w in self.warnings)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values."""
-        return {"holds": self.holds, "repairs": list(self), "warnings": self.warnings}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A model and the report of what loading it took."""
-
-    model: keras.Model
-    repairs: LoadReport
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
@@ -87,13 +47,14 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
             files whose author you trust.
 
     Returns:
-        A `keras.Model` whose weights have the file's values.
+        A `keras.Model` whose weights have the file's values. Its attribute `load_report` is what
+        `load_report` gives for the file, of which reports of swaps and `inspect_norms` tell; it
+        belongs to this very model, and neither copies nor saved files have it.
 
     Raises:
         LoadError: If there is no such file; it is damaged, or refused because it asks for more
             than it holds, would run code or reach for other files; or it holds what this Keras
-            does not have.
-            It says what the file holds, and what to do.
+            does not have. It says what the file holds, and what to do.
 
     Example:
 
@@ -101,10 +62,10 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     >>> load_model("model.keras").output_shape
     (None, 2)
     """
-    loaded = load(path, allow_custom_code=allow_custom_code)
-    for warning in loaded.repairs.warnings:
+    model = load(path, allow_custom_code=allow_custom_code)
+    for warning in model.load_report.warnings:
         warnings.warn(f"{path}: {warning}", stacklevel=2)
-    return loaded.model
+    return model
 
 
 def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> LoadReport:
@@ -115,7 +76,8 @@ def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False
         allow_custom_code: As for `load_model`.
 
     Returns:
-        A list of sentences, which also knows what the file holds: `.holds`, `.to_dict()`.
+        A sequence of sentences, equal to a list of them, which also knows what the file holds and
+        what to be warned of: `.holds`, `.warnings`, `.to_dict()`.
 
     Raises:
         LoadError: As `load_model` does.
@@ -128,13 +90,13 @@ def load_report(path: str | os.PathLike[str], *, allow_custom_code: bool = False
     >>> load_report("model.keras").holds[:18]
     'a Sequential model'
     """
-    return load(path, allow_custom_code=allow_custom_code).repairs
+    return load(path, allow_custom_code=allow_custom_code).load_report
 
 
 def load(
     path: str | os.PathLike[str], *, allow_custom_code: bool = False, limits: Limits = LIMITS
-) -> Loaded:
-    """The model of a file together with the repairs it took.
+) -> keras.Model:
+    """The model of a file, whose `load_report` no one was warned of yet.
 
     Args:
         path: As for `load_model`.
@@ -153,20 +115,9 @@ def load(
         if isinstance(error, LoadError) and stored is None:
             raise
         raise _failure(file, stored, error, allow_custom_code) from error
-    report = LoadReport(log.lines(), str(stored), log.warnings(), map(str, faults_of(model)))
-    _REPORTS[model] = report
-    return Loaded(model, report)
-
-
-def repairs_of(model: keras.Model) -> list[str]:
-    """The repairs that loading this very model took; empty for one that was not loaded here."""
-    return list(_REPORTS.get(model, ())) if isinstance(model, keras.Model) else []
-
-
-def doubts_of(model: keras.Model) -> list[str]:
-    """Why this very model may answer otherwise than the file did, as far as loading it told."""
-    report = _REPORTS.get(model) if isinstance(model, keras.Model) else None
-    return [] if report is None else report.doubts
+    faults = [str(fault) for fault in faults_of(model)]
+    model.load_report = LoadReport(log.lines(), str(stored), log.warnings(), faults)
+    return model
 
 
 def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bool) -> keras.Model:

@@ -22,7 +22,6 @@ from kerasnorm.fit.split import HeldOut
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
-from kerasnorm.loading.load import doubts_of, repairs_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
 from kerasnorm.swap.report import Report, keep
 from kerasnorm.targets import TARGETS
@@ -215,9 +214,9 @@ def swap_norms(
         *decision.notes(),
         *rebuilt.notes,
         *uncompared,
-        *_said_of([*doubts_of(model), *faults]),
+        *_said_of([*_loading(model, "doubts"), *faults]),
     ]
-    report.repairs = repairs_of(model)
+    report.repairs = _loading(model, "repairs")
     keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, model_graphs, pairs)
 
@@ -241,7 +240,7 @@ def inspect_norms(model: keras.Model) -> Report:
     >>> [site.becomes for site in inspect_norms(model).sites]
     ['WeightNorm(Conv2D)', 'LayerNorm', 'CosineNorm(Conv2D)']
     """
-    notes, repairs = [], repairs_of(model)
+    notes, repairs, doubts = [], _loading(model, "repairs"), _loading(model, "doubts")
     if is_unbuilt(model):
         model, shape = stand_in(model)
         notes.append(
@@ -251,7 +250,7 @@ def inspect_norms(model: keras.Model) -> Report:
     records = [
         record for target in TARGETS for record in decide(model_graphs, target, None).records
     ]
-    notes += _said_of([*doubts_of(model), *_faults_outside_sites(model)])
+    notes += _said_of([*doubts, *_faults_outside_sites(model)])
     return Report(model.name, ", ".join(TARGETS), records, notes=notes, repairs=repairs)
 
 
@@ -311,6 +310,11 @@ def _measure(
 def _faults_outside_sites(model: keras.Model) -> list[Fault]:
     """What no record tells: a BatchNorm whose own numbers make it unusable is refused by name."""
     return [fault for fault in faults_of(model) if not (fault.in_batch_norm and fault.spoils)]
+
+
+def _loading(model: keras.Model, what: str) -> list[str]:
+    """What `load_model` told of a model that comes from it: its "repairs", or its "doubts"."""
+    return list(getattr(getattr(model, "load_report", None), what, ()))
 
 
 def _said_of(problems: list[Any]) -> list[str]:
