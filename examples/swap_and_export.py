@@ -37,7 +37,7 @@ def main() -> None:
     plain.save(options.folder / "plain.keras")
     print(f"plain Keras layers only, {plain.count_params():,} parameters: plain.keras")
 
-    export = kerasnorm.export_onnx(swap.model, options.folder / "model.onnx")
+    export = kerasnorm.export_onnx(swap, options.folder / "model.onnx")
     print(f"ONNX, {export.max_difference:.1e} from Keras: {export.op_counts}")
 
     image = np.random.default_rng(0).uniform(-1, 1, (1, options.size, options.size, 3))

@@ -157,7 +157,7 @@ def build(
     accuracy = float(np.mean(answer.argmax(-1) == digits.y_test))
 
     folder.mkdir(parents=True, exist_ok=True)
-    kerasnorm.export_onnx(swap.model, folder / "model.onnx", inputs=digits.x_test[:64])
+    kerasnorm.export_onnx(swap, folder / "model.onnx", inputs=digits.x_test[:64])
     for file in (*PAGE.iterdir(), *runtime):
         shutil.copyfile(file, folder / file.name)
     about = {

@@ -12,6 +12,7 @@ import time
 
 import keras
 import numpy as np
+import onnx
 import pytest
 import tiny_models
 
@@ -40,6 +41,8 @@ def test_swap_writes_everything(model, tmp_path, capsys):
     assert run("swap", model, "--to", "weight", "--output", outputs[0], "--onnx", outputs[1],
                "--report", outputs[2]) == 0  # fmt: skip
     swapped = kerasnorm.load_model(outputs[0])
+    properties = {entry.key: entry.value for entry in onnx.load(outputs[1]).metadata_props}
+    assert json.loads(properties["swap_report"])["target"] == "weight"
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(swapped(x), keras.models.load_model(model)(x), atol=1e-6)
     assert json.loads(outputs[2].read_text())["counts"] == {"weight": {"WeightNorm(Conv2D)": 1}}
@@ -50,13 +53,13 @@ def test_swap_writes_everything(model, tmp_path, capsys):
 
 
 def test_fold_and_export(model, tmp_path, capsys):
-    swapped, plain, onnx = (tmp_path / name for name in ("s.keras", "p.keras", "p.onnx"))
+    swapped, plain, file = (tmp_path / name for name in ("s.keras", "p.keras", "p.onnx"))
     assert run("swap", model, "--to", "weight", "--output", swapped, "--quiet") == 0
     assert run("fold", swapped, plain, "--quiet") == 0
     assert capsys.readouterr() == ("", "")
-    assert run("export", plain, onnx) == 0
+    assert run("export", plain, file) == 0
     assert "largest difference between Keras and ONNX Runtime" in capsys.readouterr().out
-    assert onnx.stat().st_size > 0
+    assert file.stat().st_size > 0
 
 
 def test_inspect_json_is_json_alone(model, capsys):

@@ -137,12 +137,32 @@ def test_what_is_returned_and_what_the_file_says_of_itself(path):
     assert "swap_report" not in properties
 
 
-def test_a_swapped_model_brings_its_report(path):
+def stored_report(path):
+    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return json.loads(properties["swap_report"]) if "swap_report" in properties else None
+
+
+def test_a_swap_brings_its_report(path, tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2), layers.BatchNormalization()])
     swap = kerasnorm.swap_norms(model, "weight")
-    export_onnx(swap.model, path)
-    properties = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert json.loads(properties["swap_report"]) == json.loads(json.dumps(swap.report.to_dict()))
+    report = json.loads(json.dumps(swap.report.to_dict()))
+    export_onnx(swap, path)
+    assert stored_report(path) == report
+    swap.model.save(tmp_path / "swapped.keras")
+    loaded_again = keras.models.load_model(tmp_path / "swapped.keras")
+    for swapped in (swap.model, loaded_again):
+        export_onnx(swapped, path)
+        assert stored_report(path) is None
+        export_onnx(swapped, path, report=swap.report)
+        assert stored_report(path) == report
+
+
+def test_a_report_that_is_given_goes_before_that_of_the_swap(path):
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization()])
+    swap = kerasnorm.swap_norms(model, "weight")
+    other = kerasnorm.inspect_norms(model)
+    export_onnx(swap, path, report=other)
+    assert stored_report(path) == json.loads(json.dumps(other.to_dict()))
 
 
 def test_the_result_cannot_be_changed(path):
@@ -602,8 +622,12 @@ def double():
         (stateful, {}, r"layer 'memory': An ONNX model has no memory between calls"),
         (text, {}, r"Input 'words' takes text"),
         (double, {}, r"layer 'wide': ONNX Runtime \S+ cannot run the model.*float32"),
-        (lambda: layers.Dense(2), {}, r"must be a keras\.Model\. Received: Dense"),
-        (lambda: "model.h5", {}, r"must be a keras\.Model\. Received: str\. Load a file"),
+        (
+            lambda: layers.Dense(2),
+            {},
+            r"must be a keras\.Model, or what `swap_norms` returned\. Received: Dense",
+        ),
+        (lambda: "model.h5", {}, r"must be a keras\.Model, .* Received: str\. Load a file"),
     ],
 )
 def test_refusals_say_what_is_wrong_and_touch_nothing(model, request_, message, path):

@@ -82,7 +82,7 @@ def measure(material: Path, name: str) -> tuple[str, ...]:
         source = kerasnorm.load_model(material / "models" / name)
     swap = kerasnorm.swap_norms(source, "weight", strict=True)
     with tempfile.TemporaryDirectory() as folder:
-        export = kerasnorm.export_onnx(swap.model, Path(folder) / "model.onnx")
+        export = kerasnorm.export_onnx(swap, Path(folder) / "model.onnx")
     same = same_answers(material, source, swap.model) if "fashion" in name else ""
     for model in (source, swap.model):
         linearize(model)

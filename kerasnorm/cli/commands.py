@@ -82,7 +82,7 @@ def swap(arguments: argparse.Namespace) -> int:
         if arguments.onnx:  # last, for it may leave a second file, of weights
             with replace(arguments.onnx) as temporary:
                 exported = kerasnorm.export_onnx(
-                    swap.model, temporary, opset=arguments.opset, inputs=_some(data)
+                    swap, temporary, opset=arguments.opset, inputs=_some(data)
                 )
     if exported is not None:
         output.show_export(console, exported)

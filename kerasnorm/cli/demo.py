@@ -19,6 +19,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm.errors import KerasNormError
+from kerasnorm.swap.swap import Swap
 
 SEED = 0
 EPOCHS = 30
@@ -92,7 +93,7 @@ def run(console) -> list[Row]:
             folded = clock.time("fold", kerasnorm.fold_norms, swap.model)
             answers["weight norm, folded"] = folded.predict(digits.x_test, verbose=0)
         with console.status("Exporting to ONNX and checking …"):
-            file, answer = clock.time("export and check", exported, swap.model, digits.x_test)
+            file, answer = clock.time("export and check", exported, swap, digits.x_test)
         answers[f"{target} norm, ONNX Runtime"] = answer
         rows += [row(name, y, expected, digits.y_test) for name, y in answers.items()]
         ops = ", ".join(f"{count} {op}" for op, count in sorted(file.op_counts.items()))
@@ -103,11 +104,11 @@ def run(console) -> list[Row]:
     return rows
 
 
-def exported(model: keras.Model, images: np.ndarray) -> tuple[kerasnorm.onnx.OnnxExport, Any]:
-    """A model's ONNX file, and what ONNX Runtime answers with it."""
+def exported(swap: Swap, images: np.ndarray) -> tuple[kerasnorm.onnx.OnnxExport, Any]:
+    """The ONNX file of a swapped model, and what ONNX Runtime answers with it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "digits.onnx"
-        export = kerasnorm.export_onnx(model, file)
+        export = kerasnorm.export_onnx(swap, file)
         return export, onnx_answer(file, images)
 
 

@@ -17,14 +17,20 @@ from kerasnorm.onnx.logs import collected_errors
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.trace import Traced
 from kerasnorm.onnx.workarounds import keep_apart
-from kerasnorm.swap.report import report_of
+from kerasnorm.swap.report import Report
 from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
 _TF2ONNX_OPSET = 18
 
 
-def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | None) -> Any:
+def to_onnx(
+    model: keras.Model,
+    traced: Traced,
+    opset: int,
+    file: WeightsFile | None,
+    report: Report | None = None,
+) -> Any:
     """An `onnx.ModelProto` of a traced model.
 
     Args:
@@ -32,6 +38,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | 
         traced: What `trace` returned.
         opset: Version of the ONNX operators.
         file: Where large weights go; None if into the model.
+        report: Of the swap that made the model, for the metadata.
 
     Raises:
         ExportError: If ONNX has no operator for something in the model.
@@ -61,7 +68,7 @@ def to_onnx(model: keras.Model, traced: Traced, opset: int, file: WeightsFile | 
         file.take(proto, weights)
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
-    _label(model, proto)
+    _label(model, proto, report)
     _name_free_sizes(proto)
     return proto
 
@@ -177,7 +184,7 @@ def _description(model) -> str:
     )
 
 
-def _label(model, proto) -> None:
+def _label(model, proto, report: Report | None) -> None:
     import onnx
     import tensorflow as tf
     import tf2onnx
@@ -192,7 +199,6 @@ def _label(model, proto) -> None:
         "tensorflow_version": tf.__version__,
         "tf2onnx_version": tf2onnx.__version__,
     }
-    report = report_of(model)
     if report is not None:
         text = json.dumps(report.to_dict(), ensure_ascii=False, separators=(",", ":"))
         properties["swap_report"] = text

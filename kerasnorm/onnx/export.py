@@ -22,6 +22,8 @@ from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.logs import silence
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.trace import Traced, nbytes, trace
+from kerasnorm.swap.report import Report
+from kerasnorm.swap.swap import Swap
 
 _OLDEST_OPSET = 13
 # In bytes. One protocol buffer message holds no more.
@@ -50,9 +52,10 @@ class OnnxExport:
 
 
 def export_onnx(
-    model: keras.Model,
+    model: keras.Model | Swap,
     path: str | os.PathLike[str],
     *,
+    report: Report | None = None,
     opset: int = 17,
     inputs: Any = None,
     tolerance: float | None = None,
@@ -71,16 +74,19 @@ def export_onnx(
     and 1e18, or be 0.
 
     The file says where it comes from: `metadata_props` has `source_model`, `source_class`, the
-    versions of Keras, TensorFlow and tf2onnx, and for the very model that `swap_norms` returned
-    `swap_report`, its `report.to_dict()` as JSON.
+    versions of Keras, TensorFlow and tf2onnx, and where a report is known `swap_report`, its
+    `to_dict()` as JSON.
 
     The check compares answers at batch 1 and 3. It sees what reaches an output: a softmax that
     is saturated on the inputs hides differences before it, so export logits, or pass typical
     `inputs`, where that matters.
 
     Args:
-        model: Functional, Sequential, or any other model that was called once.
+        model: Functional, Sequential, or any other model that was called once; or what
+            `swap_norms` returned.
         path: The file to write. An existing file is replaced in one step, or not at all.
+        report: Of the swap that made the model; None for that of a `Swap`, and for a model that
+            none made.
         opset: Version of the ONNX operators, 13 or later.
         inputs: What to check on: an array, a list of arrays, or a dict by input name, batch
             first. Without them, seeded random numbers: standard normal, integers below every
@@ -105,6 +111,8 @@ def export_onnx(
     >>> export_onnx(model, "head.onnx").op_counts
     {'MatMul': 1}
     """
+    if isinstance(model, Swap):
+        model, report = model.model, report or model.report
     _check_request(model, path, opset, overwrite)
     size = sum(map(nbytes, model.variables))
     with (
@@ -120,7 +128,7 @@ def export_onnx(
             traced = None
             try:
                 traced = trace(model, signature, opset, outside=outside, short=short)
-                proto = to_onnx(model, traced, opset, file)
+                proto = to_onnx(model, traced, opset, file, report)
                 _write(traced, proto, temporary)
                 difference = check(
                     model, temporary, signature, traced, inputs=inputs, tolerance=tolerance
@@ -161,7 +169,8 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
         )
     if not isinstance(model, keras.Model):
         raise ExportError(
-            f"`model` must be a keras.Model. Received: {type(model).__name__}.",
+            f"`model` must be a keras.Model, or what `swap_norms` returned. Received: "
+            f"{type(model).__name__}.",
             hint="Load a file with `kerasnorm.load_model` first.",
         )
     check_opset(opset)

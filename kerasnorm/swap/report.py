@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import weakref
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
-
-import keras
 
 from kerasnorm.compare.agreement import Agreement
 from kerasnorm.plotting.report import draw_report
@@ -20,8 +17,6 @@ _POOR = 0.5
 # Samples below which shares of them say little.
 _FEW = 40
 _STYLES = {"exact": "green", "matched": "cyan", "calibrated": "blue", "refused": "bold red"}
-# Of each swapped model, for as long as it lives.
-_REPORTS: weakref.WeakKeyDictionary[keras.Model, Report] = weakref.WeakKeyDictionary()
 
 
 @dataclass
@@ -211,13 +206,3 @@ def _tally(sites: list[SiteRecord]) -> str:
         + ")"
         for verdict, counts in kinds.items()
     )
-
-
-def keep(report: Report, model: keras.Model) -> None:
-    """Remember what became of a model's BatchNorm, for whoever writes the model to a file."""
-    _REPORTS[model] = report
-
-
-def report_of(model: keras.Model) -> Report | None:
-    """The report of the swap that made this very model, if one did."""
-    return _REPORTS.get(model)

@@ -23,7 +23,7 @@ from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
-from kerasnorm.swap.report import Report, keep
+from kerasnorm.swap.report import Report
 from kerasnorm.targets import TARGETS
 from kerasnorm.targets.plan import FitTask
 from kerasnorm.targets.site_record import SiteRecord
@@ -217,7 +217,6 @@ def swap_norms(
         *_said_of([*_loading(model, "doubts"), *faults]),
     ]
     report.repairs = _loading(model, "repairs")
-    keep(report, rebuilt.model)
     return Swap(rebuilt.model, report, differences, model_graphs, pairs)
 
 
