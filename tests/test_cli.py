@@ -202,11 +202,11 @@ def test_as_a_user_runs_it(model, tmp_path):
     """A process of its own: nothing but our own words on either stream."""
     out = tmp_path / "out.onnx"
     done = subprocess.run(
-        [*COMMAND, "swap", model, "--to", "weight", "--onnx", out], capture_output=True, text=True
+        [*COMMAND, "swap", model, "--to", "layer", "--onnx", out], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert done.stdout.startswith("conv_bn_relu → weight: 1 BatchNorm call: 1 exact")
+    assert done.stdout.startswith("conv_bn_relu → layer: 1 BatchNorm call: 1 matched")
     wrong = subprocess.run([*COMMAND, "inspect", "none.keras"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr == "kerasnorm: There is no file 'none.keras'.\n"

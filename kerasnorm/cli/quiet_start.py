@@ -1,8 +1,10 @@
-"""Keeps TensorFlow's start-up log off the terminal where kerasnorm is the command being run.
+"""Keeps TensorFlow's C++ log off the terminal where kerasnorm is the command being run.
 
-TensorFlow writes to file descriptor 2 while it is imported, whatever TF_CPP_MIN_LOG_LEVEL says
+TF_CPP_MIN_LOG_LEVEL, which TensorFlow reads when it is imported, does so for what it says later,
+of an export too. While it is imported TensorFlow writes to file descriptor 2 whatever that level
 (https://github.com/tensorflow/tensorflow/issues/100442), and `import kerasnorm` imports it before
-the command line's own code gets a turn. In every other process this module does nothing.
+the command line's own code gets a turn. In every other process this module does nothing, and
+TensorFlow logs as it does in any program.
 """
 
 from __future__ import annotations

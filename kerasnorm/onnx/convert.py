@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from typing import Any
 
 import keras
@@ -13,7 +15,6 @@ from kerasnorm.onnx.custom_ops.registry import handlers, write
 from kerasnorm.onnx.error_text import reason
 from kerasnorm.onnx.external_weights import WeightsFile, insert, taken_out
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.logs import collected_errors
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.trace import Traced
 from kerasnorm.onnx.workarounds import keep_apart
@@ -89,7 +90,7 @@ def _translated(
     import tensorflow as tf
     from tf2onnx import optimizer, tfonnx
 
-    with collected_errors(complaints), tf.Graph().as_default() as graph:
+    with _Complaints(complaints), tf.Graph().as_default() as graph:
         tf.import_graph_def(traced.graph, name="")
         converted = tfonnx.process_tf_graph(
             graph,
@@ -110,6 +111,29 @@ def _translated(
         converted = optimizer.optimize_graph(converted, catch_errors=careful)
         write(converted)
     return converted.make_model(_description(model), graph_name=model.name)
+
+
+class _Complaints(logging.Handler):
+    """In a block, adds the errors that tf2onnx logs in this thread to a list, each as one text."""
+
+    def __init__(self, texts: list[str]):
+        super().__init__(logging.ERROR)
+        self._texts = texts
+        self._thread = threading.get_ident()
+        self._logger = logging.getLogger("tf2onnx")
+
+    def __enter__(self) -> _Complaints:
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._logger.removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.thread == self._thread:
+            cause = record.exc_info[1] if record.exc_info else None
+            text = record.getMessage().partition("\n")[0]
+            self._texts.append(text if cause is None else f"{text} {reason(cause)}")
 
 
 def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:

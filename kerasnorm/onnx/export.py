@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from kerasnorm.onnx.error_text import reason
 from kerasnorm.onnx.external_weights import WeightsFile
 from kerasnorm.onnx.io_spec import signature_of
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.logs import silence
 from kerasnorm.onnx.nodes import all_nodes
 from kerasnorm.onnx.trace import Traced, nbytes, trace
 from kerasnorm.swap.report import Report
@@ -31,6 +31,9 @@ _LARGEST_FILE = 2**31 - 2**20
 # In larger models weights stay outside of the graph while it is converted. In smaller ones
 # constants are better, for TensorFlow computes with them.
 _LARGE_MODEL = 2**26
+# tf2onnx keeps the functions of the graph at hand, its counter of names and arguments of its
+# handlers in its modules: of two conversions at once, each would find the other's.
+_CONVERSION = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,6 @@ def export_onnx(
     with (
         replace_whole(path, error=ExportError) as temporary,
         WeightsFile(temporary) as beside,
-        silence(),
     ):
         file = beside if size > _LARGEST_FILE else None
         signature = signature_of(model, inputs)
@@ -127,8 +129,9 @@ def export_onnx(
         for outside, short in ((size > _LARGE_MODEL, True), (file is not None, False)):
             traced = None
             try:
-                traced = trace(model, signature, opset, outside=outside, short=short)
-                proto = to_onnx(model, traced, opset, file, report)
+                with _CONVERSION:
+                    traced = trace(model, signature, opset, outside=outside, short=short)
+                    proto = to_onnx(model, traced, opset, file, report)
                 _write(traced, proto, temporary)
                 difference = check(
                     model, temporary, signature, traced, inputs=inputs, tolerance=tolerance

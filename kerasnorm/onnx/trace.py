@@ -122,7 +122,7 @@ def trace(
     try:
         forms = short_forms(folded, opset) if short else contextlib.nullcontext()
         with forms as shortened, sums.assuming("onnx"):
-            function = tf.function(answer, input_signature=specs).get_concrete_function()
+            function = tf.function(answer, specs, autograph=False).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
         outputs = [t.name for t in function.outputs]
