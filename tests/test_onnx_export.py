@@ -23,7 +23,7 @@ from onnx import numpy_helper
 from tf2onnx import optimizer
 
 import kerasnorm
-from kerasnorm.compare.rounding import rounding_sensitivity
+from kerasnorm.compare.tolerances import coarsest_dtype, relative_difference
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import Affine, LayerNorm, WeightNorm
 from kerasnorm.onnx import check as checks
@@ -302,7 +302,7 @@ def test_half_precision(dtype, path):
             layers.Dense(3, dtype="float32"),
         ]
     )
-    assert checks.tolerance_for(model) == checks.TOLERANCES[dtype.removeprefix("mixed_")]
+    assert coarsest_dtype(model) == dtype.removeprefix("mixed_")
     export_onnx(model, path)
 
 
@@ -496,7 +496,7 @@ def test_rounding_sensitivity_is_how_far_the_answer_moves():
 
     def sensitivity(*stack):
         model = keras.Sequential([keras.Input((4,)), *stack])
-        return rounding_sensitivity(trace(model, signature_of(model), 17), [x])
+        return checks.rounding_sensitivity(trace(model, signature_of(model), 17), [x])
 
     assert unit / 4 < sensitivity(layers.ReLU()) < 2 * unit
     # 1000 x - 1500 loses a digit or two for x near 1.5.
@@ -555,7 +555,7 @@ def test_the_whole_of_the_given_inputs_is_used(path, monkeypatch):
     ],
 )
 def test_the_difference_is_relative_to_the_scale_of_the_output(reference, answer, expected):
-    relative, _ = checks.relative_difference(np.array(reference), np.array(answer))
+    relative, _ = relative_difference(np.array(reference), np.array(answer))
     np.testing.assert_equal(relative, expected)
 
 

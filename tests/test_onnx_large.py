@@ -13,12 +13,12 @@ import tiny_models
 from keras import layers
 
 import kerasnorm
-from kerasnorm.compare.rounding import rounding_sensitivity
+from kerasnorm.compare.tolerances import OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
 from kerasnorm.onnx import export, trace
 from kerasnorm.onnx import external_weights as weights
-from kerasnorm.onnx.check import tolerance_for
+from kerasnorm.onnx.check import rounding_sensitivity
 from kerasnorm.onnx.export import export_onnx
 from kerasnorm.onnx.io_spec import signature_of
 
@@ -67,7 +67,7 @@ def files(folder):
 def test_the_weights_stand_beside_the_model(make, opset, small_files, tmp_path):
     model = make()
     result = export_onnx(model, tmp_path / "model.onnx", opset=opset)  # compared with Keras
-    assert result.max_difference <= tolerance_for(model)
+    assert result.max_difference <= OF_LARGEST_ENTRY[coarsest_dtype(model)]
     model_file, weights = files(tmp_path)
     assert weights.startswith("weights-")
     assert model_file == "model.onnx"

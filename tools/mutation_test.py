@@ -171,7 +171,7 @@ def _run(mutant: dict[str, Any], tests: list[str]) -> None:
             file = str(ROOT / mutant["file"])
             return importlib.util.spec_from_file_location(name, file, loader=Broken(name, file))
 
-    sys.meta_path.insert(0, Finder)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Finder)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)

@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 
 from kerasnorm import keras_private
-from kerasnorm.clone.by_config import build_alike, copy_layer, copy_state
+from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.rebuild import rebuild
+from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import KerasNormError
 from kerasnorm.fit.data import batches_of
 from kerasnorm.graph.model_graphs import graphs_of

@@ -10,10 +10,10 @@ convolution and the batch normalization after it do, they are suspects together.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import numpy as np
 
+from kerasnorm.compare.tolerances import relative_difference
 from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.layer_names import layer_of
 from kerasnorm.onnx.trace import Traced
@@ -131,9 +131,4 @@ def _differs(reference: np.ndarray, answer: np.ndarray, tolerance: float) -> boo
             candidates.append(channels_last)
     if not candidates or not reference.size:
         return None
-    scale = _largest(reference) or 1.0
-    return not min(_largest(reference - c) for c in candidates) <= tolerance * scale
-
-
-def _largest(array: Any) -> float:
-    return float(np.max(np.abs(np.asarray(array, np.float64))))
+    return not min(relative_difference(reference, c)[0] for c in candidates) <= tolerance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.compare.rounding import moved
+from kerasnorm.compare.tolerances import EPSILONS
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.math import sums
 from kerasnorm.onnx.custom_ops.substitute import short_forms
@@ -33,8 +36,9 @@ class Traced:
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
-        weights: By tensor name, variables that are inputs of the graph too: the large ones of a
-            model whose weights would go through all of TensorFlow's and tf2onnx's copies else.
+        weights: By tensor name, variables (or values) that are inputs of the graph too: the large
+            ones of a model whose weights would go through all of TensorFlow's and tf2onnx's copies
+            else.
         plain: Whether it is what TensorFlow makes of the layers as they are, and nothing else.
     """
 
@@ -45,38 +49,49 @@ class Traced:
     outputs: list[str]
     input_names: list[str]
     output_names: list[str]
-    weights: dict[str, keras.Variable]
+    weights: dict[str, Any]
     plain: bool
 
-    def run(
-        self, batch: Sequence[np.ndarray], names: list[str], graph=None, weights=None
-    ) -> list[np.ndarray]:
-        """The values of tensors of the graph, or of another one with the same names.
+    def run(self, batch: Sequence[np.ndarray], names: list[str]) -> list[np.ndarray]:
+        """The values of tensors of the graph.
 
         Args:
             batch: Values for `inputs`.
             names: Of the tensors.
-            graph: The other graph.
-            weights: Values for `weights`, by tensor name; None for what they are.
         """
         import tensorflow as tf
-
-        if weights is None:
-            weights = {name: v.value for name, v in self.weights.items()}
 
         @tf.function(autograph=False)
         def tensors(*inputs):
             return tf.graph_util.import_graph_def(
-                self.graph if graph is None else graph,
+                self.graph,
                 input_map={
                     **dict(zip(self.inputs, inputs, strict=True)),
-                    **{name: tf.convert_to_tensor(value) for name, value in weights.items()},
+                    **{n: tf.convert_to_tensor(w) for n, w in self.weights.items()},
                 },
                 return_elements=names,
                 name="",
             )
 
         return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
+
+    def moved(self, generator: np.random.Generator) -> Traced:
+        """The same with every weight and constant moved by one rounding step."""
+        import tensorflow as tf
+
+        graph = type(self.graph)()
+        graph.CopyFrom(self.graph)
+        for node in graph.node:
+            if node.op == "Const":
+                tensor = node.attr["value"].tensor
+                value = tf.make_ndarray(tensor)
+                if value.dtype.name in EPSILONS:
+                    tensor.CopyFrom(tf.make_tensor_proto(moved(value, generator)))
+        weights = {
+            name: moved(keras.ops.convert_to_numpy(weight), generator)
+            for name, weight in self.weights.items()
+        }
+        return dataclasses.replace(self, graph=graph, weights=weights)
 
 
 def trace(

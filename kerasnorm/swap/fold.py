@@ -6,7 +6,8 @@ import keras
 
 from kerasnorm import keras_private
 from kerasnorm.clone.rebuild import Replace, rebuild
-from kerasnorm.compare import differences
+from kerasnorm.compare.differences import check_equal
+from kerasnorm.compare.tensor_pairs import output_pairs
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import graphs_of
@@ -59,7 +60,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
     if any(type(layer) is Affine for layer in keras_private.sublayers(plain)):
         plain = _fold(plain, {Affine: fold_affine})
     _drop_rescaled_penalties(plain)
-    differences.insist(source, differences.output_pairs(source, graphs_of(plain).root))
+    check_equal(source, output_pairs(source, graphs_of(plain).root))
     return plain
 
 

@@ -11,8 +11,9 @@ from keras import tree
 
 from kerasnorm.clone.default_input import is_unbuilt, stand_in
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
-from kerasnorm.compare import differences as verify
-from kerasnorm.compare.differences import TensorPair
+from kerasnorm.compare.agreement import agreement, fits
+from kerasnorm.compare.differences import check_equal, differences
+from kerasnorm.compare.tensor_pairs import TensorPair, output_pairs
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
@@ -96,7 +97,7 @@ class Swap:
         >>> sorted(swap_norms(model, "weight").compare())
         ['batch_normalization', 'output 0']
         """
-        return verify.differences(self._source, self._pairs, inputs)
+        return differences(self._source, self._pairs, inputs)
 
 
 def swap_norms(
@@ -207,7 +208,7 @@ def swap_norms(
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = all(record.verdict in ("exact", "refused") for record in report.sites)
-    differences, uncompared = verify.insist(model_graphs, pairs, exact)
+    found, uncompared = check_equal(model_graphs, pairs, exact)
     report.layers = rebuilt.layers
     report.notes = [
         *unlike_data,
@@ -217,7 +218,7 @@ def swap_norms(
         *_said_of([*_loading(model, "doubts"), *faults]),
     ]
     report.repairs = _loading(model, "repairs")
-    return Swap(rebuilt.model, report, differences, model_graphs, pairs)
+    return Swap(rebuilt.model, report, found, model_graphs, pairs)
 
 
 def inspect_norms(model: keras.Model) -> Report:
@@ -267,9 +268,7 @@ def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
         )
         for site in decision.sites
     ]
-    return pairs + verify.output_pairs(
-        decision.model_graphs, copies[id(decision.model_graphs.root.owner)]
-    )
+    return pairs + output_pairs(decision.model_graphs, copies[id(decision.model_graphs.root.owner)])
 
 
 def _wanted(site: str, task: FitTask, rebuilt: Rebuilt) -> Wanted:
@@ -298,9 +297,9 @@ def _measure(
     of_one_size = any(t.shape[0] is not None for t in tree.flatten(model_graphs.root.inputs))
     if arrays is None or of_one_size:
         return
-    report.agreement = verify.agreement(model_graphs, pairs, arrays)
+    report.agreement = agreement(model_graphs, pairs, arrays)
     if sites:
-        now = verify.fits(model_graphs, pairs, arrays)
+        now = fits(model_graphs, pairs, arrays)
         fitted = {site.name for site in report.sites if site.fit is not None}
         scores = {name: score for name, score in now.items() if name in fitted}
         report.sites = [_fitted(record, scores) for record in report.sites]
