@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -33,6 +35,16 @@ FORMS = {
 def sum_of(x, axes, platform):
     with sums.assuming(platform):
         return keras.ops.convert_to_numpy(sums.total(keras.ops.convert_to_tensor(x), axes))
+
+
+def test_what_is_assumed_is_of_this_thread_alone():
+    with ThreadPoolExecutor(1) as other_thread:
+        before = sums.for_cpu()
+        for platform in ("cpu", "gpu"):
+            with sums.assuming(platform):
+                assert sums.for_cpu() is (platform == "cpu")
+                assert other_thread.submit(sums.for_cpu).result() is before
+        assert sums.for_cpu() is before
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
