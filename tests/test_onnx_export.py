@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
-import warnings
 
 import keras
 import numpy as np
@@ -27,7 +25,7 @@ from kerasnorm.compare.tolerances import coarsest_dtype, relative_difference
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import Affine, LayerNorm, WeightNorm
 from kerasnorm.onnx import check as checks
-from kerasnorm.onnx import convert, export
+from kerasnorm.onnx import export
 from kerasnorm.onnx.export import export_onnx
 from kerasnorm.onnx.io_spec import signature_of
 from kerasnorm.onnx.trace import trace
@@ -711,35 +709,6 @@ def test_a_kill_after_writing_leaves_the_old_file(path):
     assert path.read_bytes() == OLD
 
 
-def process_state():
-    """What belongs to the whole process, and other threads see."""
-    loggers = [logging.getLogger(name) for name in ("", "absl", "tensorflow", "tf2onnx")]
-    return {
-        "descriptor 2": (os.fstat(2).st_dev, os.fstat(2).st_ino),
-        "warnings": (warnings.showwarning, *warnings.filters),
-        "loggers": [(logger.level, logger.propagate, logger.filters) for logger in loggers],
-        "environment": dict(os.environ),
-    }
-
-
-@pytest.mark.parametrize("step", ["trace", "to_onnx", "check"])
-def test_nothing_of_the_process_is_changed_while_it_runs(step, path, monkeypatch):
-    export_onnx(dense_net(), path)  # what is imported on the way is imported
-    function, seen = getattr(export, step), []
-
-    def look(*args, **kwargs):
-        seen.append(process_state())
-        result = function(*args, **kwargs)
-        seen.append(process_state())
-        return result
-
-    monkeypatch.setattr(export, step, look)
-    before = process_state()
-    export_onnx(dense_net(), path)
-    assert seen == [before, before]
-    assert process_state() == before
-
-
 def test_the_converters_are_silent_and_others_are_not(path, capfd, monkeypatch):
     optimize = optimizer.optimize_graph
 
@@ -759,20 +728,6 @@ def test_the_converters_are_silent_and_others_are_not(path, capfd, monkeypatch):
     # TensorFlow's own log begins its lines with the level and the date.
     lines = [line for line in err.splitlines() if not re.match(r"[IWE]\d{4} \d\d:", line)]
     assert lines == ["something else"] * 2
-
-
-def test_errors_that_tf2onnx_logs_in_another_thread_are_not_ours():
-    logger = logging.getLogger("tf2onnx.tfonnx")
-    texts: list[str] = []
-    with convert._Complaints(texts):
-        for name in ("theirs", "too"):
-            other = threading.Thread(target=logger.error, args=("Failed to convert %s", name))
-            other.start()
-            other.join()
-        logger.error("Failed to convert ours\nits nodes")
-        logger.warning("not an error")
-    logger.error("Failed to convert after it")
-    assert texts == ["Failed to convert ours"]
 
 
 def test_importing_the_module_loads_no_converter():

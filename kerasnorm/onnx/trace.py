@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -14,13 +13,12 @@ import numpy as np
 
 from kerasnorm.compare.rounding import moved
 from kerasnorm.compare.tolerances import EPSILONS
-from kerasnorm.errors import ExportError, SwapError
+from kerasnorm.errors import ExportError
 from kerasnorm.math import sums
-from kerasnorm.onnx.custom_ops.substitute import short_forms
+from kerasnorm.onnx.custom_ops.short_forms import in_short_forms
 from kerasnorm.onnx.error_text import reason
 from kerasnorm.onnx.io_spec import Signature, output_names
 from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.swap.fold import fold_weight_norms
 
 # In bytes: what is smaller is a constant of the graph in any case, which TensorFlow computes with.
 _LARGE_WEIGHT = 2**14
@@ -31,7 +29,7 @@ class Traced:
     """A model as a TensorFlow graph with its weights inside.
 
     Args:
-        model: The model that the graph was made of.
+        model: The model that the graph was made of: a copy, where one could be made.
         function: The trace itself. `graph` runs as long as it is there.
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
@@ -104,8 +102,8 @@ def trace(
 ) -> Traced:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
-    WeightNorm is folded into the kernels first. Layers that ONNX says shorter in `opset` are
-    traced in that form.
+    What is traced is a copy, where WeightNorm is folded into the kernels and layers are in the
+    short forms that ONNX has for them. A model that cannot be rebuilt is traced as it is.
 
     Args:
         model: The model.
@@ -121,13 +119,13 @@ def trace(
     from tf2onnx import tf_loader
 
     names: list[str] = []
-    folded = _with_folded_weights(model)
-    weights = [v for v in folded.variables if outside and nbytes(v) > _LARGE_WEIGHT]
+    copy, shortened = in_short_forms(model, opset, short)
+    weights = [v for v in copy.variables if outside and nbytes(v) > _LARGE_WEIGHT]
 
     def answer(*tensors):
         tensors, values = tensors[: len(signature.inputs)], tensors[len(signature.inputs) :]
         with keras.StatelessScope(state_mapping=list(zip(weights, values, strict=True))):
-            outputs = signature.call(folded, tensors)
+            outputs = signature.call(copy, tensors)
         names[:] = output_names(model, outputs, [spec.name for spec in signature.inputs])
         # An output of its own for each name, also where two are the same tensor or an input.
         return [tf.identity(tensor) for tensor in keras.tree.flatten(outputs)]
@@ -135,8 +133,7 @@ def trace(
     specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in signature.inputs]
     specs += [tf.TensorSpec(v.shape, v.dtype) for v in weights]
     try:
-        forms = short_forms(folded, opset) if short else contextlib.nullcontext()
-        with forms as shortened, sums.assuming("onnx"):
+        with sums.assuming("onnx"):
             function = tf.function(answer, specs, autograph=False).get_concrete_function()
         # After the arguments come captured variables and constants, which freezing turns inward.
         inputs = [t.name for t in function.inputs[: len(specs)]]
@@ -150,28 +147,19 @@ def trace(
         raise ExportError(
             f"TensorFlow could not trace the model: {reason(failure)}",
             model=model.name,
-            layer=layer_of(folded, str(failure)),
+            layer=layer_of(copy, str(failure)),
             hint="A model can be exported if `tf.function` can call it on inputs of free size.",
         ) from failure
     given = [spec.name for spec in signature.inputs]
     inputs, beside = inputs[: len(given)], inputs[len(given) :]
     weights_by_name = dict(zip(beside, weights, strict=True))
     plain = not shortened and not weights
-    return Traced(folded, function, graph, inputs, outputs, given, names, weights_by_name, plain)
+    return Traced(copy, function, graph, inputs, outputs, given, names, weights_by_name, plain)
 
 
 def nbytes(variable: keras.Variable) -> int:
     """How large a variable is."""
     return variable.value.dtype.size * math.prod(variable.shape)
-
-
-def _with_folded_weights(model: keras.Model) -> keras.Model:
-    try:
-        return fold_weight_norms(model)
-    except SwapError:
-        # A model that is code, not a graph, cannot be rebuilt. Its weights are constants in the
-        # trace all the same, and TensorFlow folds what is computed from constants.
-        return model
 
 
 def _free_from_xla(graph) -> bool:

@@ -64,21 +64,31 @@ def fold_norms(model: keras.Model) -> keras.Model:
     return plain
 
 
-def fold_weight_norms(model: keras.Model) -> keras.Model:
+def fold_weight_norms(model: keras.Model, *, always_copy: bool = False) -> keras.Model:
     """A copy of the model in which every WeightNorm is the layer it wraps, kernel finished.
 
     What `fold_norms` does, for WeightNorm alone. `Affine` stays, and what `fold_norms` made of one
     becomes an `Affine` again: a multiplication and an addition in any runtime, where a general
     einsum is a matrix product between reshapes.
+
+    Args:
+        model: As for `fold_norms`.
+        always_copy: Whether a model without any of these is copied too; otherwise it is what comes
+            back.
     """
     folds: dict[type, Fold] = {
         WeightNorm: fold_weight_norm_if_exact,
         keras.layers.EinsumDense: as_affine,
     }
-    return _fold(model, folds, leave_others=True)
+    return _fold(model, folds, leave_others=True, always_copy=always_copy)
 
 
-def _fold(model: keras.Model, folds: dict[type, Fold], leave_others: bool = False) -> keras.Model:
+def _fold(
+    model: keras.Model,
+    folds: dict[type, Fold],
+    leave_others: bool = False,
+    always_copy: bool = True,
+) -> keras.Model:
     source = graphs_of(model)
     edits: dict[Call, Replace] = {}
     done: dict[int, Replace] = {}
@@ -105,7 +115,7 @@ def _fold(model: keras.Model, folds: dict[type, Fold], leave_others: bool = Fals
             model=model.name,
             hint="Keep the model as it is: it loads wherever kerasnorm is imported.",
         )
-    if not edits and leave_others:
+    if not edits and not always_copy:
         return model
     return rebuild(source, edits).model
 
