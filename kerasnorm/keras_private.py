@@ -10,10 +10,11 @@ import contextlib
 import copy
 import inspect
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
@@ -295,3 +296,45 @@ def is_compiled_function(value) -> bool:
     """Whether something is what `tf.function` made of a function."""
     tf = sys.modules.get("tensorflow")
     return tf is not None and isinstance(value, tf.types.experimental.PolymorphicFunction)
+
+
+@contextlib.contextmanager
+def watched_variables(watch: Callable[[Any], None]) -> Iterator[None]:
+    """Call a function for each variable of TensorFlow's that this thread makes, before it is made.
+
+    What the function gets has the shape and the dtype that the variable is going to have.
+    """
+    import tensorflow as tf
+
+    def create(next_creator, **arguments):
+        value = arguments["initial_value"]
+        if inspect.isfunction(value):  # Keras's draws what one of its variables starts from
+            value = inspect.getclosurevars(value).nonlocals.get("self")
+        if hasattr(value, "shape"):
+            watch(value)
+        return next_creator(**arguments)
+
+    with tf.variable_creator_scope(create):
+        yield
+
+
+@contextlib.contextmanager
+def deferred_variables(watch: Callable[[Any], None]) -> Iterator[None]:
+    """Call a function for each variable that this thread makes, none of which gets a value."""
+    name = "uninitialized_variables"  # where Keras lists those of a thread
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, _Watched(watch))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        global_state.set_global_attribute(name, before)
+
+
+class _Watched(list):
+    def __init__(self, watch: Callable[[Any], None]):
+        super().__init__()
+        self._watch = watch
+
+    def append(self, variable: Any) -> None:
+        self._watch(variable)

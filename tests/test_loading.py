@@ -324,6 +324,33 @@ def test_a_configuration_that_asks_for_more_than_the_file_holds(tmp_path):
     assert not Recorded.shapes  # it was refused before there was a kernel
 
 
+@keras.saving.register_keras_serializable("tests")
+class OwnVariables(layers.Layer):
+    """Makes variables from values, and without Keras."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.scale = keras.Variable(np.full(3, 2.0, "float32"))
+
+    def build(self, _):
+        import tensorflow as tf
+
+        self.offset = tf.Variable(lambda: tf.ones(3))
+        self.factor = tf.Variable([1.0, 2.0, 3.0])
+
+    def call(self, x):
+        return self.scale * x * self.factor + self.offset
+
+
+def test_variables_that_are_made_in_other_ways(tmp_path):
+    inputs = keras.Input((4, 3), batch_size=2)
+    x = layers.LSTM(3, stateful=True)(OwnVariables()(inputs))
+    model, path = keras.Model(inputs, x), tmp_path / "model.keras"
+    model.save(path)
+    x = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    np.testing.assert_array_equal(kerasnorm.load_model(path)(x), model(x))
+
+
 def test_a_configuration_with_a_size_beyond_the_limit(tmp_path):
     path = tmp_path / "model.keras"
     tiny_models.conv_bn_relu().save(path)

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import textwrap
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.graph.weight_checks import faults_of
-from kerasnorm.loading.budget import limited_weights
 from kerasnorm.loading.compile_state import compile_as_stored
 from kerasnorm.loading.legacy.build import Builder
+from kerasnorm.loading.legacy.built_layer import Made
 from kerasnorm.loading.model_file import Stored
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.report import LoadReport
 from kerasnorm.loading.safety import LIMITS, Limits, check_no_code, check_sizes, is_modest
+from kerasnorm.loading.weight_limit import limited_weights
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
@@ -36,7 +39,8 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     load to answer otherwise, is repaired: `load_report` says what was. A training configuration
     that this Keras cannot restore is left out, and the model is then not compiled.
 
-    NaN, infinite weights and negative variances are warned of, by layer.
+    NaN, infinite weights and negative variances are warned of, by layer; what Keras itself warns of
+    while it reads a file is not held back.
 
     Nothing in the file is run. Your own layers are found if their classes are registered
     (`keras.saving.register_keras_serializable`) before the file is loaded.
@@ -122,32 +126,41 @@ def load(
 
 def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bool) -> keras.Model:
     check_sizes(stored.config, limits)
-    if allow_custom_code:
-        limit: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-    else:
+    limited: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext
+    if not allow_custom_code:
         check_no_code(stored.config)
-        limit = limited_weights(stored.nbytes, limits)
-    with limit, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Keras's, about the arguments of other versions
-        if stored.major >= 3:
-            return _native(stored, log, limits)
-        made = Builder(stored.version, stored.major, log, limits, allow_custom_code).build(
-            stored.config
-        )
-        stored.put_weights(made, stored.major, log)
-        model = made.layer
+        limited = functools.partial(limited_weights, stored.nbytes, limits)
+    if stored.major >= 3:
+        return _native(stored, log, limits, limited)
+
+    def build(log: RepairLog) -> Made:
+        builder = Builder(stored.version, stored.major, log, limits, allow_custom_code)
+        return builder.build(stored.config)
+
+    with limited(lambda: build(RepairLog())):
+        built = build(log)
+        stored.put_weights(built, stored.major, log)
+        model = built.layer
         if not isinstance(model, keras.Model):
             raise LoadError("It holds a layer, not a model.")
         _compile(model, stored, log, limits)
         return model
 
 
-def _native(stored: Stored, log: RepairLog, limits: Limits) -> keras.Model:
+def _native(
+    stored: Stored,
+    log: RepairLog,
+    limits: Limits,
+    limited: Callable[..., contextlib.AbstractContextManager[None]],
+) -> keras.Model:
+    uncompiled = functools.partial(stored.native, False)
     try:
         _check_modest(stored, limits)
-        return stored.native(True)
+        with limited(uncompiled):
+            return stored.native(True)
     except Exception as error:
-        model = stored.native(False)
+        with limited(uncompiled):
+            model = stored.native(False)
         _left_out(log, error)
         return model
 

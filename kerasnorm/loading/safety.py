@@ -53,7 +53,8 @@ class Limits:
         numbers: That a metric keeps.
         size: Of whatever in a layer has a size.
         weights_floor: Bytes of weights that any configuration may ask for.
-        weights_ratio: Beyond them, how many times the file's weights.
+        weights_ratio: Beyond them, how many times the file's weights. An optimizer, which a file
+            need not hold, keeps up to five numbers for each.
     """
 
     characters: int = 2**27
@@ -64,7 +65,7 @@ class Limits:
     numbers: int = 2_000
     size: int = 2**31 - 1
     weights_floor: int = 2**26
-    weights_ratio: float = 3
+    weights_ratio: float = 6
 
     def content(self, file_size: int) -> float:
         """How many bytes the content of a file of some bytes may have; weights hardly compress."""
