@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.hdf5 import Hdf5, parsed
+from kerasnorm.loading.hdf5 import Hdf5, parse_json
 from kerasnorm.loading.safety import Limits
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -85,7 +85,7 @@ class Archive:
             text = archive.read(name).decode("utf-8")
         except Exception as error:  # zlib has errors of its own
             raise self._damaged(str(error)) from error
-        return parsed(text, f"'{self.file}' ({name})")
+        return parse_json(text, f"'{self.file}' ({name})")
 
     def _damaged(self, why: str) -> LoadError:
         return LoadError(

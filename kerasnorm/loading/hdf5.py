@@ -98,7 +98,7 @@ class Hdf5:
             LoadError: If it is no JSON.
         """
         text = self.text(attribute)
-        return None if text is None else parsed(text, f"'{self.name}' ({attribute})")
+        return None if text is None else parse_json(text, f"'{self.name}' ({attribute})")
 
     def array(self, path: str) -> np.ndarray:
         """The numbers stored under a path.
@@ -159,7 +159,7 @@ class Hdf5:
         return text
 
 
-def parsed(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """JSON, or a `LoadError` that says where it is broken."""
     try:
         return json.loads(text, object_hook=_plain)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.hdf5 import Hdf5, is_hdf5, parsed
+from kerasnorm.loading.hdf5 import Hdf5, is_hdf5, parse_json
 from kerasnorm.loading.model_file import as_stored_config
 from kerasnorm.loading.safety import Limits
 
@@ -17,7 +17,7 @@ _HINT = "Put both into one folder under the same name."
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """The two files of a model, and what the first says."""
 
     config: Path
@@ -25,7 +25,7 @@ class Pair:
     stored: dict[str, Any]
 
 
-def find_pair(file: Path, limits: Limits) -> Pair | None:
+def find_file_pair(file: Path, limits: Limits) -> FilePair | None:
     """The pair that a folder, a configuration or a file of weights belongs to; None for others.
 
     Raises:
@@ -38,21 +38,21 @@ def find_pair(file: Path, limits: Limits) -> Pair | None:
         weights = _readable(sorted(file.iterdir()), is_weights)
         if len(configs) != 1 or len(weights) != 1:
             return None
-        return _pair(configs[0], weights[0], limits)
+        return _file_pair(configs[0], weights[0], limits)
     if file.suffix.lower() == ".json":
         if not is_config(file):
             raise LoadError(f"'{file}' holds no configuration of a Keras model.")
-        return _pair(file, _beside(file, "*", is_weights, "weights"), limits)
+        return _file_pair(file, _beside(file, "*", is_weights, "weights"), limits)
     if is_hdf5(file) and is_weights(file):
-        return _pair(_beside(file, "*.json", is_config, "a configuration"), file, limits)
+        return _file_pair(_beside(file, "*.json", is_config, "a configuration"), file, limits)
     return None
 
 
-def _pair(config: Path, weights: Path, limits: Limits) -> Pair:
+def _file_pair(config: Path, weights: Path, limits: Limits) -> FilePair:
     stored = _read_config(config, limits)
     if stored is None:
         raise LoadError(f"'{config}' changed while it was read.")
-    return Pair(config, weights, stored)
+    return FilePair(config, weights, stored)
 
 
 def _beside(file: Path, pattern: str, wanted: Callable[[Path], bool], what: str) -> Path:
@@ -97,9 +97,9 @@ def _read_config(file: Path, limits: Limits) -> dict[str, Any] | None:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise LoadError(f"'{file}' is damaged: it is no text.") from error
-    config = parsed(text, f"'{file}'")
+    config = parse_json(text, f"'{file}'")
     if isinstance(config, str):  # what `to_json` gave was written as JSON once more
-        config = parsed(config, f"'{file}'")
+        config = parse_json(config, f"'{file}'")
     return as_stored_config(config)
 
 

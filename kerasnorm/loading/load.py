@@ -16,12 +16,12 @@ from kerasnorm.errors import LoadError
 from kerasnorm.graph.weight_checks import faults_of
 from kerasnorm.loading.compile_state import compile_as_stored
 from kerasnorm.loading.legacy.build import Builder
-from kerasnorm.loading.legacy.built_layer import Made
-from kerasnorm.loading.model_file import Stored
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.model_file import StoredModel
 from kerasnorm.loading.open_file import open_stored
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.report import LoadReport
-from kerasnorm.loading.safety import LIMITS, Limits, check_no_code, check_sizes, is_modest
+from kerasnorm.loading.safety import LIMITS, Limits, check_metrics, check_no_code, check_sizes
 from kerasnorm.loading.weight_limit import limited_weights
 
 
@@ -111,7 +111,7 @@ def load(
         LoadError: As `load_model` does.
     """
     file, log = Path(path), RepairLog()
-    stored: Stored | None = None
+    stored: StoredModel | None = None
     try:
         with open_stored(file, log, limits, allow_custom_code=allow_custom_code) as stored:
             model = _model(stored, log, limits, allow_custom_code)
@@ -124,7 +124,9 @@ def load(
     return model
 
 
-def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bool) -> keras.Model:
+def _model(
+    stored: StoredModel, log: RepairLog, limits: Limits, allow_custom_code: bool
+) -> keras.Model:
     check_sizes(stored.config, limits)
     limited: Callable[..., contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     if not allow_custom_code:
@@ -133,7 +135,7 @@ def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bo
     if stored.major >= 3:
         return _native(stored, log, limits, limited)
 
-    def build(log: RepairLog) -> Made:
+    def build(log: RepairLog) -> BuiltLayer:
         builder = Builder(stored.version, stored.major, log, limits, allow_custom_code)
         return builder.build(stored.config)
 
@@ -148,14 +150,14 @@ def _model(stored: Stored, log: RepairLog, limits: Limits, allow_custom_code: bo
 
 
 def _native(
-    stored: Stored,
+    stored: StoredModel,
     log: RepairLog,
     limits: Limits,
     limited: Callable[..., contextlib.AbstractContextManager[None]],
 ) -> keras.Model:
     uncompiled = functools.partial(stored.native, False)
     try:
-        _check_modest(stored, limits)
+        check_metrics(stored.training, limits)
         with limited(uncompiled):
             return stored.native(True)
     except Exception as error:
@@ -165,19 +167,14 @@ def _native(
         return model
 
 
-def _compile(model: keras.Model, stored: Stored, log: RepairLog, limits: Limits) -> None:
+def _compile(model: keras.Model, stored: StoredModel, log: RepairLog, limits: Limits) -> None:
     if not stored.training:
         return
     try:
-        _check_modest(stored, limits)
+        check_metrics(stored.training, limits)
         compile_as_stored(model, stored.training)
     except Exception as error:
         _left_out(log, error)
-
-
-def _check_modest(stored: Stored, limits: Limits) -> None:
-    if not is_modest(stored.training, limits):
-        raise LoadError("a metric that keeps very many numbers")
 
 
 def _left_out(log: RepairLog, error: Exception) -> None:
@@ -185,7 +182,7 @@ def _left_out(log: RepairLog, error: Exception) -> None:
 
 
 def _failure(
-    file: Path, stored: Stored | None, error: Exception, allow_custom_code: bool
+    file: Path, stored: StoredModel | None, error: Exception, allow_custom_code: bool
 ) -> LoadError:
     """What went wrong, and what the file holds."""
     holds = f" It holds {stored}." if stored else ""

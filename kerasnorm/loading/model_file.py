@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.legacy.keras1 import KERAS1_ARGUMENTS
 from kerasnorm.loading.repair_log import RepairLog
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredModel:
     """What is known of a model before anything of it is built.
 
     Attributes:
@@ -32,7 +32,7 @@ class Stored:
     version: str | None
     nbytes: int
     training: dict[str, Any] | None
-    put_weights: Callable[[Made, int, RepairLog], None]
+    put_weights: Callable[[BuiltLayer, int, RepairLog], None]
     native: Callable[[bool], keras.Model]
 
     @property

@@ -27,7 +27,7 @@ def read_native(file: Path, suffix: str, allow_custom_code: bool, compiled: bool
         return keras.models.load_model(named, compile=compiled, safe_mode=not allow_custom_code)
 
 
-def read_pair(
+def read_file_pair(
     config: dict[str, Any], weights: Path, suffix: str, allow_custom_code: bool
 ) -> keras.Model:
     """The model of a configuration of Keras 3 with weights in another file.

@@ -13,13 +13,13 @@ import keras
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.archive import Archive
 from kerasnorm.loading.hdf5 import Hdf5, is_hdf5
-from kerasnorm.loading.json_and_weights import Pair, find_pair
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.json_and_weights import FilePair, find_file_pair
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.legacy.weights.assign import load_groups
 from kerasnorm.loading.legacy.weights.layouts import Origin
 from kerasnorm.loading.legacy.weights.variables import load_variables
-from kerasnorm.loading.model_file import Stored, as_stored_config, major_of
-from kerasnorm.loading.native import read_native, read_pair
+from kerasnorm.loading.model_file import StoredModel, as_stored_config, major_of
+from kerasnorm.loading.native import read_file_pair, read_native
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import Limits
 
@@ -29,18 +29,18 @@ _GROUPS = "model_weights"
 @contextlib.contextmanager
 def open_stored(
     file: Path, log: RepairLog, limits: Limits, *, allow_custom_code: bool
-) -> Iterator[Stored]:
+) -> Iterator[StoredModel]:
     """What a file, a pair of files or a folder with a pair stores.
 
     Raises:
         LoadError: If it is none of those, damaged, or beyond a limit.
     """
     _check_file(file)
-    pair = find_pair(file, limits)
-    if pair is not None:
-        other = pair.weights if file == pair.config else pair.config
-        log.add(f"joined with '{other.name}' beside it" if file.is_file() else _joined(pair))
-        reader = _open_pair(pair, limits, allow_custom_code)
+    files = find_file_pair(file, limits)
+    if files is not None:
+        other = files.weights if file == files.config else files.config
+        log.add(f"joined with '{other.name}' beside it" if file.is_file() else _joined(files))
+        reader = _open_file_pair(files, limits, allow_custom_code)
     elif file.is_dir():
         raise _folder(file)
     elif is_hdf5(file):
@@ -54,7 +54,7 @@ def open_stored(
 
 
 @contextlib.contextmanager
-def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[Stored]:
+def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[StoredModel]:
     with Hdf5(file, str(file), limits) as content:
         config = as_stored_config(content.json("model_config"))
         if config is None:
@@ -63,7 +63,7 @@ def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[
         if version is None and _GROUPS in content:
             version = content.text("keras_version", _GROUPS)
         training = content.json("training_config")
-        yield Stored(
+        yield StoredModel(
             config,
             version,
             content.nbytes,
@@ -74,51 +74,53 @@ def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[
 
 
 @contextlib.contextmanager
-def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[Stored]:
+def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[StoredModel]:
     with archive.weights() as content:
         training = archive.config.get("compile_config")
-        yield Stored(
+        yield StoredModel(
             archive.config,
             archive.keras_version,
             content.nbytes,
             training if isinstance(training, dict) else None,
-            lambda made, *_: load_variables(content, made),
+            lambda built, *_: load_variables(content, built),
             functools.partial(read_native, archive.file, ".keras", allow_custom_code),
         )
 
 
 @contextlib.contextmanager
-def _open_pair(pair: Pair, limits: Limits, allow_custom_code: bool) -> Iterator[Stored]:
-    config = pair.stored
-    with Hdf5(pair.weights, str(pair.weights), limits) as content:
+def _open_file_pair(
+    files: FilePair, limits: Limits, allow_custom_code: bool
+) -> Iterator[StoredModel]:
+    config = files.stored
+    with Hdf5(files.weights, str(files.weights), limits) as content:
         in_groups = content.names("layer_names", "/") is not None
         version = config.get("keras_version") or content.text("keras_version")
         if "keras_version" not in config and "module" in config:
             version = "3"  # which alone writes modules and no version
 
-        def put_weights(made: Made, major: int, log: RepairLog) -> None:
+        def put_weights(built: BuiltLayer, major: int, log: RepairLog) -> None:
             if in_groups:
-                _put_groups(content, "/", made, major, log)
+                _put_groups(content, "/", built, major, log)
             else:
-                load_variables(content, made)
+                load_variables(content, built)
 
         def native(compiled: bool) -> keras.Model:
             suffix = ".h5" if in_groups else ".weights.h5"
-            return read_pair(config, pair.weights, suffix, allow_custom_code)
+            return read_file_pair(config, files.weights, suffix, allow_custom_code)
 
-        yield Stored(config, version, content.nbytes, None, put_weights, native)
+        yield StoredModel(config, version, content.nbytes, None, put_weights, native)
 
 
-def _put_groups(content: Hdf5, root: str, made: Made, major: int, log: RepairLog) -> None:
+def _put_groups(content: Hdf5, root: str, built: BuiltLayer, major: int, log: RepairLog) -> None:
     version = content.text("keras_version", root) or content.text("keras_version")
     if version:  # of the weights, which may be another than the configuration's
         major = major_of(version)
     backend = content.text("backend", root) or content.text("backend")
-    load_groups(content, root, made, Origin(major, backend), log)
+    load_groups(content, root, built, Origin(major, backend), log)
 
 
-def _joined(pair: Pair) -> str:
-    return f"joined from '{pair.config.name}' and '{pair.weights.name}'"
+def _joined(files: FilePair) -> str:
+    return f"joined from '{files.config.name}' and '{files.weights.name}'"
 
 
 def _check_file(file: Path) -> None:

@@ -79,14 +79,17 @@ class Limits:
 LIMITS = Limits()
 
 
-def is_modest(training: Any, limits: Limits) -> bool:
-    """Whether the metrics of a compile state keep no more numbers than they may."""
+def check_metrics(training: Any, limits: Limits) -> None:
+    """Refuse a compile state whose metrics keep more numbers than they may.
+
+    Raises:
+        LoadError: If there is one.
+    """
     for item in _dictionaries(training):
         for key in item.keys() & _COUNTS:
             numbers = _numbers(item[key])
             if len(numbers) > limits.numbers or any(n > limits.numbers for n in numbers):
-                return False
-    return True
+                raise LoadError("a metric that keeps very many numbers")
 
 
 def check_no_code(config: Any) -> None:

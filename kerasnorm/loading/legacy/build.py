@@ -10,10 +10,10 @@ import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.legacy import operations
-from kerasnorm.loading.legacy.built_layer import Made
-from kerasnorm.loading.legacy.graph import Graph
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.legacy.functional import FunctionalBuilder
 from kerasnorm.loading.legacy.inputs import input_of
-from kerasnorm.loading.legacy.legacy_config import OldLayer
+from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 from kerasnorm.loading.legacy.repairs import REPAIRS
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import CODE_CLASSES, Limits
@@ -52,7 +52,7 @@ class Builder:
         self._allow_custom_code = allow_custom_code
         self._depth = 0
 
-    def build(self, stored: dict[str, Any]) -> Made:
+    def build(self, stored: dict[str, Any]) -> BuiltLayer:
         """A model, or a layer, with all that is in it.
 
         Args:
@@ -68,7 +68,7 @@ class Builder:
         try:
             if class_name in _FUNCTIONAL:
                 return self._functional(class_name, config)
-            if _is_graph(config) and _registered(stored) is None:
+            if _is_functional(config) and _registered(stored) is None:
                 self._log.add(f"{class_name}, a class of its own, is built as its graph says")
                 return self._functional(class_name, config)
             if class_name == "Sequential":
@@ -77,30 +77,32 @@ class Builder:
         finally:
             self._depth -= 1
 
-    def _layer(self, stored: dict[str, Any]) -> Made:
-        layer = self._old_layer(stored)
+    def _layer(self, stored: dict[str, Any]) -> BuiltLayer:
+        layer = self._legacy_config(stored)
         name, class_name = layer.name, layer.class_name
         for key in _OF_THE_INPUT:
             layer.config.pop(key, None)
         if layer.class_name in CODE_CLASSES:
-            return Made(name, class_name, self._code(layer))
+            return BuiltLayer(name, class_name, self._code(layer))
         registered = _registered(stored)
         if registered is not None:
-            return Made(name, class_name, registered.from_config(layer.config))
+            return BuiltLayer(name, class_name, registered.from_config(layer.config))
         inner = self._inner_layers(layer)
         for repair in REPAIRS:
             repair(layer)
-        made = Made(name, class_name, self._instance(layer), _holding_weights(layer, inner))
-        if isinstance(made.layer, keras.layers.Bidirectional):
+        built = BuiltLayer(name, class_name, self._instance(layer), _holding_weights(layer, inner))
+        if isinstance(built.layer, keras.layers.Bidirectional):
             # It makes its two layers from the one it is given.
             kinds = [child.class_name for child in inner] * 2
-            parts = zip(kinds, (made.layer.forward_layer, made.layer.backward_layer), strict=False)
-            made.children = [Made(part.name, kind, part) for kind, part in parts]
+            parts = zip(
+                kinds, (built.layer.forward_layer, built.layer.backward_layer), strict=False
+            )
+            built.children = [BuiltLayer(part.name, kind, part) for kind, part in parts]
         if class_name == "Deconvolution2D":  # of Keras 1, where it could be chosen
-            made.output_shape = stored["config"].get("output_shape")
-        return made
+            built.output_shape = stored["config"].get("output_shape")
+        return built
 
-    def _instance(self, layer: OldLayer) -> keras.Layer:
+    def _instance(self, layer: LegacyConfig) -> keras.Layer:
         cls = layer.of_this_keras()
         if cls is None:
             raise layer.refused(
@@ -111,10 +113,10 @@ class Builder:
         arguments = {key: value for key, value in layer.config.items() if key != "name"}
         return cls(**arguments, name=self._name(layer.name))
 
-    def _old_layer(self, stored: dict[str, Any]) -> OldLayer:
+    def _legacy_config(self, stored: dict[str, Any]) -> LegacyConfig:
         config = dict(stored["config"])
         name = config.get("name") or stored.get("name")
-        return OldLayer(
+        return LegacyConfig(
             str(stored["class_name"]),
             {**config, "name": name},
             self._major,
@@ -123,7 +125,7 @@ class Builder:
             self._before_half_pixels,
         )
 
-    def _inner_layers(self, layer: OldLayer) -> list[Made]:
+    def _inner_layers(self, layer: LegacyConfig) -> list[BuiltLayer]:
         """Build the layers and cells among the arguments in place."""
         children = []
         for key, value in layer.config.items():
@@ -134,7 +136,7 @@ class Builder:
                 layer.config[key] = children[-1].layer
         return children
 
-    def _code(self, layer: OldLayer) -> keras.Layer:
+    def _code(self, layer: LegacyConfig) -> keras.Layer:
         if not self._allow_custom_code:
             raise layer.refused(
                 "would run code that is kept in the file.",
@@ -149,7 +151,7 @@ class Builder:
             config.pop(key, None)
         return getattr(keras.layers, layer.class_name).from_config(config, safe_mode=False)
 
-    def _sequential(self, config: Any) -> Made:
+    def _sequential(self, config: Any) -> BuiltLayer:
         if isinstance(config, list):
             self._log.add("the Sequential model's configuration was a list of layers")
             config = {"layers": config}
@@ -173,26 +175,26 @@ class Builder:
             model.trainable = False
         if model.built:
             _check_output_shapes(children)
-        return Made(name, "Sequential", model, children)
+        return BuiltLayer(name, "Sequential", model, children)
 
-    def _functional(self, class_name: str, config: dict[str, Any]) -> Made:
-        graph = Graph(self.build, self._operation, self._name, self._log)
+    def _functional(self, class_name: str, config: dict[str, Any]) -> BuiltLayer:
+        functional = FunctionalBuilder(self.build, self._operation, self._name, self._log)
         for stored in config["layers"]:
-            graph.add(stored)
-        graph.call_all(config["output_layers"])
+            functional.add(stored)
+        functional.call_all(config["output_layers"])
         name = config.get("name") or "model"
-        inputs, outputs = map(graph.tensors, (config["input_layers"], config["output_layers"]))
-        graph.name_operations(outputs)
+        inputs, outputs = map(functional.tensors, (config["input_layers"], config["output_layers"]))
+        functional.name_operations(outputs)
         model = keras.Model(inputs, outputs, name=self._name(name))
-        _check_output_shapes(graph.children)
+        _check_output_shapes(functional.children)
         if config.get("trainable") is False:
             model.trainable = False
-        return Made(name, class_name, model, graph.children)
+        return BuiltLayer(name, class_name, model, functional.children)
 
     def _operation(self, stored: dict[str, Any]) -> Callable[..., Any] | None:
         if stored["class_name"] not in operations.CLASSES:
             return None
-        return operations.operation(self._old_layer(stored))
+        return operations.operation(self._legacy_config(stored))
 
     def _name(self, name: str) -> str:
         """A name that Keras 3 allows; in the paths of weights "/" separates layers."""
@@ -210,12 +212,12 @@ def _before_half_pixels(version: str | None) -> bool:
     return [int(n) for n in numbers[:2] if n.isdecimal()] < [2, 3]
 
 
-def _holding_weights(layer: OldLayer, inner: list[Made]) -> list[Made]:
+def _holding_weights(layer: LegacyConfig, inner: list[BuiltLayer]) -> list[BuiltLayer]:
     """What a wrapper around one layer or model shows of it."""
     return inner if layer.class_name == "TimeDistributed" else []
 
 
-def _check_output_shapes(children: list[Made]) -> None:
+def _check_output_shapes(children: list[BuiltLayer]) -> None:
     """Refuse where a layer that said how large its output is gives another."""
     for child in children:
         if child.output_shape is None or not isinstance(child.layer, keras.Layer):
@@ -236,7 +238,7 @@ def _is_layer(value: Any) -> bool:
     return isinstance(value, dict) and value.get("class_name") != "function"
 
 
-def _is_graph(config: Any) -> bool:
+def _is_functional(config: Any) -> bool:
     return isinstance(config, dict) and {"layers", "output_layers"} <= config.keys()
 
 

@@ -10,7 +10,7 @@ from keras import tree
 
 from kerasnorm import keras_private
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.legacy.legacy_layers import MERGES, InTraining
 
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
@@ -18,12 +18,14 @@ _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 _STOP_MASKS = (keras.layers.Identity, keras.layers.Normalization, keras.layers.Rescaling)
 
 
-def called(made: Made, say: Callable[[str], None], inputs: Any, /, **arguments: Any) -> Any:
+def call_as_keras2(
+    built: BuiltLayer, log_repair: Callable[[str], None], inputs: Any, /, **arguments: Any
+) -> Any:
     """What a layer gives for some tensors; where Keras 3 would do otherwise, it is replaced.
 
     Args:
-        made: The layer, replaced in place.
-        say: Tells the log of a repair to it.
+        built: The layer, replaced in place.
+        log_repair: Tells the log of a repair to it.
         inputs: The first argument.
         **arguments: The others; None counts as not given.
 
@@ -33,16 +35,16 @@ def called(made: Made, say: Callable[[str], None], inputs: Any, /, **arguments: 
     given = {key: value for key, value in arguments.items() if value is not None}
     training = given.pop("training", None)
     if training is not None and bool(training):
-        _fix_training(made, say)
-    if isinstance(inputs, list) and _is_recurrent(made.layer):
+        _fix_training(built, log_repair)
+    if isinstance(inputs, list) and _is_recurrent(built.layer):
         inputs, given["initial_state"] = inputs[0], inputs[1:]  # as further inputs
-    if type(made.layer) in MERGES and not isinstance(inputs, list):
+    if type(built.layer) in MERGES and not isinstance(inputs, list):
         inputs = [inputs]  # unpacked from a list of one
     masks = [keras_private.attached_mask(tensor) for tensor in tree.flatten(inputs)]
     if any(mask is not None for mask in masks):
-        _keep_masks(made, say, masks)
-    assert made.layer is not None  # operations are called otherwise
-    layer = made.stand_in or made.layer
+        _keep_masks(built, log_repair, masks)
+    assert built.layer is not None  # operations are called otherwise
+    layer = built.replacement or built.layer
     return layer(inputs, **given)
 
 
@@ -50,22 +52,24 @@ def _is_recurrent(layer: Any) -> bool:
     return isinstance(layer, _RECURRENT) or isinstance(getattr(layer, "cell", None), keras.Layer)
 
 
-def _fix_training(made: Made, say: Callable[[str], None]) -> None:
-    if made.stand_in is None and made.layer is not None:
-        made.stand_in = InTraining(made.layer, name=f"{made.layer.name}_in_training")
-        say("called with `training=True`, which Keras 3 does not keep: wrapped to run so always")
+def _fix_training(built: BuiltLayer, log_repair: Callable[[str], None]) -> None:
+    if built.replacement is None and built.layer is not None:
+        built.replacement = InTraining(built.layer, name=f"{built.layer.name}_in_training")
+        log_repair(
+            "called with `training=True`, which Keras 3 does not keep: wrapped to run so always"
+        )
 
 
-def _keep_masks(made: Made, say: Callable[[str], None], masks: list[Any]) -> None:
-    layer = made.layer
+def _keep_masks(built: BuiltLayer, log_repair: Callable[[str], None], masks: list[Any]) -> None:
+    layer = built.layer
     if isinstance(layer, _STOP_MASKS):
         raise LoadError(
             f"{type(layer).__name__} ended a mask in Keras 2 and hands it on in Keras 3.",
-            layer=made.name,
+            layer=built.name,
             hint="Build that part of the model anew and load the weights into it.",
         )
     same = all(mask is masks[0] for mask in masks)
     merge = MERGES.get(type(layer)) if layer is not None and not same else None
-    if merge is not None and layer is not None and made.stand_in is None:
-        made.stand_in = merge.from_config(layer.get_config())
-        say("masks are joined as in Keras 2: true where all of them are")
+    if merge is not None and layer is not None and built.replacement is None:
+        built.replacement = merge.from_config(layer.get_config())
+        log_repair("masks are joined as in Keras 2: true where all of them are")

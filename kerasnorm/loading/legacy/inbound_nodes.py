@@ -14,12 +14,12 @@ class Reference:
     """An output of an earlier call: of which layer, which call of it, which of its outputs."""
 
     layer: str
-    node: int
+    call: int
     tensor: int
 
 
 @dataclass(frozen=True)
-class Node:
+class StoredCall:
     """One call of a layer.
 
     Attributes:
@@ -37,7 +37,7 @@ class Node:
         return found
 
 
-def node(data: Any) -> Node:
+def stored_call(data: Any) -> StoredCall:
     """Read one of the `inbound_nodes` of a layer.
 
     A tensor is `[layer, node, tensor]` or `[layer, node, tensor, arguments]`, a constant
@@ -58,7 +58,7 @@ def node(data: Any) -> Node:
         return item
 
     inputs = single(first_argument(data))
-    return Node(inputs, {key: _argument(value) for key, value in arguments.items()})
+    return StoredCall(inputs, {key: _argument(value) for key, value in arguments.items()})
 
 
 def outputs(data: Any) -> Any:

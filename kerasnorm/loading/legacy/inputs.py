@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 
 # Layers of Keras 1 that could say the size of their input alone.
 _OF_KERAS_1 = frozenset({"Convolution1D", "Dense", "GRU", "LSTM", "SimpleRNN"})
@@ -63,7 +63,7 @@ def _shape_and_dtype(config: dict[str, Any], class_name: Any) -> dict[str, Any] 
     return found
 
 
-def shape_by_kernel(first: Made, kernel: Sequence[int]) -> tuple[int | None, ...] | None:
+def shape_by_kernel(first: BuiltLayer, kernel: Sequence[int]) -> tuple[int | None, ...] | None:
     """The input's shape, batch included, that a first layer's kernel tells; None if it does not.
 
     Args:

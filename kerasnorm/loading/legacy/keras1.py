@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kerasnorm.loading.legacy.legacy_config import OldLayer
+from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 
 _CLASSES = {
     "AtrousConvolution1D": "Conv1D",
@@ -77,7 +77,7 @@ _MERGES = {
 KERAS1_ARGUMENTS = frozenset({"border_mode", "dim_ordering", "nb_filter", "W_regularizer", "init"})
 
 
-def names_of_keras_1(layer: OldLayer) -> None:
+def names_of_keras_1(layer: LegacyConfig) -> None:
     """Classes and arguments of Keras 1 get the names they have had since Keras 2."""
     if layer.major > 1:
         return
@@ -107,7 +107,7 @@ def names_of_keras_1(layer: OldLayer) -> None:
     config.pop("input_length", None)
 
 
-def _merge(layer: OldLayer) -> None:
+def _merge(layer: LegacyConfig) -> None:
     mode = layer.config.get("mode")
     if mode not in _MERGES or layer.config.get("layers"):
         raise layer.refused(f"of Keras 1 with mode={mode!r} has no counterpart in Keras 3.")
@@ -119,7 +119,7 @@ def _merge(layer: OldLayer) -> None:
     layer.class_name, layer.config = _MERGES[mode], new
 
 
-def _check_statistics(layer: OldLayer) -> None:
+def _check_statistics(layer: LegacyConfig) -> None:
     mode = layer.config.pop("mode", 0) if layer.class_name == "BatchNormalization" else 0
     if mode != 0:
         raise layer.refused(

@@ -12,7 +12,7 @@ from kerasnorm.errors import LoadError
 
 
 @dataclass
-class OldLayer:
+class LegacyConfig:
     """A layer's class and arguments, changed in place by the repairs.
 
     Attributes:
@@ -20,15 +20,15 @@ class OldLayer:
         config: The arguments it was made with.
         major: The major version of the Keras that wrote it: 1 or 2.
         before_half_pixels: Whether that Keras may have resized images by other sample points.
-        say: Tells the log of a repair to this layer.
-        warn: Tells it what in this layer could not be repaired.
+        log_repair: Tells the log of a repair to this layer.
+        log_warning: Tells it what in this layer could not be repaired.
     """
 
     class_name: str
     config: dict[str, Any]
     major: int
-    say: Callable[[str], None]
-    warn: Callable[[str], None]
+    log_repair: Callable[[str], None]
+    log_warning: Callable[[str], None]
     before_half_pixels: bool
 
     @property

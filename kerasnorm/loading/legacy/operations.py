@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kerasnorm.loading.legacy.legacy_config import OldLayer
+from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 
 # CustomScaleLayer is of `applications.InceptionResNetV2`.
 CLASSES = frozenset(
@@ -27,7 +27,7 @@ CLASSES = frozenset(
 )
 
 
-def operation(layer: OldLayer) -> Callable[..., Any]:
+def operation(layer: LegacyConfig) -> Callable[..., Any]:
     """What a TFOpLambda computes, as a function of its first argument and others by name.
 
     Raises:
@@ -61,17 +61,17 @@ def operation(layer: OldLayer) -> Callable[..., Any]:
                 f"calls tf.{name} with arguments that are not known here."
             ) from error
 
-    layer.say(f"tf.{name} became operations of keras.ops")
+    layer.log_repair(f"tf.{name} became operations of keras.ops")
     return call
 
 
-def _raw_operation(layer: OldLayer) -> Callable[..., Any]:
+def _raw_operation(layer: LegacyConfig) -> Callable[..., Any]:
     """An operation of a TensorFlow graph, which TensorFlow 2.0 to 2.3 stored for a function.
 
     It has the tensors in order; those that were constant stand beside them, by their places.
     """
-    node = layer.config.get("node_def")
-    kind = node.get("op") if isinstance(node, dict) else _op_of(str(node))
+    node_def = layer.config.get("node_def")
+    kind = node_def.get("op") if isinstance(node_def, dict) else _op_of(str(node_def))
     if kind not in _RAW:
         raise layer.refused(
             f"is TensorFlow's {kind}, which has no counterpart here.",
@@ -85,7 +85,7 @@ def _raw_operation(layer: OldLayer) -> Callable[..., Any]:
             tensors.insert(place, constants[place])
         return _RAW[kind](*tensors)
 
-    layer.say(f"TensorFlow's {kind} became operations of keras.ops")
+    layer.log_repair(f"TensorFlow's {kind} became operations of keras.ops")
     return call
 
 

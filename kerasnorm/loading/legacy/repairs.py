@@ -1,6 +1,6 @@
 """What Keras 3 trips over in a layer of an older file, one repair a function.
 
-Each takes an `OldLayer` and changes it in place, and says so where the file is what has to be
+Each takes a `LegacyConfig` and changes it in place, and says so where the file is what has to be
 mended: a name that merely changed is no news to anybody.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 import keras
 
-from kerasnorm.loading.legacy.activations import keras2_hard_sigmoid
 from kerasnorm.loading.legacy.keras1 import names_of_keras_1
-from kerasnorm.loading.legacy.legacy_config import OldLayer
+from kerasnorm.loading.legacy.legacy_config import LegacyConfig
+from kerasnorm.loading.legacy.legacy_layers import keras2_hard_sigmoid
 
 _RENAMED = {
     "BatchNormalizationV1": "BatchNormalization",
@@ -76,7 +76,7 @@ _ACTIVATIONS = frozenset(
 _COMMON = frozenset(_WITHOUT_EFFECT | {"dynamic", "optional", "ragged", "sparse", "time_major"})
 
 
-def names_that_changed(layer: OldLayer) -> None:
+def names_that_changed(layer: LegacyConfig) -> None:
     """Classes that were renamed, and arguments of theirs."""
     layer.class_name = _RENAMED.get(layer.class_name, layer.class_name)
     if layer.class_name == "LeakyReLU" and "alpha" in layer.config:
@@ -86,8 +86,8 @@ def names_that_changed(layer: OldLayer) -> None:
         layer.config["synchronized"] = True
 
 
-def cudnn_layers(layer: OldLayer) -> None:
-    """The layers for CUDA alone are the ordinary ones with other weights (see `converted`)."""
+def cudnn_layers(layer: LegacyConfig) -> None:
+    """The layers for CUDA alone are the ordinary ones with other weights (see `layouts`)."""
     if layer.class_name == "CuDNNLSTM":
         layer.class_name = "LSTM"
         layer.config["recurrent_activation"] = "sigmoid"
@@ -96,18 +96,18 @@ def cudnn_layers(layer: OldLayer) -> None:
         layer.config |= {"recurrent_activation": "sigmoid", "reset_after": True}
     else:
         return
-    layer.say(f"CuDNN{layer.class_name} became {layer.class_name}")
+    layer.log_repair(f"CuDNN{layer.class_name} became {layer.class_name}")
 
 
-def thresholded_relu(layer: OldLayer) -> None:
+def thresholded_relu(layer: LegacyConfig) -> None:
     """`ThresholdedReLU(theta)` is gone: x where x > θ, else 0, as `ReLU(threshold=θ)` is."""
     if layer.class_name == "ThresholdedReLU":
         layer.class_name = "ReLU"
         layer.config["threshold"] = float(layer.config.pop("theta", 1.0))
-        layer.say("ThresholdedReLU became ReLU(threshold=…)")
+        layer.log_repair("ThresholdedReLU became ReLU(threshold=…)")
 
 
-def axis_in_a_list(layer: OldLayer) -> None:
+def axis_in_a_list(layer: LegacyConfig) -> None:
     """BatchNormalization's `axis` was stored as a list of one."""
     axis = layer.config.get("axis")
     if layer.class_name != "BatchNormalization" or not isinstance(axis, list):
@@ -115,26 +115,28 @@ def axis_in_a_list(layer: OldLayer) -> None:
     if len(axis) != 1:
         raise layer.refused(f"must have one axis in Keras 3. Received: axis={axis}.")
     layer.config["axis"] = axis[0]
-    layer.say("BatchNormalization's `axis` was a list of one")
+    layer.log_repair("BatchNormalization's `axis` was a list of one")
 
 
-def numbers_for_flags(layer: OldLayer) -> None:
+def numbers_for_flags(layer: LegacyConfig) -> None:
     """Where a true or false belongs, 1 or 0 was stored."""
     for key, default in _defaults(layer).items():
         value = layer.config.get(key)
         if isinstance(default, bool) and not isinstance(value, bool) and value in (0, 1):
             layer.config[key] = bool(value)
-            layer.say(f"`{key}` was the number {value}")
+            layer.log_repair(f"`{key}` was the number {value}")
 
 
-def activations(layer: OldLayer) -> None:
+def activations(layer: LegacyConfig) -> None:
     """Activations by name; `hard_sigmoid` was another function before Keras 3."""
     for key in ("activation", "recurrent_activation"):
         value = layer.config.get(key)
         if isinstance(value, dict):  # {"class_name": "function", "config": name, …}
             value = value.get("config")
         if value == "hard_sigmoid":
-            layer.say("`hard_sigmoid` is that of Keras 2, x/5 + 1/2, not of Keras 3, x/6 + 1/2")
+            layer.log_repair(
+                "`hard_sigmoid` is that of Keras 2, x/5 + 1/2, not of Keras 3, x/6 + 1/2"
+            )
             value = keras2_hard_sigmoid
         if value == "log_softmax_v2":
             value = "log_softmax"
@@ -144,7 +146,7 @@ def activations(layer: OldLayer) -> None:
             layer.config[key] = value
 
 
-def _check_activation(layer: OldLayer, name: str) -> None:
+def _check_activation(layer: LegacyConfig, name: str) -> None:
     try:
         keras.activations.get(name)
     except ValueError:
@@ -154,42 +156,44 @@ def _check_activation(layer: OldLayer, name: str) -> None:
             "`keras.saving.register_keras_serializable()` and import it first.",
         ) from None
     if name not in _ACTIVATIONS and name not in keras.saving.get_custom_objects():
-        layer.say(f"`{name}` was no activation of Keras 2: taken for the one that Keras 3 has")
+        layer.log_repair(
+            f"`{name}` was no activation of Keras 2: taken for the one that Keras 3 has"
+        )
 
 
-def reset_of_gru(layer: OldLayer) -> None:
+def reset_of_gru(layer: LegacyConfig) -> None:
     """GRU did not say where it resets as long as it could do so in one place only."""
     if layer.class_name in ("GRU", "GRUCell"):
         layer.config.setdefault("reset_after", False)
 
 
-def initializers(layer: OldLayer) -> None:
+def initializers(layer: LegacyConfig) -> None:
     """`dtype` was an argument of initializers; the weights are loaded, so an unknown one may go."""
     _for_training(layer, "_initializer", keras.initializers.get)
 
 
-def regularizers_and_constraints(layer: OldLayer) -> None:
+def regularizers_and_constraints(layer: LegacyConfig) -> None:
     """Without effect on what a model answers: those that Keras 3 does not know are left out."""
     _for_training(layer, "regularizer", keras.regularizers.get)
     _for_training(layer, "_constraint", keras.constraints.get)
 
 
-def _for_training(layer: OldLayer, ending: str, known: Callable[[Any], Any]) -> None:
+def _for_training(layer: LegacyConfig, ending: str, known: Callable[[Any], Any]) -> None:
     for key in [key for key in layer.config if key.endswith(ending)]:
         value = layer.config[key]
         if isinstance(value, dict) and isinstance(value.get("config"), dict):
             inner = dict(value["config"])
             if inner.pop("dtype", None) is not None:
-                layer.say(f"`dtype` removed from `{key}`")
+                layer.log_repair(f"`dtype` removed from `{key}`")
             value = {"class_name": value.get("class_name"), "config": inner}
         try:
             layer.config[key] = known(value)
         except Exception:
             del layer.config[key]
-            layer.say(f"`{key}` left out, which this Keras does not know")
+            layer.log_repair(f"`{key}` left out, which this Keras does not know")
 
 
-def dtype_policies(layer: OldLayer) -> None:
+def dtype_policies(layer: LegacyConfig) -> None:
     """Policies had other classes, and were dictionaries."""
     dtype = layer.config.get("dtype")
     if isinstance(dtype, dict):
@@ -201,7 +205,7 @@ def dtype_policies(layer: OldLayer) -> None:
     layer.config["dtype"] = dtype
 
 
-def arguments_that_are_gone(layer: OldLayer) -> None:
+def arguments_that_are_gone(layer: LegacyConfig) -> None:
     """Arguments that Keras 3 does not have: dropped where they say nothing, refused elsewhere."""
     known = _defaults(layer) or layer.config  # of an unknown class nothing is known
     for key in [key for key in layer.config if key not in known]:
@@ -219,10 +223,10 @@ def arguments_that_are_gone(layer: OldLayer) -> None:
             )
         del layer.config[key]
         if key not in _COMMON and value is not None:
-            layer.say(f"`{key}` removed from {layer.class_name}")
+            layer.log_repair(f"`{key}` removed from {layer.class_name}")
 
 
-def files_beside(layer: OldLayer) -> None:
+def files_beside(layer: LegacyConfig) -> None:
     """A layer that would read another file when it is made."""
     for key in ("vocabulary", "idf_weights"):
         if isinstance(layer.config.get(key), str):
@@ -232,7 +236,7 @@ def files_beside(layer: OldLayer) -> None:
             )
 
 
-def other_at_inference(layer: OldLayer) -> None:
+def other_at_inference(layer: LegacyConfig) -> None:
     """Layers of the same name that answer otherwise."""
     if layer.class_name == "RandomCrop":
         raise layer.refused(
@@ -241,13 +245,13 @@ def other_at_inference(layer: OldLayer) -> None:
         )
     bilinear = layer.config.get("interpolation") == "bilinear"
     if layer.class_name == "UpSampling2D" and bilinear and layer.before_half_pixels:
-        layer.warn(
+        layer.log_warning(
             "bilinear UpSampling2D takes other sample points than before TensorFlow 2, so that "
             "answers differ if it was trained there"
         )
 
 
-REPAIRS: tuple[Callable[[OldLayer], None], ...] = (
+REPAIRS: tuple[Callable[[LegacyConfig], None], ...] = (
     names_of_keras_1,
     names_that_changed,
     cudnn_layers,
@@ -265,7 +269,7 @@ REPAIRS: tuple[Callable[[OldLayer], None], ...] = (
 )
 
 
-def _defaults(layer: OldLayer) -> dict[str, Any]:
+def _defaults(layer: LegacyConfig) -> dict[str, Any]:
     """The arguments that the class of this Keras takes, with their defaults."""
     cls = layer.of_this_keras()
     found: dict[str, Any] = {}

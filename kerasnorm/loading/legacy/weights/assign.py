@@ -3,7 +3,7 @@
 A file has a group for each layer of the model, and in it a list of arrays: the trainable ones of
 all layers inside, then the others. Files of models that were frozen, renamed or put together by
 hand have other orders, so that three are tried, and the one is taken whose shapes fit and whose
-arrays are named most like the weights (see `_fit`).
+arrays are named most like the weights (see `_score`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.legacy.inputs import shape_by_kernel
 from kerasnorm.loading.legacy.weights.layouts import Conversion, Origin, conversion
 from kerasnorm.loading.repair_log import RepairLog
@@ -36,7 +36,7 @@ _NO_WEIGHTS = frozenset({"StateVar", "count", "seed", "state_var"})
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredArray:
     """An array of the file."""
 
     name: str
@@ -75,7 +75,7 @@ class _Leaf:
         return self.layer.trainable_weights + self.layer.non_trainable_weights
 
 
-def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairLog) -> None:
+def load_groups(file: Hdf5, root: str, model: BuiltLayer, origin: Origin, log: RepairLog) -> None:
     """Put the weights below a group of the file into a model.
 
     Raises:
@@ -102,12 +102,11 @@ def load_groups(file: Hdf5, root: str, model: Made, origin: Origin, log: RepairL
         log.add("weights were found by the names of the layers, whose order is another")
     if origin.keras == 1 and origin.backend is None and _has_channels_first(model):
         log.warn("the backend is not stored: if it was Theano, the kernels are mirrored")
-    pairs = zip(layers, groups.values(), strict=True)
-    for (name, leaves), in_order in pairs:
+    for (name, leaves), in_order in zip(layers, groups.values(), strict=True):
         _put(name, leaves, groups[name] if by_name else in_order, log)
 
 
-def _build_for(model: Made, groups: dict[str, list[Entry]], log: RepairLog) -> None:
+def _build_for(model: BuiltLayer, groups: dict[str, list[StoredArray]], log: RepairLog) -> None:
     """Build a Sequential model that does not say what it takes for what its first kernel takes."""
     first = model.children[0] if model.children else None
     entries = groups.get(first.name) if first else None
@@ -121,20 +120,20 @@ def _build_for(model: Made, groups: dict[str, list[Entry]], log: RepairLog) -> N
     log.add(f"an input of shape {shape} was worked out from the first kernel")
 
 
-def _has_channels_first(model: Made) -> bool:
+def _has_channels_first(model: BuiltLayer) -> bool:
     leaves = [leaf.layer for leaf in model.leaves()]
     return any(getattr(layer, "data_format", None) == "channels_first" for layer in leaves)
 
 
-def _leaves(made: Made, origin: Origin) -> list[_Leaf]:
+def _leaves(built: BuiltLayer, origin: Origin) -> list[_Leaf]:
     found = []
-    for leaf in made.leaves():
+    for leaf in built.leaves():
         assert leaf.layer is not None
         found.append(_Leaf(leaf.layer, conversion(leaf, origin)))
     return found
 
 
-def _groups(file: Hdf5, root: str) -> dict[str, list[Entry]]:
+def _groups(file: Hdf5, root: str) -> dict[str, list[StoredArray]]:
     """The arrays of each layer that has some."""
     names = file.names("layer_names", root)
     if names is None:
@@ -143,36 +142,36 @@ def _groups(file: Hdf5, root: str) -> dict[str, list[Entry]]:
     for name in names:
         path = f"{root.rstrip('/')}/{name}"
         arrays = file.names("weight_names", path) or []
-        entries = [Entry(array, file.array(f"{path}/{array}")) for array in arrays]
+        entries = [StoredArray(array, file.array(f"{path}/{array}")) for array in arrays]
         if entries:
             groups[name] = entries
     return groups
 
 
-def _put(name: str, leaves: list[_Leaf], entries: list[Entry], log: RepairLog) -> None:
+def _put(name: str, leaves: list[_Leaf], entries: list[StoredArray], log: RepairLog) -> None:
     wanted = {_role(weight) for leaf in leaves for weight in leaf.weights()}
     entries = [e for e in entries if e.role not in _NO_WEIGHTS or e.role in wanted]
     candidates = []
     for order, parts in _orders(leaves, entries):
-        fit = _fit(leaves, parts)
-        if fit is not None:
-            candidates.append((fit, order, parts))
+        score = _score(leaves, parts)
+        if score is not None:
+            candidates.append((score, order, parts))
     if not candidates:
         raise LoadError(
             f"The weights of the file do not fit: it has {_shapes(e.value for e in entries)}, "
             f"the layer needs {_shapes(w for leaf in leaves for w in leaf.weights())}.",
             layer=name,
         )
-    fit, order, parts = max(candidates, key=lambda candidate: candidate[0])
+    _, order, parts = max(candidates, key=lambda candidate: candidate[0])
     if order != _ORDER_OF_KERAS:
         log.add(f"weights were found {order}", name)
     for leaf, part in zip(leaves, parts, strict=True):
         for weight, value in zip(leaf.weights(), _converted(leaf, part), strict=True):
             weight.assign(value)
-        finish(leaf.layer)
+        finalize(leaf.layer)
 
 
-def finish(layer: keras.Layer) -> None:
+def finalize(layer: keras.Layer) -> None:
     """Have a layer that was adapted to data take in the weights it was given."""
     if hasattr(layer, "finalize_state"):
         layer.finalize_state()
@@ -181,7 +180,9 @@ def finish(layer: keras.Layer) -> None:
 _ORDER_OF_KERAS = "where Keras puts them"
 
 
-def _orders(leaves: list[_Leaf], entries: list[Entry]) -> Iterator[tuple[str, list[list[Entry]]]]:
+def _orders(
+    leaves: list[_Leaf], entries: list[StoredArray]
+) -> Iterator[tuple[str, list[list[StoredArray]]]]:
     """The arrays of each leaf, in all orders in which files are known to have them."""
     trainable, others = sum(leaf.trainable for leaf in leaves), sum(leaf.others for leaf in leaves)
     if trainable + others == len(entries):
@@ -199,17 +200,17 @@ def _orders(leaves: list[_Leaf], entries: list[Entry]) -> Iterator[tuple[str, li
     )
 
 
-def _cut(entries: list[Entry], sizes: Sequence[int]) -> list[list[Entry]]:
+def _cut(entries: list[StoredArray], sizes: Sequence[int]) -> list[list[StoredArray]]:
     ends = np.cumsum([0, *sizes])
     return [entries[ends[n] : ends[n + 1]] for n in range(len(sizes))]
 
 
-def _by_role(leaf: _Leaf, entries: list[Entry]) -> list[Entry]:
+def _by_role(leaf: _Leaf, entries: list[StoredArray]) -> list[StoredArray]:
     roles = {entry.role: entry for entry in entries}
     return [roles[role] for weight in leaf.weights() if (role := _role(weight)) in roles]
 
 
-def _fit(leaves: list[_Leaf], parts: list[list[Entry]]) -> int | None:
+def _score(leaves: list[_Leaf], parts: list[list[StoredArray]]) -> int | None:
     """How many arrays are named like the weight they would go to; None where one cannot go."""
     alike = 0
     for leaf, part in zip(leaves, parts, strict=True):
@@ -230,7 +231,7 @@ def _fit(leaves: list[_Leaf], parts: list[list[Entry]]) -> int | None:
     return alike
 
 
-def _converted(leaf: _Leaf, part: list[Entry]) -> list[np.ndarray]:
+def _converted(leaf: _Leaf, part: list[StoredArray]) -> list[np.ndarray]:
     values = [entry.value for entry in part]
     if leaf.conversion is None:
         return values

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.loading.legacy.built_layer import Made
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
 
 Arrays = list[np.ndarray]
 
@@ -53,23 +53,23 @@ class Conversion:
         return arrays
 
 
-def conversion(made: Made, origin: Origin) -> Conversion | None:
+def conversion(built: BuiltLayer, origin: Origin) -> Conversion | None:
     """How a layer's stored weights become those of its Keras 3 layer; None where they are those."""
-    layer: Any = made.layer
+    layer: Any = built.layer
     kind, count = type(layer).__name__, len(layer.weights)
     steps: list[Callable[[Arrays], Arrays]] = []
-    if made.class_name == "CuDNNLSTM":
+    if built.class_name == "CuDNNLSTM":
         steps.append(_from_cudnn_lstm)
-    if made.class_name == "CuDNNGRU":
+    if built.class_name == "CuDNNGRU":
         steps.append(_from_cudnn_gru)
     if origin.keras == 1 and kind in _GATES_OF_KERAS_1:
         gates = _GATES_OF_KERAS_1[kind]
         count = 3 * len(gates)
         steps.append(functools.partial(_joined_gates, gates))
     if origin.keras == 1 and kind in _KERNELS:
-        steps.append(lambda arrays: _each_kernel(kind, arrays, _of_keras_1(layer)))
+        steps.append(lambda arrays: _each_kernel(kind, arrays, _kernel_from_keras1(layer)))
     if origin.backend == "theano" and kind in _KERNELS:
-        steps.append(lambda arrays: _each_kernel(kind, arrays, _turned))
+        steps.append(lambda arrays: _each_kernel(kind, arrays, _flipped))
     return Conversion(count, steps) if steps else None
 
 
@@ -78,12 +78,12 @@ def _each_kernel(kind: str, arrays: Arrays, change: Callable[[np.ndarray], np.nd
     return [*map(change, arrays[:count]), *arrays[count:]]
 
 
-def _turned(kernel: np.ndarray) -> np.ndarray:
+def _flipped(kernel: np.ndarray) -> np.ndarray:
     """Theano convolves, while the others correlate."""
     return np.flip(kernel, tuple(range(kernel.ndim - 2)))
 
 
-def _of_keras_1(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
+def _kernel_from_keras1(layer: Any) -> Callable[[np.ndarray], np.ndarray]:
     """What a kernel of Keras 1 becomes."""
     if isinstance(layer, keras.layers.Conv1D):  # was a two-dimensional one of width 1
         now = (*layer.kernel_size, 1)

@@ -15,13 +15,13 @@ import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.hdf5 import Hdf5
-from kerasnorm.loading.legacy.built_layer import Made
-from kerasnorm.loading.legacy.weights.assign import finish
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.legacy.weights.assign import finalize
 
 _LAYERS = ("layers", "_layer_checkpoint_dependencies")
 
 
-def load_variables(file: Hdf5, model: Made) -> None:
+def load_variables(file: Hdf5, model: BuiltLayer) -> None:
     """Put all variables of the file into a model.
 
     Raises:
@@ -35,7 +35,7 @@ def load_variables(file: Hdf5, model: Made) -> None:
         raise LoadError(f"'{file.name}' has no values for {len(empty)} weights, as '{empty[0]}'.")
 
 
-def _fill_model(file: Hdf5, path: str, model: Made, filled: set[int]) -> None:
+def _fill_model(file: Hdf5, path: str, model: BuiltLayer, filled: set[int]) -> None:
     folder = next((name for name in _LAYERS if f"{path}/{name}" in file), _LAYERS[0])
     names = _counted(child.class_name for child in model.children)
     for name, child in zip(names, model.children, strict=True):
@@ -48,7 +48,7 @@ def _fill_model(file: Hdf5, path: str, model: Made, filled: set[int]) -> None:
             _fill_child(file, inner, child, filled)
 
 
-def _fill_child(file: Hdf5, path: str, child: Made, filled: set[int]) -> None:
+def _fill_child(file: Hdf5, path: str, child: BuiltLayer, filled: set[int]) -> None:
     if isinstance(child.layer, keras.Model):
         _fill_model(file, path, child, filled)
     elif child.layer is not None:
@@ -79,7 +79,7 @@ def _fill_layer(file: Hdf5, path: str, layer: Any, filled: set[int]) -> None:
             )
         weight.assign(value)
         filled.add(id(weight))
-    finish(layer)
+    finalize(layer)
 
 
 def _sublayers(name: str, value: Any) -> Iterator[tuple[str, keras.Layer]]:

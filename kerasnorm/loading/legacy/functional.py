@@ -1,4 +1,4 @@
-"""The graph of a functional model of Keras 1 or 2: its layers, called as they were."""
+"""A functional model of Keras 1 or 2: its layers, called as they were."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from keras import tree
 from kerasnorm import keras_private
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.legacy import inbound_nodes
-from kerasnorm.loading.legacy.built_layer import Made
-from kerasnorm.loading.legacy.calls import called
-from kerasnorm.loading.legacy.inbound_nodes import Node, Reference
+from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.legacy.calls import call_as_keras2
+from kerasnorm.loading.legacy.inbound_nodes import Reference, StoredCall
 from kerasnorm.loading.legacy.inputs import input_of
 from kerasnorm.loading.repair_log import RepairLog
 
 
-class Graph:
+class FunctionalBuilder:
     """The layers of a functional model and their calls so far.
 
     Args:
@@ -33,17 +33,17 @@ class Graph:
 
     def __init__(
         self,
-        build: Callable[[dict[str, Any]], Made],
+        build: Callable[[dict[str, Any]], BuiltLayer],
         operation: Callable[[dict[str, Any]], Callable[..., Any] | None],
         allowed: Callable[[str], str],
         log: RepairLog,
     ):
-        self.children: list[Made] = []
+        self.children: list[BuiltLayer] = []
         self._build, self._operation, self._allowed = build, operation, allowed
         self._log = log
         self._calls: dict[str, Callable[..., Any]] = {}
         self._used: Counter[str] = Counter()
-        self._waiting: dict[str, list[Node]] = {}
+        self._waiting: dict[str, list[StoredCall]] = {}
         self._outputs: dict[str, list[list[Any]]] = {}
 
     def add(self, stored: dict[str, Any]) -> None:
@@ -62,14 +62,14 @@ class Graph:
             return
         function = self._operation(stored)
         if function is not None:
-            made = Made(name, class_name, None)
-            self._calls[name] = functools.partial(self._called_under_a_name, name, function)
+            built = BuiltLayer(name, class_name, None)
+            self._calls[name] = functools.partial(self._call_operation, name, function)
         else:
-            made = self._build(stored)
-            say = functools.partial(self._log.add, layer=name)
-            self._calls[name] = functools.partial(called, made, say)
-        self.children.append(made)
-        self._waiting[name] = [inbound_nodes.node(data) for data in stored["inbound_nodes"]]
+            built = self._build(stored)
+            log_repair = functools.partial(self._log.add, layer=name)
+            self._calls[name] = functools.partial(call_as_keras2, built, log_repair)
+        self.children.append(built)
+        self._waiting[name] = [inbound_nodes.stored_call(data) for data in stored["inbound_nodes"]]
 
     def call_all(self, ends: Any) -> None:
         """Call every layer as often as it was called, each once its inputs are there.
@@ -107,31 +107,31 @@ class Graph:
         calls = [call for waiting in self._waiting.values() for call in waiting]
         used = [reference for call in calls for reference in call.references()]
         inbound_nodes.mapped(inbound_nodes.outputs(ends), used.append)
-        firsts = {reference.layer for reference in used if reference.node == 0}
-        for made in self.children:
-            if isinstance(made.layer, keras.Model) and made.name not in firsts:
-                self._outputs[made.name].append([])
+        firsts = {reference.layer for reference in used if reference.call == 0}
+        for built in self.children:
+            if isinstance(built.layer, keras.Model) and built.name not in firsts:
+                self._outputs[built.name].append([])
 
     def _is_there(self, reference: Reference) -> bool:
         if reference.layer not in self._outputs:
             raise LoadError(f"The configuration is damaged: there is no layer '{reference.layer}'.")
-        return reference.node < len(self._outputs[reference.layer])
+        return reference.call < len(self._outputs[reference.layer])
 
     def _tensor(self, reference: Reference) -> Any:
         if not self._is_there(reference):
             raise LoadError(
                 "The configuration is damaged: it is not called so often.", layer=reference.layer
             )
-        made = self._outputs[reference.layer][reference.node]
-        if reference.tensor >= len(made):
+        outputs = self._outputs[reference.layer][reference.call]
+        if reference.tensor >= len(outputs):
             raise LoadError(
                 "The configuration is damaged: it has not so many outputs.", layer=reference.layer
             )
-        return made[reference.tensor]
+        return outputs[reference.tensor]
 
-    def _call(self, name: str, node: Node) -> None:
-        inputs = inbound_nodes.mapped(node.inputs, self._tensor)
-        arguments = inbound_nodes.mapped(node.arguments, self._tensor)
+    def _call(self, name: str, call: StoredCall) -> None:
+        inputs = inbound_nodes.mapped(call.inputs, self._tensor)
+        arguments = inbound_nodes.mapped(call.arguments, self._tensor)
         self._outputs[name].append(tree.flatten(self._calls[name](inputs, **arguments)))
 
     def name_operations(self, outputs: Any) -> None:
@@ -146,7 +146,7 @@ class Graph:
                     operation.name = f"{own}.{number}"
                 taken.add(operation.name)
 
-    def _called_under_a_name(
+    def _call_operation(
         self, name: str, function: Callable[..., Any], inputs: Any, /, **arguments: Any
     ) -> Any:
         """Call operations, whose own names could be those of layers of the file."""
