@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
+from numpy.lib.stride_tricks import sliding_window_view
 
 from kerasnorm.layers import kernels
 from kerasnorm.layers import linear_ops as linear
@@ -105,30 +106,20 @@ class Rows:
 
     def _patches(self, x: np.ndarray, index: Index) -> np.ndarray:
         """(rows, kernel positions, channels); positions outside hold zeros."""
-        layer, space = self.layer, x.shape[1:-1]
-        places, inside = [], []
-        geometry = zip(
-            index[1:], space, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True
-        )
-        for position, length, size, stride, dilation in geometry:
-            before = _padding_before(layer.padding, length, size, stride, dilation)
-            at = position[:, None] * stride - before + np.arange(size) * dilation
-            inside.append((at >= 0) & (at < length))
-            places.append(at.clip(0, length - 1))
-        rank, rows = len(places), len(index[0])
-        shaped = [_along(p, axis, rank) for axis, p in enumerate(places)]
-        patches = x[(index[0].reshape(rows, *[1] * rank), *shaped)]
-        counts = np.ones(1, bool)
-        for axis, part in enumerate(inside):
-            counts = counts & _along(part, axis, rank)
-        return (patches * counts[..., None]).reshape(rows, -1, x.shape[-1])
-
-
-def _along(values: np.ndarray, axis: int, rank: int) -> np.ndarray:
-    """(rows, size) laid along one of `rank` axes after the rows."""
-    shape = [values.shape[0]] + [1] * rank
-    shape[axis + 1] = values.shape[1]
-    return values.reshape(shape)
+        layer = self.layer
+        geometry = (layer.kernel_size, layer.strides, layer.dilation_rate)
+        window = [(size - 1) * dilation + 1 for size, _, dilation in zip(*geometry, strict=True)]
+        if layer.padding != "valid":
+            before = [
+                _padding_before(layer.padding, length, *sizes)
+                for length, *sizes in zip(x.shape[1:-1], *geometry, strict=True)
+            ]
+            x = np.pad(x, [(0, 0), *zip(before, window, strict=True), (0, 0)])
+        space = range(1, len(window) + 1)
+        windows = sliding_window_view(x, window, axis=tuple(space))
+        strides, dilations = ([slice(None, None, n) for n in sizes] for sizes in geometry[1:])
+        patches = windows[(slice(None), *strides, slice(None), *dilations)][index]
+        return np.moveaxis(patches, 1, -1).reshape(len(patches), -1, x.shape[-1])
 
 
 def _padding_before(padding: str, length: int, size: int, stride: int, dilation: int) -> int:
