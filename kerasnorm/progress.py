@@ -31,7 +31,15 @@ def progress(what: str, steps: int) -> Iterator[Callable[[], None]]:
     console = Console(stderr=True)
     shown = console.is_terminal and keras.config.is_interactive_logging_enabled()
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not shown)
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not shown,
+        # rich would put its own streams in the place of the process's, for all threads
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
     task = bar.add_task(what, total=steps)
     began = time.monotonic()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -29,6 +31,16 @@ def test_shown_on_a_terminal(monkeypatch, capsys):
     assert "fitting" in said.err
     assert "training" in said.err
     assert not said.out
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_streams_of_the_process_stay(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    streams = sys.stdout, sys.stderr
+    with progress.progress("shown", 2) as advance:
+        advance()
+        assert (sys.stdout, sys.stderr) == streams
+    assert "shown" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("at_once")
