@@ -11,8 +11,9 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import CosineNorm, SwapError
-from kerasnorm.fit.fit_layer import Sampling, fit_cosine
+from kerasnorm.fit.cosine_norm import fit_cosine_norm
 from kerasnorm.fit.im2col import Rows
+from kerasnorm.fit.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 
@@ -124,7 +125,7 @@ def test_the_regression_finds_what_is_there(make):
     truth.set_weights([rng.normal(size=w.shape) for w in truth.get_weights()])
     stream = [(x, np.asarray(truth(x))) for x in batches]
     sampling = Sampling(len(batches), np.random.default_rng(1))
-    score = fit_cosine(layer, None, lambda: iter(stream), sampling, 0.0)
+    score = fit_cosine_norm(layer, None, lambda: iter(stream), sampling, 0.0)
     assert score > 0.999
     x = rng.normal(size=(4, 7, 7, 3)).astype("float32")
     expected = np.asarray(truth(x))
@@ -143,7 +144,7 @@ def test_inputs_of_any_size_are_fitted(scale):
         layer(x)
         layer.layer.kernel.assign(np.ones((6, 4)))
         stream = [((factor * x).astype("float32"), t)]
-        fit_cosine(layer, None, lambda s=stream: iter(s), Sampling(1, rng), 0.0)
+        fit_cosine_norm(layer, None, lambda s=stream: iter(s), Sampling(1, rng), 0.0)
         gains.append(np.array(layer.g))
     np.testing.assert_allclose(gains[1], gains[0], rtol=1e-3)
 

@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import Affine, LayerNorm, SwapError
-from kerasnorm.fit.fit_layer import Sampling
+from kerasnorm.fit.sampling import Sampling
 from kerasnorm.math.r_squared import r_squared
 
 pytestmark = pytest.mark.usefixtures("closed_form")

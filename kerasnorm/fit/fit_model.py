@@ -15,8 +15,11 @@ import keras
 import numpy as np
 
 from kerasnorm.clone.rebuild import Rebuilt
-from kerasnorm.fit import fit_layer
-from kerasnorm.fit.fit_layer import Sampling
+from kerasnorm.fit.cosine_norm import fit_cosine_norm
+from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
+from kerasnorm.fit.layer_norm import fit_layer_norm
+from kerasnorm.fit.linear import fit_linear
+from kerasnorm.fit.sampling import Sampling, Stream
 from kerasnorm.graph import sites
 from kerasnorm.graph.activation_store import Store
 from kerasnorm.graph.graph import Call
@@ -125,7 +128,7 @@ class _Todo:
     step: int
     target: Key
     target_step: int
-    run: Callable[[fit_layer.Stream, Sampling], float]
+    run: Callable[[Stream, Sampling], float]
     layers: tuple[Any, ...]
 
     @classmethod
@@ -142,7 +145,7 @@ class _Todo:
             return cls(item.site, step, source.input(at), at, run, layers)
         return cls(item.site, step, source.output(at), at + 1, run, layers)
 
-    def stream(self, source: Walk, swapped: Walk) -> fit_layer.Stream:
+    def stream(self, source: Walk, swapped: Walk) -> Stream:
         given = swapped.input(self.step)
         return lambda: zip(
             swapped.stream(self.step, given),
@@ -151,14 +154,14 @@ class _Todo:
         )
 
 
-def _fit_of(item: Wanted, damping: float) -> Callable[[fit_layer.Stream, Sampling], float]:
+def _fit_of(item: Wanted, damping: float) -> Callable[[Stream, Sampling], float]:
     if isinstance(item.layer, CosineNorm):
-        return lambda stream, sampling: fit_layer.fit_cosine(
+        return lambda stream, sampling: fit_cosine_norm(
             item.layer, item.source, stream, sampling, damping
         )
     if item.plain is None or not has_rows(item.plain):
-        return lambda stream, sampling: fit_layer.fit_gain_and_bias(item.layer, stream, sampling)
-    return lambda stream, sampling: fit_layer.fit_layer_norm(
+        return lambda stream, sampling: fit_gain_and_bias(item.layer, stream, sampling)
+    return lambda stream, sampling: fit_layer_norm(
         item.plain, item.layer, stream, sampling, damping
     )
 
@@ -179,7 +182,7 @@ def _in_between(
             continue
         where = swapped.first_call_of(copy)
         if has_rows(original) and where is not None and where > first:
-            run = functools.partial(fit_layer.fit_linear, copy, original)
+            run = functools.partial(fit_linear, copy, original)
             name = f"layer {original.name}"
             found.append(_Todo(name, where, source.input(at), at, run, (copy,)))
     return found

@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 from numpy.lib.stride_tricks import sliding_window_view
 
+from kerasnorm.fit.sampling import sampled_positions
 from kerasnorm.layers import kernels
 from kerasnorm.layers import linear_ops as linear
 
@@ -44,10 +45,7 @@ class Rows:
 
     def sample(self, shape: tuple[int, ...], count: int, random: np.random.Generator) -> Index:
         """Positions of an output of this shape, over batch and space, without repetition."""
-        shape = self._last(shape)[:-1]
-        total = int(np.prod(shape))
-        chosen = np.arange(total) if total <= count else random.choice(total, count, replace=False)
-        return np.unravel_index(np.sort(chosen), shape)
+        return sampled_positions(self._last(shape)[:-1], count, random)
 
     def output_shape(self, x: np.ndarray) -> tuple[int, ...]:
         """The shape of the layer's output."""
@@ -90,9 +88,14 @@ class Rows:
 
     def matrix(self, value=None) -> np.ndarray:
         """The kernel, or an array of its shape, as (groups, size, units)."""
-        value = self.variable if value is None else value
-        value = np.asarray(ops.convert_to_numpy(value), np.float64)
+        value = as_float64(self.variable if value is None else value)
         return value.reshape(self.size, self.groups, self.units).transpose(1, 0, 2)
+
+    def bias(self) -> np.ndarray:
+        """The bias as (groups, units); zeros where there is none."""
+        bias = self.layer.bias
+        flat = np.zeros(self.groups * self.units) if bias is None else as_float64(bias).reshape(-1)
+        return self.grouped(flat[None])[:, 0]
 
     def assign(self, matrix: np.ndarray) -> None:
         """Set the kernel."""
@@ -138,3 +141,8 @@ def _depthwise_part(layer: Any, x: np.ndarray) -> np.ndarray:
     return ops.convert_to_numpy(
         linear.linear_map(layer, {"g": pointwise, "g_depthwise": depthwise}, x)
     )
+
+
+def as_float64(value: Any) -> np.ndarray:
+    """A variable or tensor as an array of float64."""
+    return np.asarray(ops.convert_to_numpy(value), np.float64)

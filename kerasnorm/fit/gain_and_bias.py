@@ -1,0 +1,65 @@
+"""Fit the gain and bias of a LayerNorm or CosineNorm: for each channel the line t ≈ g·z + b."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kerasnorm.fit.im2col import as_float64
+from kerasnorm.fit.regression import Lines
+from kerasnorm.fit.sampling import HeldOutRows, Sampling, Stream, are_fitted, sampled_positions
+from kerasnorm.layers import CosineNorm
+from kerasnorm.math.r_squared import r_squared
+
+
+def fit_gain_and_bias(layer: Any, stream: Stream, sampling: Sampling) -> float:
+    """Fit the gain and bias of a LayerNorm or CosineNorm, one each per channel.
+
+    Returns:
+        R² on held-out rows.
+    """
+    affine = _GainAndBias(layer)
+    start = affine.values()
+    affine.assign(np.ones(affine.size), np.zeros(affine.size))
+    lines, held, first = Lines(), HeldOutRows(), 0
+    for x, t in stream():
+        z = affine.channels_last(ops.convert_to_numpy(layer(x, training=False)))
+        t = affine.channels_last(t)
+        index = sampled_positions(z.shape[:-1], sampling.rows(1), sampling.random)
+        fitted = are_fitted(index, first)
+        lines.add(z[index][fitted], t[index][fitted])
+        held.add(z=z[index][~fitted], t=t[index][~fitted])
+        first += len(x)
+    candidates = [start, lines.solve()]
+    scores = [r_squared(held["t"], held["z"] * gain + bias) for gain, bias in candidates]
+    best = int(np.argmax(scores))
+    affine.assign(*candidates[best])
+    return scores[best]
+
+
+class _GainAndBias:
+    """The gain and bias of a LayerNorm or CosineNorm, by one name each."""
+
+    def __init__(self, layer: Any):
+        cosine = isinstance(layer, CosineNorm)
+        self._gain = layer.g if cosine else layer.gamma
+        self._bias = layer.layer.bias if cosine else layer.beta
+        self.size = int(np.prod(self._gain.shape))
+        if cosine:
+            first = getattr(layer.layer, "data_format", "channels_last") == "channels_first"
+            self._axis = 1 if first else -1
+        else:
+            self._axis = layer.channel_axis if layer.axis == "sample" else layer.axis
+
+    def values(self) -> tuple[np.ndarray, np.ndarray]:
+        return as_float64(self._gain).reshape(-1), as_float64(self._bias).reshape(-1)
+
+    def assign(self, gain: np.ndarray, bias: np.ndarray) -> None:
+        self._gain.assign(gain.reshape(self._gain.shape))
+        self._bias.assign(bias.reshape(self._bias.shape))
+
+    def channels_last(self, y: np.ndarray) -> np.ndarray:
+        y = np.moveaxis(y, self._axis, -1)
+        return y if y.shape[-1] == self.size else y.reshape(*y.shape[:-2], self.size)
