@@ -128,11 +128,12 @@ def swap_norms(
     behind the first site included; a step is kept where it fits held-out rows better. A model
     small enough for that to take no more than a minute or two is then trained on the same data,
     as `distill` does, for up to 20 epochs. A BatchNorm called with `training=True` has no stored
-    form and is refused.
+    form and is refused, unless it is frozen.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
-    trainable flags, dtype policies, regularizers and the compile state (the optimizer's slots
-    aside) are kept; what cannot be is in `report.notes`, new names are in `report.layers`.
+    trainable flags, dtype policies and the compile state (the optimizer's slots aside) are kept.
+    Regularizers and constraints go on meaning a weight as it was before a scale was folded in.
+    What cannot be kept is in `report.notes`, new names are in `report.layers`.
     Before it returns, both models are run on seeded random inputs and compared at every site.
 
     Args:
