@@ -11,7 +11,8 @@ from tf2onnx import optimizer
 
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
-from kerasnorm.onnx.custom_ops import registry
+from kerasnorm.onnx.custom_ops import cosine, layer_norm, registry
+from kerasnorm.onnx.custom_ops.custom_op import CustomOp, Scope
 from kerasnorm.onnx.custom_ops.short_forms import in_short_forms
 from kerasnorm.onnx.export import export_onnx
 
@@ -473,6 +474,13 @@ def test_exact_gelus_between_convolutions_leave_no_transposition(path):
     assert counts["Erf"] == 1
 
 
+def test_every_custom_operation_is_in_the_table_under_a_mark_of_its_own():
+    modules = (cosine, layer_norm)
+    ours = [op for module in modules for op in vars(module).values() if isinstance(op, CustomOp)]
+    assert {op.mark: op for op in ours} == registry._BY_MARK
+    assert len(registry._BY_MARK) == len(ours) == 3
+
+
 def test_constants_are_shared_only_by_those_of_one_dtype_and_shape():
     class Made:
         input = ()
@@ -482,7 +490,7 @@ def test_constants_are_shared_only_by_those_of_one_dtype_and_shape():
             self.output = [name]
             return self
 
-    scope = registry.Scope(Made(), Made(), {})
+    scope = Scope(Made(), Made(), {})
     whole = scope.constant(np.zeros(2, "int64"))
     assert scope.constant(np.zeros(2, "int64")) == whole
     assert scope.constant(np.zeros(2, "float64")) != whole

@@ -24,7 +24,7 @@ from kerasnorm import keras_private
 from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers import linear_ops as linear
 from kerasnorm.layers.patches import Contraction
-from kerasnorm.onnx.custom_ops.registry import Scope, opaque, writes
+from kerasnorm.onnx.custom_ops.custom_op import CustomOp, Scope
 
 _WIDE = ("float32", "float64")
 # Keeps 0 / 0 away where a patch is all zeros: its dot products are 0, and so is its cosine.
@@ -32,7 +32,7 @@ _TINY = 1e-36
 
 
 def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
-    """What to call in place of a layer's `call`; None for what is traced as it is.
+    """What to call in place of a layer's `call`; None for what stays as it is.
 
     That is a centred cosine, one in half precision, whose x has to be scaled before it is squared,
     and a subclass with a `call` of its own.
@@ -86,7 +86,7 @@ def _unit_vectors(contraction: Contraction, x, beside: float):
     first, last = _channels_first(contraction)
     x = first(x)
     channels = np.int64(x.shape[1])
-    return last(opaque("CosineNormUnits", _unit_vectors_in_numpy, [x, smallest, channels]))
+    return last(UNIT_VECTORS([x, smallest, channels]))
 
 
 def _over_lengths(contraction: Contraction, dots, x, beside: float):
@@ -110,9 +110,7 @@ def _over_lengths(contraction: Contraction, dots, x, beside: float):
             padding == "same",
         )
     ]
-    return last(
-        opaque("CosineNormOverLengths", _over_lengths_in_numpy, [dots, x, smallest, *geometry])
-    )
+    return last(OVER_LENGTHS([dots, x, smallest, *geometry]))
 
 
 def _smallest(beside: float, x) -> np.ndarray:
@@ -123,8 +121,8 @@ def _smallest(beside: float, x) -> np.ndarray:
 def _channels_first(contraction: Contraction):
     """The way to the layout of ONNX and back.
 
-    What comes in between is opaque, or tf2onnx would move transpositions into it: past a sum over
-    the channels they become reshapes, and stay.
+    What comes in between is a custom operation, or tf2onnx would move transpositions into it: past
+    a sum over the channels they become reshapes, and stay.
     """
     import tensorflow as tf
 
@@ -133,7 +131,6 @@ def _channels_first(contraction: Contraction):
     return lambda t: tf.transpose(t, order), lambda t: tf.transpose(t, np.argsort(order))
 
 
-@writes("CosineNormUnits")
 def _write_unit_vectors(scope: Scope) -> None:
     x, smallest = scope.inputs[:2]
     vectors, sums = _channel_sums(scope, x, int(scope.value(2)), 1)
@@ -145,7 +142,6 @@ def _unit_vectors_in_numpy(x, smallest, channels):
     return x / np.sqrt(np.sum(np.square(x), axis=1, keepdims=True) + smallest)
 
 
-@writes("CosineNormOverLengths")
 def _write_over_lengths(scope: Scope) -> None:
     dots, x = scope.inputs[:2]
     smallest, channels, groups, often, size, strides, dilations, same = map(
@@ -222,3 +218,7 @@ def _shape(scope: Scope, x: str, first: list[int]) -> str:
     return scope(
         "Concat", scope.constant(first), scope("Slice", scope("Shape", x), *bounds), axis=0
     )
+
+
+UNIT_VECTORS = CustomOp("CosineNormUnits", _unit_vectors_in_numpy, _write_unit_vectors)
+OVER_LENGTHS = CustomOp("CosineNormOverLengths", _over_lengths_in_numpy, _write_over_lengths)

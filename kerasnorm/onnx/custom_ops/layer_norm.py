@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from kerasnorm.layers import LayerNorm
-from kerasnorm.onnx.custom_ops.registry import Scope, opaque, writes
+from kerasnorm.onnx.custom_ops.custom_op import CustomOp, Scope
 
 _NAME = "LayerNormalization"
 
@@ -83,7 +83,7 @@ def _normalized(layer, inputs, axes, affine_axes, channel_axis: int):
     )
     x = tf.transpose(x, order)
     constants = np.int64(first), np.float32(layer.epsilon)
-    y = opaque(_NAME, _layer_normalization, [x, gain, bias, *constants])
+    y = NORMALIZATION([x, gain, bias, *constants])
     return keras.ops.cast(tf.transpose(y, np.argsort(order)), layer.compute_dtype)
 
 
@@ -114,7 +114,7 @@ def _spread(value, axes, channel_axis: int, x):
     return keras.ops.reshape(value, shape)
 
 
-def _layer_normalization(x, gain, bias, first, epsilon):
+def _in_numpy(x, gain, bias, first, epsilon):
     axes = tuple(range(first, x.ndim))
     wide = x.astype(np.float64)
     centered = wide - wide.mean(axes, keepdims=True)
@@ -122,7 +122,6 @@ def _layer_normalization(x, gain, bias, first, epsilon):
     return (centered / np.sqrt(variance + epsilon) * gain + bias).astype(x.dtype)
 
 
-@writes(_NAME)
 def _write(scope: Scope) -> None:
     x, gain, bias = scope.inputs[:3]
     first, epsilon = int(scope.value(3)), float(scope.value(4))
@@ -133,3 +132,6 @@ def _write(scope: Scope) -> None:
         shape = scope("Shape", x, start=first) if -1 in sizes else scope.constant(sizes)
         gain, bias = scope("Expand", gain, shape), scope("Expand", bias, shape)
     scope.result(_NAME, x, gain, bias, axis=first, epsilon=epsilon)
+
+
+NORMALIZATION = CustomOp(_NAME, _in_numpy, _write)
