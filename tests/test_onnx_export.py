@@ -27,8 +27,8 @@ from kerasnorm.layers import Affine, LayerNorm, WeightNorm
 from kerasnorm.onnx import check as checks
 from kerasnorm.onnx import export
 from kerasnorm.onnx.export import export_onnx
+from kerasnorm.onnx.frozen_graph import freeze
 from kerasnorm.onnx.io_spec import signature_of
-from kerasnorm.onnx.trace import trace
 
 OLD = b"what was there before"
 
@@ -494,7 +494,7 @@ def test_rounding_sensitivity_is_how_far_the_answer_moves():
 
     def sensitivity(*stack):
         model = keras.Sequential([keras.Input((4,)), *stack])
-        return checks.rounding_sensitivity(trace(model, signature_of(model), 17), [x])
+        return checks.rounding_sensitivity(freeze(model, signature_of(model), 17), [x])
 
     assert unit / 4 < sensitivity(layers.ReLU()) < 2 * unit
     # 1000 x - 1500 loses a digit or two for x near 1.5.

@@ -16,7 +16,7 @@ import kerasnorm
 from kerasnorm.compare.tolerances import OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
-from kerasnorm.onnx import export, trace
+from kerasnorm.onnx import export, frozen_graph
 from kerasnorm.onnx import external_weights as weights
 from kerasnorm.onnx.check import rounding_sensitivity
 from kerasnorm.onnx.export import export_onnx
@@ -29,7 +29,7 @@ def small_files(monkeypatch):
     keras.utils.set_random_seed(0)
     monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
     monkeypatch.setattr(export, "_LARGE_MODEL", 1000)
-    monkeypatch.setattr(trace, "_LARGE_WEIGHT", 500)
+    monkeypatch.setattr(frozen_graph, "_LARGE_WEIGHT", 500)
 
 
 def images():
@@ -160,7 +160,9 @@ def test_weights_outside_are_moved_too_where_rounding_is_measured(small_files):
         model.add(layers.Dense(64, use_bias=False, activation="tanh"))
     x = [np.arange(3, dtype="int32")]
     inside, outside = (
-        rounding_sensitivity(trace.trace(model, signature_of(model), 17, outside=outside), x)
+        rounding_sensitivity(
+            frozen_graph.freeze(model, signature_of(model), 17, outside=outside), x
+        )
         for outside in (False, True)
     )
     # The same weights, moved up and down in another order; without them nothing moves at all.

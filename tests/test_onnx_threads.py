@@ -59,7 +59,7 @@ def looking(monkeypatch, owner, name, look):
     return seen
 
 
-@pytest.mark.parametrize("step", ["trace", "to_onnx", "check"])
+@pytest.mark.parametrize("step", ["freeze", "to_onnx", "check"])
 def test_nothing_of_the_process_is_changed_while_an_export_runs(step, monkeypatch, tmp_path):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
     export_onnx(model, tmp_path / "model.onnx")  # what is imported on the way is imported

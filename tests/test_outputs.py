@@ -18,7 +18,7 @@ from kerasnorm import atomic_files
 from kerasnorm.atomic_files import replace_together, replace_whole
 from kerasnorm.cli import main
 from kerasnorm.errors import KerasNormError
-from kerasnorm.onnx import export, trace
+from kerasnorm.onnx import export, frozen_graph
 
 TOOLS = Path(__file__).parents[1] / "tools"
 # Of writing, beside the ordinary one: weights in a second file; Keras short of memory.
@@ -228,7 +228,7 @@ def small_files(monkeypatch):
     """As if one file held no more than 1000 bytes."""
     monkeypatch.setattr(export, "_LARGEST_FILE", 1000)
     monkeypatch.setattr(export, "_LARGE_MODEL", 1000)
-    monkeypatch.setattr(trace, "_LARGE_WEIGHT", 500)
+    monkeypatch.setattr(frozen_graph, "_LARGE_WEIGHT", 500)
 
 
 def weights_beside(path):

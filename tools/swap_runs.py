@@ -33,7 +33,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm import atomic_files
 from kerasnorm.cli import main
-from kerasnorm.onnx import export, trace
+from kerasnorm.onnx import export, frozen_graph
 
 OUTPUTS = {"--output": "out.keras", "--report": "out.json", "--onnx": "out.onnx"}
 _INPUT = (16, 16, 3)
@@ -143,7 +143,7 @@ def _run(arguments: list[str], way: Way, said: Path) -> None:
     if way.command:
         os.execv(sys.executable, [sys.executable, "-m", "kerasnorm", *arguments])
     if way.apart:
-        export._LARGEST_FILE = export._LARGE_MODEL = trace._LARGE_WEIGHT = 1000
+        export._LARGEST_FILE = export._LARGE_MODEL = frozen_graph._LARGE_WEIGHT = 1000
     if way.scarce:
         keras.src.saving.saving_lib.is_memory_sufficient = lambda model: False
     if way.limit:

@@ -15,8 +15,8 @@ import numpy as np
 
 from kerasnorm.compare.tolerances import relative_difference
 from kerasnorm.keras_private import sublayers
-from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.trace import Traced
+from kerasnorm.onnx.error_text import layer_of
+from kerasnorm.onnx.frozen_graph import FrozenGraph
 
 # Moved and renamed freely by tf2onnx: their names say nothing about where a fault is.
 _LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
@@ -24,7 +24,7 @@ _LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
 def first_layers_that_differ(
     path: str | os.PathLike[str],
-    traced: Traced,
+    traced: FrozenGraph,
     batch: list[np.ndarray],
     tolerance: float,
     output: str,
@@ -86,7 +86,7 @@ def _layers_between(model, node, producers, differs) -> list[str]:
     return [layer.name for layer in sublayers(model) if layer.name in found]
 
 
-def _counterparts(proto, traced: Traced) -> dict[str, str]:
+def _counterparts(proto, traced: FrozenGraph) -> dict[str, str]:
     """ONNX tensors that exist in the TensorFlow graph too, with their names there."""
     import tensorflow as tf
 
@@ -102,7 +102,7 @@ def _counterparts(proto, traced: Traced) -> dict[str, str]:
     return inside | dict(zip(traced.output_names, traced.outputs, strict=True))
 
 
-def _run_onnx(proto, traced: Traced, batch, names: list[str]) -> list[np.ndarray]:
+def _run_onnx(proto, traced: FrozenGraph, batch, names: list[str]) -> list[np.ndarray]:
     import onnx
     import onnxruntime
 

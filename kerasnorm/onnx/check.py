@@ -22,10 +22,9 @@ from kerasnorm.compare.tolerances import (
 )
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.blame import first_layers_that_differ
-from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.error_text import layer_of, reason
+from kerasnorm.onnx.frozen_graph import FrozenGraph
 from kerasnorm.onnx.io_spec import Signature, arrays_for
-from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.trace import Traced
 
 # Differences of up to this many times what rounding alone does to a model's answer are rounding.
 _AMPLIFICATION = 4
@@ -53,7 +52,7 @@ def check(
     model: keras.Model,
     path: str | os.PathLike[str],
     signature: Signature,
-    traced: Traced,
+    traced: FrozenGraph,
     *,
     inputs: Any = None,
     tolerance: float | None = None,
@@ -115,7 +114,7 @@ def check(
     return difference.relative
 
 
-def rounding_sensitivity(traced: Traced, batch: list[np.ndarray]) -> float:
+def rounding_sensitivity(traced: FrozenGraph, batch: list[np.ndarray]) -> float:
     """How far a model's own answer moves when every weight and input moves by one rounding step.
 
     Args:

@@ -1,4 +1,4 @@
-"""From a traced model to ONNX: tf2onnx translates, what comes out is examined and labelled."""
+"""From a frozen graph to ONNX: tf2onnx translates, what comes out is examined and labelled."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import keras
 from kerasnorm.errors import ExportError
 from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.custom_ops.registry import handlers, write
-from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.external_weights import WeightsFile, insert, taken_out
-from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.nodes import all_nodes
-from kerasnorm.onnx.trace import Traced
-from kerasnorm.onnx.workarounds import keep_apart
+from kerasnorm.onnx.frozen_graph import FrozenGraph
+from kerasnorm.onnx.postprocess import (
+    all_nodes,
+    keep_padding_apart,
+    name_free_sizes,
+    widen_short_floats,
+)
 from kerasnorm.swap.report import Report
 from kerasnorm.version import __version__
 
@@ -27,16 +30,16 @@ _TF2ONNX_OPSET = 18
 
 def to_onnx(
     model: keras.Model,
-    traced: Traced,
+    frozen: FrozenGraph,
     opset: int,
     file: WeightsFile | None,
     report: Report | None = None,
 ) -> Any:
-    """An `onnx.ModelProto` of a traced model.
+    """A frozen graph as an `onnx.ModelProto`.
 
     Args:
-        model: The model that was traced, named in errors and metadata.
-        traced: What `trace` returned.
+        model: What the graph was made of, named in errors and metadata.
+        frozen: What `freeze` returned.
         opset: Version of the ONNX operators.
         file: Where large weights go; None if into the model.
         report: Of the swap that made the model, for the metadata.
@@ -47,22 +50,22 @@ def to_onnx(
     complaints: list[str] = []
     try:
         try:
-            proto = _translated(model, traced, opset, complaints, careful=False)
+            proto = _translated(model, frozen, opset, complaints, careful=False)
         except Exception:
             complaints.clear()
-            proto = _translated(model, traced, opset, complaints, careful=True)
+            proto = _translated(model, frozen, opset, complaints, careful=True)
     except Exception as failure:
         raise ExportError(
             f"tf2onnx could not convert the model: {reason(failure)}",
             model=model.name,
-            layer=layer_of(traced.model, str(failure)),
+            layer=layer_of(frozen.model, str(failure)),
             hint="Try another opset, or a model that computes in float32.",
         ) from failure
-    _refuse_foreign_operations(traced.model, proto, complaints)
-    if any(layer.compute_dtype == "bfloat16" for layer in sublayers(traced.model)):
-        _widen(proto.graph)
-    keep_apart(proto.graph)
-    weights = taken_out(proto, traced.weights)
+    _refuse_foreign_operations(frozen.model, proto, complaints)
+    if any(layer.compute_dtype == "bfloat16" for layer in sublayers(frozen.model)):
+        widen_short_floats(proto.graph)
+    keep_padding_apart(proto.graph)
+    weights = taken_out(proto, frozen.weights)
     if file is None:
         insert(proto, weights)
     else:
@@ -70,18 +73,18 @@ def to_onnx(
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
     _label(model, proto, report)
-    _name_free_sizes(proto)
+    name_free_sizes(proto)
     return proto
 
 
 def _translated(
-    model: keras.Model, traced: Traced, opset: int, complaints: list[str], *, careful: bool
+    model: keras.Model, frozen: FrozenGraph, opset: int, complaints: list[str], *, careful: bool
 ) -> Any:
     """What tf2onnx makes of the graph.
 
     Args:
         model: The model, for the description.
-        traced: The graph.
+        frozen: The graph.
         opset: Version of the ONNX operators.
         complaints: Gets the errors that tf2onnx logs.
         careful: Whether an optimization that fails is undone, and those after it go on: at the
@@ -91,19 +94,19 @@ def _translated(
     from tf2onnx import optimizer, tfonnx
 
     with _Complaints(complaints), tf.Graph().as_default() as graph:
-        tf.import_graph_def(traced.graph, name="")
+        tf.import_graph_def(frozen.graph, name="")
         converted = tfonnx.process_tf_graph(
             graph,
             # Every operation gets its try, so that the one that failed is known by name.
             continue_on_error=True,
             opset=min(opset, _TF2ONNX_OPSET),
             custom_op_handlers=handlers(),
-            input_names=[*traced.inputs, *traced.weights],
-            output_names=traced.outputs,
+            input_names=[*frozen.inputs, *frozen.weights],
+            output_names=frozen.outputs,
             tensors_to_rename=dict(
                 zip(
-                    traced.inputs + traced.outputs,
-                    traced.input_names + traced.output_names,
+                    frozen.inputs + frozen.outputs,
+                    frozen.input_names + frozen.output_names,
                     strict=True,
                 )
             ),
@@ -157,37 +160,6 @@ def _complaint(node, complaints: list[str]) -> str:
     return f" {about[0]}" if about else ""
 
 
-def _widen(graph) -> None:
-    """Writes the short floats of a bfloat16 model as float32.
-
-    Most ONNX operators of these opsets do not take bfloat16, and tf2onnx writes half of it as
-    float16, whose range is far smaller.
-    """
-    import onnx
-    from onnx import TensorProto
-
-    short = (TensorProto.BFLOAT16, TensorProto.FLOAT16)
-
-    def widen(tensor):
-        if tensor.data_type in short:
-            values = onnx.numpy_helper.to_array(tensor).astype("float32")
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        if value.type.tensor_type.elem_type in short:
-            value.type.tensor_type.elem_type = TensorProto.FLOAT
-    for tensor in graph.initializer:
-        widen(tensor)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "to" and attribute.i in short:
-                attribute.i = TensorProto.FLOAT
-            if attribute.HasField("t"):
-                widen(attribute.t)
-            for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
-                _widen(inner)
-
-
 def _at_opset(model, proto, opset: int):
     from onnx import version_converter
 
@@ -231,25 +203,3 @@ def _label(model, proto, report: Report | None) -> None:
     kept = [entry for entry in proto.opset_import if entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(kept)
-
-
-def _name_free_sizes(proto) -> None:
-    """Inputs' free sizes as 'batch' and NAME_axis_2; outputs' the same where that is provable."""
-    import onnx
-
-    for values in (proto.graph.input, proto.graph.output):
-        for value in values:
-            for axis, size in enumerate(value.type.tensor_type.shape.dim):
-                if not size.HasField("dim_value"):
-                    size.Clear()
-                    if values is proto.graph.input:
-                        size.dim_param = f"{value.name}_axis_{axis}" if axis else "batch"
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, known in zip(proto.graph.output, inferred.graph.output, strict=True):
-        sizes = value.type.tensor_type.shape.dim
-        for axis, size in enumerate(sizes):
-            if size.HasField("dim_value"):
-                continue
-            found = known.type.tensor_type.shape.dim[axis]
-            ours = found.HasField("dim_param") and not found.dim_param.startswith("unk__")
-            size.dim_param = found.dim_param if ours else f"{value.name}_axis_{axis}"

@@ -16,12 +16,11 @@ from kerasnorm.errors import ExportError
 from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.check import check
 from kerasnorm.onnx.convert import to_onnx
-from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.external_weights import WeightsFile
+from kerasnorm.onnx.frozen_graph import FrozenGraph, freeze, nbytes
 from kerasnorm.onnx.io_spec import signature_of
-from kerasnorm.onnx.layer_names import layer_of
-from kerasnorm.onnx.nodes import all_nodes
-from kerasnorm.onnx.trace import Traced, nbytes, trace
+from kerasnorm.onnx.postprocess import all_nodes
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.swap import Swap
 
@@ -127,20 +126,20 @@ def export_onnx(
         first: ExportError | None = None
         # Once more without what is special, where it fails: outside, short.
         for outside, short in ((size > _LARGE_MODEL, True), (file is not None, False)):
-            traced = None
+            frozen = None
             try:
                 with _CONVERSION:
-                    traced = trace(model, signature, opset, outside=outside, short=short)
-                    proto = to_onnx(model, traced, opset, file, report)
-                _write(traced, proto, temporary)
+                    frozen = freeze(model, signature, opset, outside=outside, short=short)
+                    proto = to_onnx(model, frozen, opset, file, report)
+                _write(frozen, proto, temporary)
                 difference = check(
-                    model, temporary, signature, traced, inputs=inputs, tolerance=tolerance
+                    model, temporary, signature, frozen, inputs=inputs, tolerance=tolerance
                 )
                 break
             except ExportError as failure:
                 if first is not None:
                     raise first from first.__cause__
-                if traced is not None and traced.plain:
+                if frozen is not None and frozen.plain:
                     raise
                 first = failure
         if file is not None:
@@ -193,7 +192,7 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
             )
 
 
-def _write(traced: Traced, proto, path: Path) -> None:
+def _write(frozen: FrozenGraph, proto, path: Path) -> None:
     import onnx
 
     path.write_bytes(proto.SerializeToString())
@@ -202,6 +201,6 @@ def _write(traced: Traced, proto, path: Path) -> None:
     except onnx.checker.ValidationError as failure:
         raise ExportError(
             f"The conversion gave an invalid ONNX model: {reason(failure)}",
-            model=traced.model.name,
-            layer=layer_of(traced.model, str(failure)),
+            model=frozen.model.name,
+            layer=layer_of(frozen.model, str(failure)),
         ) from failure

@@ -1,4 +1,4 @@
-"""Weights that were inputs of a traced graph: back into the model, or into a file beside it."""
+"""Weights that were inputs of the graph: back into the model, or into a file beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from kerasnorm.atomic_files import flush_folder
-from kerasnorm.onnx.nodes import all_nodes
+from kerasnorm.onnx.postprocess import all_nodes
 
 # What ONNX recommends, so that a runtime can map the file into memory.
 _ALIGNMENT = 2**12

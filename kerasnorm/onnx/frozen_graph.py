@@ -1,4 +1,4 @@
-"""`Traced`: a Keras model as a TensorFlow graph with its weights inside."""
+"""`FrozenGraph`: a Keras model as a TensorFlow graph with its weights inside."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from kerasnorm.compare.tolerances import EPSILONS
 from kerasnorm.errors import ExportError
 from kerasnorm.math import sums
 from kerasnorm.onnx.custom_ops.short_forms import in_short_forms
-from kerasnorm.onnx.error_text import reason
+from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.io_spec import Signature, output_names
-from kerasnorm.onnx.layer_names import layer_of
 
 # In bytes: what is smaller is a constant of the graph in any case, which TensorFlow computes with.
 _LARGE_WEIGHT = 2**14
 
 
 @dataclass(frozen=True)
-class Traced:
+class FrozenGraph:
     """A model as a TensorFlow graph with its weights inside.
 
     Args:
         model: The model that the graph was made of: a copy, where one could be made.
-        function: The trace itself. `graph` runs as long as it is there.
+        function: The TensorFlow function that was frozen. `graph` runs as long as it is there.
         graph: A GraphDef without variables.
         inputs, outputs: Tensor names in that graph.
         input_names, output_names: The names that a user of the model knows them by.
@@ -73,7 +72,7 @@ class Traced:
 
         return [value.numpy() for value in tensors(*[tf.constant(array) for array in batch])]
 
-    def moved(self, generator: np.random.Generator) -> Traced:
+    def moved(self, generator: np.random.Generator) -> FrozenGraph:
         """The same with every weight and constant moved by one rounding step."""
         import tensorflow as tf
 
@@ -92,14 +91,14 @@ class Traced:
         return dataclasses.replace(self, graph=graph, weights=weights)
 
 
-def trace(
+def freeze(
     model: keras.Model,
     signature: Signature,
     opset: int,
     *,
     outside: bool = False,
     short: bool = True,
-) -> Traced:
+) -> FrozenGraph:
     """The model at inference (`training=False`) as a frozen TensorFlow graph.
 
     What is traced is a copy, where WeightNorm is folded into the kernels and layers are in the
@@ -154,7 +153,7 @@ def trace(
     inputs, beside = inputs[: len(given)], inputs[len(given) :]
     weights_by_name = dict(zip(beside, weights, strict=True))
     plain = not shortened and not weights
-    return Traced(copy, function, graph, inputs, outputs, given, names, weights_by_name, plain)
+    return FrozenGraph(copy, function, graph, inputs, outputs, given, names, weights_by_name, plain)
 
 
 def nbytes(variable: keras.Variable) -> int:
