@@ -104,6 +104,22 @@ def unrecorded(layers: Iterable[keras.Layer]) -> Iterator[None]:
             del record[length:]
 
 
+def run_on(copy, original, counterpart: Callable[[Any], Any]) -> None:
+    """Have a shallow copy of a functional model call the counterparts of the original's layers.
+
+    Of other layers nothing is changed: only nodes name the layers that are called.
+    """
+    if not isinstance(original, Functional):
+        return
+
+    def run_through_graph(inputs, operation_fn, **options):
+        return original._run_through_graph(
+            inputs, operation_fn=lambda op: operation_fn(counterpart(op)), **options
+        )
+
+    vars(copy)["_run_through_graph"] = run_through_graph
+
+
 def replace_own_layer(holder: keras.Layer, old: keras.Layer, new: keras.Layer) -> None:
     """Have a layer hold another in the place of one of those directly inside it, if it is one."""
     if holder._tracker.is_in_store("layers", old):

@@ -11,6 +11,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tiny_code
 from helpers import assert_close, sigmoid
 from keras import layers
 
@@ -18,6 +19,7 @@ import kerasnorm.callbacks
 import kerasnorm.callbacks.activation_drift
 from kerasnorm import BatchNorm, CosineNorm, KerasNormError, WeightNorm
 from kerasnorm.callbacks import ActivationDrift
+from kerasnorm.keras_private import sublayers
 
 
 def data(count=32, features=4, seed=0):
@@ -336,6 +338,106 @@ def test_errors_of_the_model():
 
 def one_dense(name):
     return keras.Sequential([keras.Input((4,)), layers.Dense(4, name="dense")], name=name)
+
+
+def rows_given_to(model, layer, x):
+    """What a layer is called on as its model runs."""
+    rows, call = [], layer.call
+
+    def recording(inputs, *args, **kwargs):
+        rows.append(np.array(inputs).reshape(-1, inputs.shape[-1]))
+        return call(inputs, *args, **kwargs)
+
+    vars(layer)["call"] = recording
+    model(x)
+    del vars(layer)["call"]
+    return np.concatenate(rows)
+
+
+def kinds_of_inner_layers():
+    inputs = keras.Input((6, 4))
+    x = layers.TimeDistributed(tiny_code.Block(3, name="block"), name="steps")(inputs)
+    x = layers.Bidirectional(layers.LSTM(2, name="lstm", return_sequences=True), name="both")(x)
+    x = layers.MultiHeadAttention(2, 2, name="attention")(x, x)
+    x = layers.RNN([layers.LSTMCell(2, name="cell"), layers.GRUCell(3, name="last")])(x)
+    return keras.Model(inputs, x), np.random.default_rng(0).normal(size=(16, 6, 4))
+
+
+@pytest.mark.parametrize("kind", [*tiny_code.SUBCLASSED, "layers within layers"])
+def test_wherever_code_holds_its_layers(kind):
+    subclassed = kind in tiny_code.SUBCLASSED
+    model, x = tiny_code.subclassed(kind) if subclassed else kinds_of_inner_layers()
+    # with one input of each call of theirs, once a sequence
+    without = (layers.InputLayer, layers.MultiHeadAttention, layers.Dropout, layers.Softmax)
+    without += (layers.StackedRNNCells, layers.LSTMCell, layers.GRUCell)
+    inner = [layer for layer in sublayers(model) if not isinstance(layer, without)]
+    before = {id(layer): dict(vars(layer)) for layer in (model, *inner)}
+    watch = ActivationDrift(x, inner)
+    watch.set_model(model)
+    watch.on_train_begin()
+    for layer in (model, *inner):
+        attributes = before[id(layer)]
+        assert vars(layer).keys() == attributes.keys()
+        assert all(value is attributes[name] for name, value in vars(layer).items())
+    assert len(watch.means) == len(inner)
+    for means, stds, layer in zip(watch.means.values(), watch.stds.values(), inner, strict=True):
+        rows = rows_given_to(model, layer, x).astype("float64")
+        assert_close(means[0], rows.mean(0))
+        assert_close(stds[0], rows.std(0))
+
+
+@pytest.mark.parametrize("subclassed", [False, True])
+def test_a_model_that_the_first_step_of_training_builds(subclassed):
+    class Net(keras.Model):
+        def __init__(self, steps):
+            super().__init__()
+            self.steps = steps
+
+        def call(self, x):
+            for step in self.steps:
+                x = step(x)
+            return x
+
+    steps = small().layers
+    steps = [type(step).from_config(step.get_config()) for step in steps]
+    model = Net(steps) if subclassed else keras.Sequential(steps)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    x, y = data()
+    watch = ActivationDrift(x, every=1)
+    model.fit(x, y, verbose=0, callbacks=[watch])
+    assert watch.steps == [0, 1]
+    for name, inputs in by_hand(model.get_weights(), x).items():
+        assert_close(watch.means[name], np.stack([inputs.mean(0)] * 2))
+
+
+def test_quantized_layers():
+    model = small()
+    for layer in model.layers:
+        layer.quantize("int8")
+    x, _ = data()
+    watch = ActivationDrift(x)
+    watch.set_model(model)
+    watch.on_train_begin()
+    assert_close(watch.means["first"][0], x.mean(0, dtype="float64"))
+    until = keras.Model(model.inputs[0], model.get_layer("first").output)
+    assert_close(watch.means["second"][0], np.mean(until(x), 0, dtype="float64"))
+
+
+def test_a_layer_in_a_closure():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = inner = layers.Dense(1, name="inner")
+            self.apply = lambda x: inner(x)
+
+        def call(self, x):
+            return self.apply(x)
+
+    x, y = data()
+    model = Net()
+    model.compile("sgd", "mse")
+    with pytest.raises(KerasNormError, match=r"layer 'inner': .* from an attribute of what calls"):
+        model.fit(x, y, verbose=0, callbacks=[ActivationDrift(x)])
 
 
 def test_a_layer_that_is_not_called():

@@ -12,6 +12,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm import WeightNorm, data_init
+from kerasnorm.callbacks import ActivationDrift
 from kerasnorm.math import sums
 
 _pauses = threading.local()
@@ -129,6 +130,32 @@ def test_two_data_inits_at_once():
         answers = np.asarray(model(x))
         np.testing.assert_allclose(answers.mean(0), 0, atol=1e-5)  # float32, of values around 1
         np.testing.assert_allclose(answers.var(0), 1, rtol=1e-4)
+
+
+def test_what_is_recorded_are_the_calls_of_the_recorder():
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(5, name="first"), Pause()])
+    model = keras.Sequential([inner, layers.Dense(2, name="second")])
+    x, others = normal(32, 4), normal(32, 4, seed=1) + 9
+
+    def recorder():
+        watch = ActivationDrift(x)
+        watch.set_model(model)
+        return watch
+
+    def attributes():
+        held = [vars(layer) for layer in (model, *model.layers, *inner.layers)]
+        return [{name: id(value) for name, value in attributes.items()} for attributes in held]
+
+    alone, watch = recorder(), recorder()
+    alone.on_train_begin()
+    expected, before = np.asarray(model(others)), attributes()
+    _, (meanwhile, answers) = interleaved(
+        watch.on_train_begin, lambda: (attributes(), np.asarray(model(others)))
+    )
+    assert meanwhile == before
+    assert np.array_equal(answers, expected)
+    assert watch.means.keys() == alone.means.keys()
+    assert all(weights_equal(watch.means[name], alone.means[name]) for name in alone.means)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

@@ -12,7 +12,7 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.callbacks.event_log import EventLog
-from kerasnorm.callbacks.layer_inputs import chosen, inputs_of, listed
+from kerasnorm.callbacks.layer_inputs import build, chosen, inputs_of, listed
 from kerasnorm.errors import KerasNormError
 from kerasnorm.plotting.drift import draw_bands, save_panels
 
@@ -40,15 +40,16 @@ class ActivationDrift(keras.callbacks.Callback):
     not change it, so that it can be compared between layers and between models.
 
     Neither the model, what is in its variables (moving statistics and random states included) nor
-    its training changes by being recorded: the samples are run eagerly with every assignment
-    discarded, beside the compiled steps of `fit`.
+    its training changes by being recorded: the samples are run eagerly, through shallow copies of
+    the layers and with every assignment discarded, beside the compiled steps of `fit`.
 
     Args:
         data: Some hundred samples, labels left out: arrays in the structure that the model is
             called on, with the number of samples first.
         layers: Layers, or their names, whose inputs to record. In a nested model `outer/inner`,
             or `inner` where that is the only one. None for every layer with a kernel; a wrapper
-            (WeightNorm, Bidirectional, …) or a recurrent layer stands for what is in it.
+            (WeightNorm, Bidirectional, …) or a recurrent layer stands for what is in it. Code of
+            the user's own must hold them in attributes, or in lists, tuples and dicts there.
         every: Training steps between two records. The first is made as training begins, another
             as it ends. One costs about a forward pass.
         training: How the samples are run. False for what inference does; True for what training
@@ -67,7 +68,8 @@ class ActivationDrift(keras.callbacks.Callback):
 
     Raises:
         KerasNormError: If `data` or `every` is not as above; when training begins, if a layer is
-            not in the model, has several inputs or none, or the callback is another model's.
+            not in the model, has several inputs or none or is not called, or the callback is
+            another model's.
 
     Example:
 
@@ -119,6 +121,7 @@ class ActivationDrift(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         if self._recorded is None:
+            build(model, self.data)
             self._watched = chosen(model, self.layers)
             self._recorded = model
         elif model is not self._recorded:

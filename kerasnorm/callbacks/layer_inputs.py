@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,9 +10,17 @@ import numpy as np
 from keras import tree
 
 from kerasnorm import keras_private
+from kerasnorm.callbacks.shallow_copy import shallow_copies
 from kerasnorm.errors import KerasNormError
 from kerasnorm.layers import CosineNorm, WeightNorm
 from kerasnorm.layers.kernels import has_kernels, is_cell
+
+
+def build(model: keras.Model, data: Any) -> None:
+    """Build what of a model would be built by the first training step."""
+    if not all(layer.built for layer in (model, *keras_private.sublayers(model))):
+        with keras.StatelessScope():  # with which assignments to variables end
+            model(data, training=False)
 
 
 def inputs_of(
@@ -21,16 +28,16 @@ def inputs_of(
 ) -> dict[str, np.ndarray]:
     """What layers are called on, as rows of channels."""
     seen: dict[str, list[np.ndarray]] = {name: [] for name in watched}
-    with contextlib.ExitStack() as undone:
-        for name, layer in watched.items():
-            undone.enter_context(_listening(layer, seen[name]))
-        # assignments to variables end with the scope
-        undone.enter_context(keras.StatelessScope())
-        model(data, training=training)
+    copy, layers = shallow_copies(model, watched.values())
+    for name, layer in zip(watched, layers, strict=True):
+        _record_inputs(layer, seen[name])
+    with keras.StatelessScope():
+        copy(data, training=training)
     for name, arrays in seen.items():
         if not arrays:
             raise KerasNormError(
-                "A layer whose inputs are recorded must be called by the model. It was not.",
+                "A layer whose inputs are recorded must be called by the model, from an attribute "
+                "of what calls it or a list, tuple or dict in one. It was not.",
                 model=model.name,
                 layer=name,
                 hint="Leave it out of `layers`.",
@@ -38,25 +45,20 @@ def inputs_of(
     return {name: np.concatenate(arrays) for name, arrays in seen.items()}
 
 
-@contextlib.contextmanager
-def _listening(layer: keras.Layer, seen: list[np.ndarray]) -> Iterator[None]:
-    """Have what a layer is called on appended to a list, meanwhile.
+def _record_inputs(layer: keras.Layer, seen: list[np.ndarray]) -> None:
+    """Have what a shallow copy of a layer is called on appended to a list.
 
     The method is shadowed in the instance's dict: Keras would track an attribute.
     """
     method = "call" if layer.quantization_mode is None else "quantized_call"
     call = getattr(layer, method)
 
-    def listening(*args, **kwargs):
+    def recording(*args, **kwargs):
         given = args[0] if args else next(iter(kwargs.values()), None)
         seen.append(_rows(layer, given))
         return call(*args, **kwargs)
 
-    vars(layer)[method] = listening
-    try:
-        yield
-    finally:
-        del vars(layer)[method]
+    vars(layer)[method] = recording
 
 
 def _rows(layer: keras.Layer, given: Any) -> np.ndarray:
