@@ -11,13 +11,13 @@ import tempfile
 import numpy as np
 import pytest
 
-from kerasnorm.graph.activation_store import Store
+from kerasnorm.graph.activation_store import ActivationStore
 
 
 @pytest.mark.parametrize("budget", [0, 1000, 10**6])
 def test_what_is_put_comes_back(budget, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = Store(budget)
+    store = ActivationStore(budget)
     rng = np.random.default_rng(0)
     arrays = {
         (key, batch): rng.normal(size=(3, 5 + batch)).astype("float32")
@@ -36,7 +36,7 @@ def test_what_is_put_comes_back(budget, tmp_path, monkeypatch):
 
 
 def test_memory_is_given_back():
-    store = Store(100)
+    store = ActivationStore(100)
     for key in range(50):
         store.put(key, 0, np.zeros(12))
         assert not store._files, "each array fits once the one before is dropped"
@@ -46,8 +46,8 @@ def test_memory_is_given_back():
 def test_nothing_is_left_where_the_process_is_killed(tmp_path):
     code = """
 import os, signal, numpy as np
-from kerasnorm.graph.activation_store import Store
-store = Store(0)
+from kerasnorm.graph.activation_store import ActivationStore
+store = ActivationStore(0)
 store.put("a", 0, np.ones(10**6))
 
 os.kill(os.getpid(), signal.SIGKILL)

@@ -9,7 +9,7 @@ import tiny_models
 from helpers import assert_close
 from keras import layers
 
-from kerasnorm.fit.im2col import Rows
+from kerasnorm.fit.im2col import Im2Col
 from kerasnorm.layers.linear_ops import has_rows
 
 CASES = {
@@ -57,7 +57,7 @@ def test_rows_times_matrix_is_the_layer(name, count):
     layer, x = built(name)
     assert has_rows(layer)
     y = np.asarray(layer(x))
-    rows = Rows(layer)
+    rows = Im2Col(layer)
     index = rows.sample(y.shape, count, np.random.default_rng(1))
     answer = rows.flat(rows.inputs(x.astype("float64"), index) @ rows.matrix())
     bias = 0.0 if layer.bias is None else np.asarray(layer.bias, "float64")
@@ -68,8 +68,8 @@ def test_rows_times_matrix_is_the_layer(name, count):
 @pytest.mark.parametrize("name", ["Conv2D groups", "DepthwiseConv2D", "Dense"])
 def test_a_matrix_goes_back_where_it_came_from(name):
     layer, _ = built(name)
-    before = np.array(Rows(layer).variable)
-    rows = Rows(layer)
+    before = np.array(Im2Col(layer).variable)
+    rows = Im2Col(layer)
     rows.assign(2.0 * rows.matrix())
     np.testing.assert_allclose(rows.variable, 2.0 * before, rtol=1e-6)
 
@@ -80,7 +80,7 @@ def test_channels_first():
     last = layers.Conv2D(4, 3, strides=2, padding="same")
     last.build((None, 8, 7, 3))
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 7))
-    rows, reference = Rows(layer), Rows(last)
+    rows, reference = Im2Col(layer), Im2Col(last)
     index = rows.sample((2, 4, 4, 4), 10, np.random.default_rng(1))
     np.testing.assert_array_equal(
         rows.inputs(x, index), reference.inputs(np.moveaxis(x, 1, -1), index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kerasnorm.fit.regression import Lines, Ridge
+from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
 from kerasnorm.math.r_squared import r_squared
 
 
@@ -13,7 +13,7 @@ def test_lines_are_those_of_all_rows_together():
     rng = np.random.default_rng(0)
     z = rng.normal(3.0, 2.0, size=(500, 3))
     t = z * [2.0, -1.0, 0.0] + [0.5, 1.0, -3.0] + 0.1 * rng.normal(size=z.shape)
-    lines = Lines()
+    lines = ChannelwiseRegression()
     for part in np.array_split(np.arange(500), 7):
         lines.add(z[part], t[part])
     gain, bias = lines.solve()
@@ -22,13 +22,13 @@ def test_lines_are_those_of_all_rows_together():
 
 
 def test_a_constant_channel_gets_gain_0_and_the_mean():
-    lines = Lines()
+    lines = ChannelwiseRegression()
     lines.add(np.full((10, 1), 4.0), np.arange(10.0)[:, None])
     assert lines.solve() == (np.array([0.0]), np.array([4.5]))
 
 
 def ridge_of(x, y, parts):
-    ridge = Ridge()
+    ridge = RidgeRegression()
     for part in np.array_split(np.arange(x.shape[1]), parts):
         ridge.add(x[:, part], y[:, part])
     return ridge

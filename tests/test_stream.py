@@ -1,4 +1,4 @@
-"""Walking through a model gives what its layers give, whatever is nested in it."""
+"""The activations of a model are what its layers give, whatever is nested in it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import pytest
 import tiny_models
 from fidelity import watched
 
-from kerasnorm.graph.activation_store import Store
+from kerasnorm.graph.activation_store import ActivationStore
 from kerasnorm.graph.model_graphs import graphs_of
-from kerasnorm.graph.stream import Walk
+from kerasnorm.graph.stream import ActivationStream
 
 MODELS = ("pre_activation", "nested", "structured", "shared_bn", "masked", "sequential")
 
 
-def walk_of(model, store):
+def stream_of(model, store):
     model_graphs = graphs_of(model)
-    return Walk(model_graphs.root, model_graphs.graphs, store, "source")
+    return ActivationStream(model_graphs.root, model_graphs.graphs, store, "source")
 
 
 @pytest.fixture
 def store(request):
-    store = Store(getattr(request, "param", 10**8))
+    store = ActivationStore(getattr(request, "param", 10**8))
     yield store
     store.close()
 
@@ -40,19 +40,19 @@ def batches_of(model, count=3):
 def test_every_step_gives_what_the_layer_gives(name, store):
     model = getattr(tiny_models, name)()
     batches = batches_of(model)
-    walk = walk_of(model, store)
+    stream = stream_of(model, store)
     for arrays in batches:
-        walk.feed(arrays)
-    operations = [step.call.operation for step in walk.steps]
+        stream.feed(arrays)
+    operations = [step.call.operation for step in stream.steps]
     with watched([o for o in operations if getattr(o, "variables", None)]) as expected:
         for arrays in batches:
             model(keras.tree.pack_sequence_as(structure_of(model), arrays), training=False)
     seen = 0
-    for number, step in enumerate(walk.steps):
-        key = walk.output(number)
-        walk.pin(key)
-        received = list(walk.stream(number + 1, key))
-        walk.unpin(key)
+    for number, step in enumerate(stream.steps):
+        key = stream.output(number)
+        stream.pin(key)
+        received = list(stream.activations(number + 1, key))
+        stream.unpin(key)
         answers = expected.get(id(step.call.operation))
         if answers and len(answers) == len(batches):  # called once
             seen += 1
@@ -68,14 +68,14 @@ def structure_of(model):
 @pytest.mark.parametrize("store", [0], indirect=True)
 def test_a_stream_can_be_read_again_until_it_is_unpinned(store):
     model = tiny_models.pre_activation()
-    walk = walk_of(model, store)
+    stream = stream_of(model, store)
     for arrays in batches_of(model):
-        walk.feed(arrays)
-    key = walk.output(1)
-    walk.pin(key)
-    first, second = list(walk.stream(2, key)), list(walk.stream(2, key))
-    list(walk.stream(len(walk.steps), walk.output(len(walk.steps) - 1)))
-    third = list(walk.stream(2, key))
+        stream.feed(arrays)
+    key = stream.output(1)
+    stream.pin(key)
+    first, second = list(stream.activations(2, key)), list(stream.activations(2, key))
+    list(stream.activations(len(stream.steps), stream.output(len(stream.steps) - 1)))
+    third = list(stream.activations(2, key))
     for a, b, c in zip(first, second, third, strict=True):
         np.testing.assert_array_equal(a, b)
         np.testing.assert_array_equal(a, c)
@@ -83,10 +83,10 @@ def test_a_stream_can_be_read_again_until_it_is_unpinned(store):
 
 def test_nothing_is_kept_that_no_step_reads(store):
     model = tiny_models.pre_activation()
-    walk = walk_of(model, store)
+    stream = stream_of(model, store)
     for arrays in batches_of(model):
-        walk.feed(arrays)
-    last = walk.output(len(walk.steps) - 1)
-    walk.pin(last)
-    list(walk.stream(len(walk.steps), last))
+        stream.feed(arrays)
+    last = stream.output(len(stream.steps) - 1)
+    stream.pin(last)
+    list(stream.activations(len(stream.steps), last))
     assert set(store._held) == {("source", last)}

@@ -12,7 +12,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm import CosineNorm, SwapError
 from kerasnorm.fit.cosine_norm import fit_cosine_norm
-from kerasnorm.fit.im2col import Rows
+from kerasnorm.fit.im2col import Im2Col
 from kerasnorm.fit.sampling import Sampling
 
 pytestmark = pytest.mark.usefixtures("closed_form")
@@ -153,7 +153,7 @@ def test_damping_is_a_share_of_the_mean_square_length():
     source, swap = swapped(tiny_models.conv_bn_relu, damping=0.5)
     (layer,) = cosines(swap.model)
     x = data_for(source)
-    rows = Rows(layer.layer)
+    rows = Im2Col(layer.layer)
     index = rows.sample((len(x), 6, 6, 6), 10**6, np.random.default_rng(0))
     mean = np.square(rows.inputs(x, index)).sum(-1).mean()
     assert layer.damping == pytest.approx(np.sqrt(0.5 * mean), rel=0.02)

@@ -51,7 +51,7 @@ def distill(
     the norm into an affine map. Adam's learning rate rises over the first steps and falls to 0
     along a cosine.
 
-    One sample in ten is held out and judges: the student ends with the weights, those it began
+    One sample in ten is held out and decides: the student ends with the weights, those it began
     with included, whose loss there is least. Half of the epochs in a row that bring nothing, and
     at least five, end the training. What is trained is a copy of the student (to callbacks
     `self.model.inner`), and the student gets the best weights in the end: until then, and for good

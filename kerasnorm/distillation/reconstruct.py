@@ -24,7 +24,7 @@ from kerasnorm.layers import kernels
 
 _EPOCHS, _BATCH = 20, 32
 _MOST_SAMPLES = 4096
-# Fewer leave too few to judge by.
+# Fewer leave too few that are held out.
 _LEAST_SAMPLES = LEAST * FROM_TRAINING
 # Multiplications of one run over all samples and epochs: a minute or so of two processor cores.
 _WORK = 2e11

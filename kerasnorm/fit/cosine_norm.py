@@ -8,25 +8,25 @@ import numpy as np
 from keras import ops
 
 from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
-from kerasnorm.fit.im2col import Rows, as_float64
+from kerasnorm.fit.im2col import Im2Col, as_float64
 from kerasnorm.fit.linear import SHARES, best_of, pre_activation, ridge_sums
-from kerasnorm.fit.regression import Lines
-from kerasnorm.fit.sampling import Sampling, Stream
+from kerasnorm.fit.regression import ChannelwiseRegression
+from kerasnorm.fit.sampling import FitData, Sampling
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers import CosineNorm
 from kerasnorm.layers.linear_ops import has_rows
 
 
 def fit_cosine_norm(
-    layer: CosineNorm, source: Any, stream: Stream, sampling: Sampling, share: float
+    layer: CosineNorm, source: Any, data: FitData, sampling: Sampling, share: float
 ) -> float:
     """Fit kernel, gain and bias; of those tried, the kernel stays that fits held-out rows best.
 
     Args:
         layer: The layer, its wrapped kernel pointing where it is thought to point.
-        source: The source's linear layer whose inputs the stream gives as t; None where it gives
+        source: The source's linear layer whose inputs the data gives as t; None where it gives
             the activation itself.
-        stream: See `Stream`.
+        data: See `FitData`.
         sampling: See `Sampling`.
         share: Damping as a share of the mean ‖x‖².
 
@@ -35,51 +35,51 @@ def fit_cosine_norm(
     """
     inner = layer.layer
     if not has_rows(inner):
-        return fit_gain_and_bias(layer, stream, sampling)
-    rows = Rows(inner)
+        return fit_gain_and_bias(layer, data, sampling)
+    im2col = Im2Col(inner)
     if share:
-        layer.damping = float(np.sqrt(share * _mean_square(layer, rows, stream, sampling)))
-    targets = rows.outputs if source is None else pre_activation(Rows(source))
+        layer.damping = float(np.sqrt(share * _mean_square(layer, im2col, data, sampling)))
+    targets = im2col.outputs if source is None else pre_activation(Im2Col(source))
 
     def normalized(x: np.ndarray, index) -> np.ndarray:
-        square = _squared_lengths(layer, rows, x, index) + layer.damping**2
-        return rows.inputs(x, index) / np.sqrt(np.where(square > 0, square, 1.0))
+        square = _squared_lengths(layer, im2col, x, index) + layer.damping**2
+        return im2col.inputs(x, index) / np.sqrt(np.where(square > 0, square, 1.0))
 
-    ridge, held = ridge_sums(rows, targets, stream, sampling, normalized)
-    direction = rows.matrix() / _lengths(layer, rows)
-    lines = Lines()
-    lines.add(rows.flat(held["x"] @ direction), rows.flat(held["y"]))
-    gain, _ = lines.solve()
-    prior = direction * rows.grouped(gain[None])
+    ridge, held = ridge_sums(im2col, targets, data, sampling, normalized)
+    direction = im2col.matrix() / _lengths(layer, im2col)
+    line = ChannelwiseRegression()
+    line.add(im2col.flat(held["x"] @ direction), im2col.flat(held["y"]))
+    gain, _ = line.solve()
+    prior = direction * im2col.grouped(gain[None])
     found = [ridge.solve(prior, share) for share in SHARES]
     matrix, offset, score = best_of(found, held)
     dead = ~matrix.any(axis=1, keepdims=True)
-    rows.assign(matrix)
-    length = np.where(dead, 0.0, _lengths(layer, rows))
-    rows.assign(np.where(dead, direction, matrix / np.where(dead, 1.0, length)))
+    im2col.assign(matrix)
+    length = np.where(dead, 0.0, _lengths(layer, im2col))
+    im2col.assign(np.where(dead, direction, matrix / np.where(dead, 1.0, length)))
     layer.g.assign(length.reshape(layer.g.shape))
     inner.bias.assign(offset.reshape(inner.bias.shape))
     return score
 
 
-def _lengths(layer: CosineNorm, rows: Rows) -> np.ndarray:
+def _lengths(layer: CosineNorm, im2col: Im2Col) -> np.ndarray:
     """‖w‖ as (groups, 1, units)."""
-    return rows.grouped(as_float64(layer.lengths()).reshape(1, -1))
+    return im2col.grouped(as_float64(layer.lengths()).reshape(1, -1))
 
 
-def _squared_lengths(layer: CosineNorm, rows: Rows, x: np.ndarray, index) -> np.ndarray:
+def _squared_lengths(layer: CosineNorm, im2col: Im2Col, x: np.ndarray, index) -> np.ndarray:
     """‖x‖² of what the layer contracts there, as (groups or 1, rows, 1)."""
     x = x.astype(np.result_type(x.dtype, np.float32), copy=False)
     # squares of entries up to 1 neither vanish nor overflow
     largest = float(np.abs(x).max()) or 1.0
     squares = layer.contraction(x.ndim).squared_lengths(ops.convert_to_tensor(x / largest))
-    found = rows.at(as_array(squares), index).astype(np.float64) * largest**2
-    return found[None] if found.shape[1] == 1 else rows.grouped(found)[..., :1]
+    found = im2col.at(as_array(squares), index).astype(np.float64) * largest**2
+    return found[None] if found.shape[1] == 1 else im2col.grouped(found)[..., :1]
 
 
-def _mean_square(layer: CosineNorm, rows: Rows, stream: Stream, sampling: Sampling) -> float:
+def _mean_square(layer: CosineNorm, im2col: Im2Col, data: FitData, sampling: Sampling) -> float:
     found = []
-    for x, _ in stream():
-        index = rows.sample(rows.output_shape(x), sampling.rows(1), sampling.random)
-        found.append(_squared_lengths(layer, rows, x, index).mean())
+    for x, _ in data():
+        index = im2col.sample(im2col.output_shape(x), sampling.rows(1), sampling.random)
+        found.append(_squared_lengths(layer, im2col, x, index).mean())
     return float(np.mean(found))

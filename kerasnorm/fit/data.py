@@ -13,7 +13,6 @@ from keras import tree
 from kerasnorm.errors import DataError
 from kerasnorm.graph.graph import Graph
 
-# One sample in five is held out to judge a fit.
 LEAST_SAMPLES = 10
 
 

@@ -28,7 +28,7 @@ class FirstSamples:
         self._parts: list[list[np.ndarray]] = []
         self._count = 0
 
-    def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    def collect(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
         """Pass batches on."""
         for arrays in batches:
             if self._count < _SAMPLES and (not self._parts or same_shapes(arrays, self._parts[0])):
@@ -45,7 +45,7 @@ class FirstSamples:
         return [np.concatenate(column)[:_SAMPLES] for column in columns]
 
 
-def unlike(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list[str]:
+def check_data(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list[str]:
     """A warning where the first BatchNorm meets something else than it did in training.
 
     Args:

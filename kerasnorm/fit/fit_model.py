@@ -19,19 +19,19 @@ from kerasnorm.fit.cosine_norm import fit_cosine_norm
 from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
 from kerasnorm.fit.layer_norm import fit_layer_norm
 from kerasnorm.fit.linear import fit_linear
-from kerasnorm.fit.sampling import Sampling, Stream
+from kerasnorm.fit.sampling import FitData, Sampling
 from kerasnorm.graph import sites
-from kerasnorm.graph.activation_store import Store
+from kerasnorm.graph.activation_store import ActivationStore
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.stream import Key, Walk
+from kerasnorm.graph.stream import ActivationStream, Key
 from kerasnorm.layers import CosineNorm
 from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.progress import progress
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class FitTask:
     """A layer of the swapped model that is to do what a call of the source does.
 
     Attributes:
@@ -51,8 +51,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What `calibrate` did.
+class FitResult:
+    """What `fit_model` did.
 
     Attributes:
         scores: R² on held-out rows, by site.
@@ -63,36 +63,36 @@ class Fitted:
     layers: list[keras.Layer]
 
 
-def calibrate(
+def fit_model(
     model_graphs: ModelGraphs,
     rebuilt: Rebuilt,
-    wanted: list[Wanted],
+    tasks: list[FitTask],
     batches: Iterable[list[np.ndarray]],
     *,
     damping: float,
     seed: int,
     memory_budget: int,
-) -> Fitted:
+) -> FitResult:
     """Fit the layers of a swapped model in graph order, linear layers in between included.
 
     Args:
         model_graphs: The source's graphs.
         rebuilt: The swapped model; its layers are set in place.
-        wanted: What stands for the swapped sites.
+        tasks: What stands for the swapped sites.
         batches: The data: inputs of the model, flat, batch by batch.
         damping: See `swap_norms`.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
     """
-    store = Store(memory_budget)
+    store = ActivationStore(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
     root: Any = rebuilt.graphs[id(model_graphs.root.owner)]
-    source = Walk(model_graphs.root, model_graphs.graphs, store, "source")
-    swapped = Walk(root, copies, store, "swapped")
-    found = (_Todo.of(item, source, swapped, damping) for item in wanted)
-    todo = [item for item in found if item is not None]
-    todo += _in_between(model_graphs, rebuilt, wanted, source, swapped)
-    for pending in todo:
+    source = ActivationStream(model_graphs.root, model_graphs.graphs, store, "source")
+    swapped = ActivationStream(root, copies, store, "swapped")
+    found = (_ScheduledFit.of(item, source, swapped, damping) for item in tasks)
+    scheduled = [item for item in found if item is not None]
+    scheduled += _in_between(model_graphs, rebuilt, tasks, source, swapped)
+    for pending in scheduled:
         source.pin(pending.target)
     scores: dict[str, float] = {}
     try:
@@ -100,25 +100,25 @@ def calibrate(
             source.feed(arrays)
             swapped.feed(arrays)
         sampling = Sampling(source.batches, np.random.default_rng(seed))
-        with progress("fitting", len(todo)) as advance:
-            for next_up in sorted(todo, key=lambda item: item.step):
-                scores[next_up.name] = next_up.run(next_up.stream(source, swapped), sampling)
-                source.unpin(next_up.target)
+        with progress("fitting", len(scheduled)) as advance:
+            for fit in sorted(scheduled, key=lambda item: item.step):
+                scores[fit.name] = fit.run(fit.data(source, swapped), sampling)
+                source.unpin(fit.target)
                 advance()
     finally:
         store.close()
-    by_site = {item.site: scores[item.site] for item in wanted if item.site in scores}
-    return Fitted(by_site, [layer for item in todo for layer in item.layers])
+    by_site = {item.site: scores[item.site] for item in tasks if item.site in scores}
+    return FitResult(by_site, [layer for item in scheduled for layer in item.layers])
 
 
 @dataclass(frozen=True)
-class _Todo:
-    """A fit, and where the two walks have to be for it.
+class _ScheduledFit:
+    """A fit, and how far both models have to have come for it.
 
     Attributes:
         name: The site, or the layer.
         step: The swapped model's step in front of which it is done.
-        target: The key in the source's walk of what the layer is compared with.
+        target: The key in the source's stream of what the layer is compared with.
         target_step: The source's step by which that is known.
         run: The fit.
         layers: The layers that it sets.
@@ -128,12 +128,14 @@ class _Todo:
     step: int
     target: Key
     target_step: int
-    run: Callable[[Stream, Sampling], float]
+    run: Callable[[FitData, Sampling], float]
     layers: tuple[Any, ...]
 
     @classmethod
-    def of(cls, item: Wanted, source: Walk, swapped: Walk, damping: float) -> _Todo | None:
-        """The fit of a site; None where it is not in either walk."""
+    def of(
+        cls, item: FitTask, source: ActivationStream, swapped: ActivationStream, damping: float
+    ) -> _ScheduledFit | None:
+        """The fit of a site; None where one of the models does not call it."""
         with_plain = item.plain is not None and has_rows(item.plain)
         step = swapped.first_call_of(item.plain if with_plain else item.layer)
         at = source.first_step(item.target)
@@ -145,35 +147,37 @@ class _Todo:
             return cls(item.site, step, source.input(at), at, run, layers)
         return cls(item.site, step, source.output(at), at + 1, run, layers)
 
-    def stream(self, source: Walk, swapped: Walk) -> Stream:
+    def data(self, source: ActivationStream, swapped: ActivationStream) -> FitData:
         given = swapped.input(self.step)
         return lambda: zip(
-            swapped.stream(self.step, given),
-            source.stream(self.target_step, self.target),
+            swapped.activations(self.step, given),
+            source.activations(self.target_step, self.target),
             strict=True,
         )
 
 
-def _fit_of(item: Wanted, damping: float) -> Callable[[Stream, Sampling], float]:
+def _fit_of(item: FitTask, damping: float) -> Callable[[FitData, Sampling], float]:
     if isinstance(item.layer, CosineNorm):
-        return lambda stream, sampling: fit_cosine_norm(
-            item.layer, item.source, stream, sampling, damping
+        return lambda data, sampling: fit_cosine_norm(
+            item.layer, item.source, data, sampling, damping
         )
     if item.plain is None or not has_rows(item.plain):
-        return lambda stream, sampling: fit_gain_and_bias(item.layer, stream, sampling)
-    return lambda stream, sampling: fit_layer_norm(
-        item.plain, item.layer, stream, sampling, damping
-    )
+        return lambda data, sampling: fit_gain_and_bias(item.layer, data, sampling)
+    return lambda data, sampling: fit_layer_norm(item.plain, item.layer, data, sampling, damping)
 
 
 def _in_between(
-    model_graphs: ModelGraphs, rebuilt: Rebuilt, wanted: list[Wanted], source: Walk, swapped: Walk
-) -> list[_Todo]:
+    model_graphs: ModelGraphs,
+    rebuilt: Rebuilt,
+    tasks: list[FitTask],
+    source: ActivationStream,
+    swapped: ActivationStream,
+) -> list[_ScheduledFit]:
     """The linear layers behind the first swapped site that stand for no site themselves."""
-    fitted = {id(layer) for item in wanted for layer in (item.layer, item.plain)}
-    steps = [swapped.first_call_of(item.plain or item.layer) for item in wanted]
+    fitted = {id(layer) for item in tasks for layer in (item.layer, item.plain)}
+    steps = [swapped.first_call_of(item.plain or item.layer) for item in tasks]
     first = min((step for step in steps if step is not None), default=len(swapped.steps))
-    found: list[_Todo] = []
+    found: list[_ScheduledFit] = []
     for at, linear_step in enumerate(source.steps):
         original: Any = linear_step.call.operation
         copy = rebuilt.copies.get(id(original))
@@ -184,5 +188,5 @@ def _in_between(
         if has_rows(original) and where is not None and where > first:
             run = functools.partial(fit_linear, copy, original)
             name = f"layer {original.name}"
-            found.append(_Todo(name, where, source.input(at), at, run, (copy,)))
+            found.append(_ScheduledFit(name, where, source.input(at), at, run, (copy,)))
     return found

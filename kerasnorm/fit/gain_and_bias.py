@@ -8,13 +8,13 @@ import numpy as np
 from keras import ops
 
 from kerasnorm.fit.im2col import as_float64
-from kerasnorm.fit.regression import Lines
-from kerasnorm.fit.sampling import HeldOutRows, Sampling, Stream, are_fitted, sampled_positions
+from kerasnorm.fit.regression import ChannelwiseRegression
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted, sampled_positions
 from kerasnorm.layers import CosineNorm
 from kerasnorm.math.r_squared import r_squared
 
 
-def fit_gain_and_bias(layer: Any, stream: Stream, sampling: Sampling) -> float:
+def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling) -> float:
     """Fit the gain and bias of a LayerNorm or CosineNorm, one each per channel.
 
     Returns:
@@ -23,16 +23,16 @@ def fit_gain_and_bias(layer: Any, stream: Stream, sampling: Sampling) -> float:
     affine = _GainAndBias(layer)
     start = affine.values()
     affine.assign(np.ones(affine.size), np.zeros(affine.size))
-    lines, held, first = Lines(), HeldOutRows(), 0
-    for x, t in stream():
+    line, held, first = ChannelwiseRegression(), HeldOutRows(), 0
+    for x, t in data():
         z = affine.channels_last(ops.convert_to_numpy(layer(x, training=False)))
         t = affine.channels_last(t)
         index = sampled_positions(z.shape[:-1], sampling.rows(1), sampling.random)
         fitted = are_fitted(index, first)
-        lines.add(z[index][fitted], t[index][fitted])
+        line.add(z[index][fitted], t[index][fitted])
         held.add(z=z[index][~fitted], t=t[index][~fitted])
         first += len(x)
-    candidates = [start, lines.solve()]
+    candidates = [start, line.solve()]
     scores = [r_squared(held["t"], held["z"] * gain + bias) for gain, bias in candidates]
     best = int(np.argmax(scores))
     affine.assign(*candidates[best])

@@ -1,4 +1,4 @@
-"""A linear layer as a matrix: what it contracts at sampled positions of its output, row by row."""
+"""Im2col: a linear layer as a matrix, and what it contracts at positions of its output as rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONVOLUTIONS = (_layers.Conv1D, _layers.Conv2D, _layers.Conv3D)
 Index = tuple[np.ndarray, ...]
 
 
-class Rows:
+class Im2Col:
     """Rows of inputs and outputs of a built linear layer, and its kernel as a matrix.
 
     Everything comes in groups, since the groups of a convolution, and each channel of a depthwise

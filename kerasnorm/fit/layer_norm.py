@@ -16,9 +16,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm.fit.im2col import Rows, as_float64
-from kerasnorm.fit.regression import Lines, Ridge
-from kerasnorm.fit.sampling import HeldOutRows, Sampling, Stream, are_fitted
+from kerasnorm.fit.im2col import Im2Col, as_float64
+from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers import LayerNorm
 from kerasnorm.math.r_squared import r_squared
@@ -28,37 +28,35 @@ _KERNEL_SHARE = 1e-2
 _LEAST_EPSILON = 1e-5
 
 
-def fit_layer_norm(
-    plain: Any, norm: Any, stream: Stream, sampling: Sampling, share: float
-) -> float:
+def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling, share: float) -> float:
     """Fit kernel, gain and bias; a step is kept where it fits held-out rows better.
 
     Args:
         plain: The linear layer, which takes no activation and whose kernel is set.
         norm: The LayerNorm that alone reads it; its gain and bias are set.
-        stream: See `Stream`.
+        data: See `FitData`.
         sampling: See `Sampling`.
         share: Damping: ε as a share of the mean σ².
 
     Returns:
         R² on held-out rows.
     """
-    rows = Rows(plain)
+    im2col = Im2Col(plain)
     start = (as_float64(norm.gamma), as_float64(norm.beta))
-    before = _LayerNormPass(plain, norm, rows, stream, sampling, regress=True)
+    before = _LayerNormPass(plain, norm, im2col, data, sampling, regress=True)
     norm.epsilon = max(share, _LEAST_EPSILON) * before.mean_square or norm.epsilon
-    kernel, bias = rows.matrix(), as_float64(plain.bias)
+    kernel, bias = im2col.matrix(), as_float64(plain.bias)
     candidates = [
         (before.score(*start), start, kernel),
         (before.score(*before.line), before.line, kernel),
     ]
     refitted = before.refitted(kernel)
     if refitted is not None:
-        rows.assign(refitted)
-        after = _LayerNormPass(plain, norm, rows, stream, sampling)
+        im2col.assign(refitted)
+        after = _LayerNormPass(plain, norm, im2col, data, sampling)
         candidates.append((after.score(*after.line), after.line, refitted))
     score, (gain, shift), matrix = max(candidates, key=lambda candidate: candidate[0])
-    rows.assign(matrix)
+    im2col.assign(matrix)
     plain.bias.assign(bias)
     norm.gamma.assign(gain.reshape(norm.gamma.shape))
     norm.beta.assign(shift.reshape(norm.beta.shape))
@@ -66,15 +64,16 @@ def fit_layer_norm(
 
 
 class _LayerNormPass:
-    """One pass over a stream: statistics of the map, line from z to t, sums for a new kernel."""
+    """One pass over the data: statistics of the map, line from z to t, sums for a new kernel."""
 
-    def __init__(self, plain, norm, rows: Rows, stream, sampling: Sampling, regress=False):
-        self._rows = rows
-        self._lines, self._held, self._ridge = Lines(), HeldOutRows(), Ridge()
+    def __init__(self, plain, norm, im2col: Im2Col, data, sampling: Sampling, regress=False):
+        self._im2col = im2col
+        self._line, self._ridge = ChannelwiseRegression(), RidgeRegression()
+        self._held = HeldOutRows()
         deviations: list[np.ndarray] = []
         first = 0
-        for number, (x, t) in enumerate(stream()):
-            step = sampling.step(rows.output_shape(x), rows.size)
+        for number, (x, t) in enumerate(data()):
+            step = sampling.step(im2col.output_shape(x), im2col.size)
             if number % step:
                 first += len(x)
                 continue
@@ -82,29 +81,29 @@ class _LayerNormPass:
             center, deviation = _moments(norm, y)
             deviations.append(deviation.reshape(len(x), -1).mean(1, dtype=np.float64))
             y = as_array(y)
-            index = rows.sample(y.shape, step * sampling.rows(rows.size), sampling.random)
+            index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
             fitted = are_fitted(index, first)
             first += len(x)
             value, target, center, deviation = (
-                rows.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
+                im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
                 for v in (y, t, center, deviation)
             )
             z = (value - center) / np.sqrt(np.square(deviation) + norm.epsilon)
-            self._lines.add(rows.flat(z[:, fitted]), rows.flat(target[:, fitted]))
+            self._line.add(im2col.flat(z[:, fitted]), im2col.flat(target[:, fitted]))
             self._held.add(z=z[:, ~fitted], t=target[:, ~fitted])
             if regress:
                 safe = np.where(deviation > 0, deviation, 1.0)
-                scaled = rows.inputs(x, index) / safe[:, :, :1]
-                known = (center - rows.bias()[:, None]) / safe
+                scaled = im2col.inputs(x, index) / safe[:, :, :1]
+                known = (center - im2col.bias()[:, None]) / safe
                 wanted = np.concatenate([target, known], axis=2)
                 self._ridge.add(scaled[:, fitted], wanted[:, fitted])
         every = np.concatenate(deviations)
         self.mean_deviation = float(every.mean())
         self.mean_square = float(np.square(every).mean())
-        self.line = self._lines.solve()
+        self.line = self._line.solve()
 
     def score(self, gain: np.ndarray, bias: np.ndarray) -> float:
-        z, t = self._rows.flat(self._held["z"]), self._rows.flat(self._held["t"])
+        z, t = self._im2col.flat(self._held["z"]), self._im2col.flat(self._held["t"])
         return r_squared(t, z * gain.reshape(-1) + bias.reshape(-1))
 
     def refitted(self, prior: np.ndarray) -> np.ndarray | None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kerasnorm.fit.im2col import Index, Rows
-from kerasnorm.fit.regression import Ridge
-from kerasnorm.fit.sampling import HeldOutRows, Sampling, Stream, are_fitted
+from kerasnorm.fit.im2col import Im2Col, Index
+from kerasnorm.fit.regression import RidgeRegression
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted
 from kerasnorm.math.r_squared import r_squared
 
 # From a batch of the source, and places in it, what is to be given there.
@@ -24,53 +24,53 @@ Targets = Callable[[np.ndarray, Index], np.ndarray]
 SHARES = (1e-3, 1e-2, 1e-1)
 
 
-def fit_linear(layer: Any, source: Any, stream: Stream, sampling: Sampling) -> float:
+def fit_linear(layer: Any, source: Any, data: FitData, sampling: Sampling) -> float:
     """Refit a linear layer to the pre-activation of its source, drawn toward its own kernel.
 
     Args:
         layer: The layer; its kernel and bias are set.
-        source: The source's layer, whose inputs the stream gives as t.
-        stream: See `Stream`.
+        source: The source's layer, whose inputs the data gives as t.
+        data: See `FitData`.
         sampling: See `Sampling`.
 
     Returns:
         R² on held-out rows.
     """
-    rows, original = Rows(layer), Rows(source)
-    ridge, held = ridge_sums(rows, pre_activation(original), stream, sampling)
-    prior = rows.matrix()
-    bias = rows.bias()
+    im2col, original = Im2Col(layer), Im2Col(source)
+    ridge, held = ridge_sums(im2col, pre_activation(original), data, sampling)
+    prior = im2col.matrix()
+    bias = im2col.bias()
     found = [(prior, bias)]
     if layer.bias is not None:
         found += [ridge.solve(prior, share) for share in SHARES]
     matrix, offset, score = best_of(found, held)
-    rows.assign(matrix)
+    im2col.assign(matrix)
     if layer.bias is not None:
         layer.bias.assign(offset.reshape(layer.bias.shape))
     return score
 
 
 def ridge_sums(
-    rows: Rows,
+    im2col: Im2Col,
     targets: Targets,
-    stream: Stream,
+    data: FitData,
     sampling: Sampling,
     features: Targets | None = None,
-) -> tuple[Ridge, HeldOutRows]:
+) -> tuple[RidgeRegression, HeldOutRows]:
     """The sums of a regression over some data, and what is held out from them, as x and y.
 
     Args:
-        rows: Of the layer.
-        targets: What is to be given, of the stream's t.
-        stream: See `Stream`.
+        im2col: Of the layer.
+        targets: What is to be given, of the data's t.
+        data: See `FitData`.
         sampling: See `Sampling`.
-        features: What is contracted, of the stream's x; None for what the layer contracts itself.
+        features: What is contracted, of the data's x; None for what the layer contracts itself.
     """
-    ridge, held, first = Ridge(), HeldOutRows(), 0
-    for x, t in stream():
-        index = rows.sample(rows.output_shape(x), sampling.rows(rows.size), sampling.random)
+    ridge, held, first = RidgeRegression(), HeldOutRows(), 0
+    for x, t in data():
+        index = im2col.sample(im2col.output_shape(x), sampling.rows(im2col.size), sampling.random)
         fitted = are_fitted(index, first)
-        row = rows.inputs(x, index) if features is None else features(x, index)
+        row = im2col.inputs(x, index) if features is None else features(x, index)
         target = targets(t, index)
         ridge.add(row[:, fitted], target[:, fitted])
         held.add(x=row[:, ~fitted], y=target[:, ~fitted])
@@ -78,8 +78,8 @@ def ridge_sums(
     return ridge, held
 
 
-def pre_activation(source: Rows) -> Targets:
-    """What a linear layer of the source makes of the stream's t."""
+def pre_activation(source: Im2Col) -> Targets:
+    """What a linear layer of the source makes of the data's t."""
     matrix, bias = source.matrix(), source.bias()
 
     def targets(x: np.ndarray, index) -> np.ndarray:

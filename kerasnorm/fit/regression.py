@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 
-class Lines:
-    """For each channel the line t ≈ gain · z + bias.
+class ChannelwiseRegression:
+    """For each channel the line t ≈ gain · z + bias of least squares.
 
     Rows are added in parts of shape (rows, channels).
     """
@@ -30,7 +30,7 @@ class Lines:
         return gain, (t - gain * z) / n
 
 
-class Ridge:
+class RidgeRegression:
     """For each of several groups the linear map y ≈ x·u + b, drawn toward a given one.
 
         min_u Σ ‖y − x·u − b‖² + λ ‖u − u₀‖²

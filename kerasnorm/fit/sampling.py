@@ -11,7 +11,7 @@ from kerasnorm.fit.split import FROM_FITS, from_fits
 
 # What a layer is fitted on. Batch by batch, and as often as it is called, (x, t): what the swapped
 # model feeds the layer, and the source's activation that it is to reproduce.
-Stream = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
+FitData = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 # Rows a regression sees: some for each unknown, within what is worth its time, which grows with
 # rows times features.

@@ -24,14 +24,14 @@ def from_training(number: np.ndarray) -> np.ndarray:
     return number % FROM_TRAINING == FROM_TRAINING - 1
 
 
-class HeldOut:
+class HeldOutSamples:
     """Up to 64 of the samples that neither fits nor training see, of one shape."""
 
     def __init__(self) -> None:
         self._parts: list[list[np.ndarray]] = []
         self._seen = self._count = 0
 
-    def watch(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    def collect(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
         """Pass batches of flat inputs on, and keep what is held out."""
         for arrays in batches:
             unseen = np.flatnonzero(from_training(self._seen + np.arange(len(arrays[0]))))

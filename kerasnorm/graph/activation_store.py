@@ -26,7 +26,7 @@ def _size(value: Any) -> int:
     return int(np.prod(value.shape)) * itemsize
 
 
-class Store:
+class ActivationStore:
     """Holds the activations between two steps of a calibration.
 
     The temporary files have no name in the file system, so that nothing is left of them however

@@ -1,7 +1,7 @@
-"""Walk through a model call by call, all data at each call before the next.
+"""The activations of a model on some data, call by call: all data at each call before the next.
 
-Models nested in it, and layers whose code was traced, are walked through as if their calls stood
-in the model itself.
+The calls in models nested in it, and in layers whose code was traced, are taken as if they stood in
+the model itself.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.graph.activation_store import Store, as_array
+from kerasnorm.graph.activation_store import ActivationStore, as_array
 from kerasnorm.graph.execute import call_on
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.trace import fed_by
@@ -40,19 +40,19 @@ class Step:
         return [self.keys[id(t)] for t in self.call.outputs]
 
 
-class Walk:
+class ActivationStream:
     """The steps of a model, and how far all data has come.
 
     `batches` counts what was fed.
 
     Args:
         root: The model's graph.
-        graphs: The graphs of everything to be walked through, by the `id` of its owner.
+        graphs: The graphs of everything whose calls are steps, by the `id` of its owner.
         store: Where activations are kept; the inputs are put there by `feed`.
-        name: What sets this walk's keys in the store apart.
+        name: What sets this model's keys in the store apart.
     """
 
-    def __init__(self, root: Graph, graphs: Mapping[int, Graph], store: Store, name: str):
+    def __init__(self, root: Graph, graphs: Mapping[int, Graph], store: ActivationStore, name: str):
         self._graphs = graphs
         self.batches = 0
         self._store = store
@@ -98,7 +98,7 @@ class Walk:
         self._pinned[key] -= 1
         self._release()
 
-    def stream(self, step: int, key: Key) -> Iterator[np.ndarray]:
+    def activations(self, step: int, key: Key) -> Iterator[np.ndarray]:
         """What every batch holds under a key that is known before a step, once it got there."""
         if key in self._kept:
             for batch in range(self.batches):

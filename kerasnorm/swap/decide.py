@@ -11,7 +11,7 @@ from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
 from kerasnorm.targets import TARGETS
-from kerasnorm.targets.plan import FitTask, Plan
+from kerasnorm.targets.plan import FitRequest, Plan
 from kerasnorm.targets.site_record import SiteRecord
 from kerasnorm.targets.target import Edits
 
@@ -34,10 +34,10 @@ class Decision:
     plans: dict[Site, Plan]
     records: list[SiteRecord]
 
-    def carry_out(self, damping: float) -> tuple[Edits, dict[str, FitTask]]:
+    def carry_out(self, damping: float) -> tuple[Edits, dict[str, FitRequest]]:
         """What to change in the model, and what data can do for it, by site."""
         edits: Edits = {}
-        tasks: dict[str, FitTask] = {}
+        requests: dict[str, FitRequest] = {}
         shared: dict[tuple[int, str], Replace] = {}
         for site, plan in self.plans.items():
             target = TARGETS[plan.target]
@@ -48,10 +48,10 @@ class Decision:
                 # one BatchNorm called in several places stays one layer
                 own[site.call] = shared.setdefault(kind, in_place)
             edits.update(own)
-            task = target.fit_task(plan, own)
-            if task is not None and not again:
-                tasks[site.name] = task
-        return edits, tasks
+            request = target.fit_request(plan, own)
+            if request is not None and not again:
+                requests[site.name] = request
+        return edits, requests
 
     def notes(self) -> list[str]:
         """What training the swapped model will not find again, in plain sentences."""

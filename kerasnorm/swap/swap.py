@@ -17,16 +17,16 @@ from kerasnorm.compare.tensor_pairs import TensorPair, output_pairs
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.data_check import FirstSamples, unlike
-from kerasnorm.fit.fit_model import Wanted, calibrate
-from kerasnorm.fit.split import HeldOut
+from kerasnorm.fit.data_check import FirstSamples, check_data
+from kerasnorm.fit.fit_model import FitTask, fit_model
+from kerasnorm.fit.split import HeldOutSamples
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.decide import Decision, SiteChoice, decide
 from kerasnorm.swap.report import Report
 from kerasnorm.targets import TARGETS
-from kerasnorm.targets.plan import FitTask
+from kerasnorm.targets.plan import FitRequest
 from kerasnorm.targets.site_record import SiteRecord
 
 
@@ -68,8 +68,8 @@ class Swap:
         >>> swap.report.agreement.samples
         20
         """
-        held_out = HeldOut()
-        for _ in held_out.watch(input_batches(self._source.root, data, batch_size)):
+        held_out = HeldOutSamples()
+        for _ in held_out.collect(input_batches(self._source.root, data, batch_size)):
             pass
         _measure(self.report, self._source, self._pairs, held_out, sites=True)
 
@@ -184,19 +184,19 @@ def swap_norms(
         _check_strict(report)
     if data is None:
         _check_data(report)
-    edits, tasks = decision.carry_out(damping)
+    edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(model_graphs, edits)
     pairs = _pairs(decision, rebuilt)
     unlike_data: list[str] = []
-    if data is not None and tasks:
-        reconstruction, held_out = Reconstruction(model_graphs, memory_budget), HeldOut()
+    if data is not None and requests:
+        reconstruction, held_out = Reconstruction(model_graphs, memory_budget), HeldOutSamples()
         first = FirstSamples()
-        batches = first.watch(input_batches(model_graphs.root, data, batch_size))
-        fitted = calibrate(
+        batches = first.collect(input_batches(model_graphs.root, data, batch_size))
+        fitted = fit_model(
             model_graphs,
             rebuilt,
-            [_wanted(name, task, rebuilt) for name, task in tasks.items()],
-            reconstruction.collect(held_out.watch(batches)),
+            [_fit_task(name, request, rebuilt) for name, request in requests.items()],
+            reconstruction.collect(held_out.collect(batches)),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
@@ -204,7 +204,7 @@ def swap_norms(
         report.sites = [_fitted(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
         _measure(report, model_graphs, pairs, held_out, sites=reconstruction.epochs > 0)
-        unlike_data = unlike(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
+        unlike_data = check_data(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
         unlike_data += reconstruction.notes
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
@@ -272,11 +272,11 @@ def _pairs(decision: Decision, rebuilt: Rebuilt) -> list[TensorPair]:
     return pairs + output_pairs(decision.model_graphs, copies[id(decision.model_graphs.root.owner)])
 
 
-def _wanted(site: str, task: FitTask, rebuilt: Rebuilt) -> Wanted:
+def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
     """What a target asks for, with the layers that its edits made."""
-    plain = None if task.plain is None else rebuilt.copies[id(task.plain)]
-    layer = rebuilt.copies[id(task.layer)]
-    return Wanted(site, layer, task.target, task.source, plain)
+    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+    layer = rebuilt.copies[id(request.layer)]
+    return FitTask(site, layer, request.target, request.source, plain)
 
 
 def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
@@ -289,7 +289,7 @@ def _measure(
     report: Report,
     model_graphs: ModelGraphs,
     pairs: list[TensorPair],
-    held_out: HeldOut,
+    held_out: HeldOutSamples,
     *,
     sites: bool,
 ) -> None:

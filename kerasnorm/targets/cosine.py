@@ -32,7 +32,7 @@ from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.layers.patches import refusal
 from kerasnorm.targets import fold_into
-from kerasnorm.targets.plan import FitTask, Plan, name_of_partner
+from kerasnorm.targets.plan import FitRequest, Plan, name_of_partner
 from kerasnorm.targets.target import Edits, Target
 
 _OWN, _NEXT = 1, 2
@@ -88,14 +88,14 @@ class CosineTarget(Target):
             edits[partner.call] = _cosine(partner, plan.name, None)
         return edits
 
-    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
         """The regression: on BatchNorm's output, or for the next layer on its pre-activation."""
         partner = plan.partner
         if partner is None:
             return None
         if plan.case == _NEXT:
-            return FitTask(edits[partner.call], partner.call, source=partner.layer)
-        return FitTask(edits[partner.call], plan.site.call)
+            return FitRequest(edits[partner.call], partner.call, source=partner.layer)
+        return FitRequest(edits[partner.call], plan.site.call)
 
     def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
         site, partner = plan.site, plan.partner

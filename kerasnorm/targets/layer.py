@@ -47,7 +47,7 @@ from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import LayerNorm
 from kerasnorm.targets import fold_into
-from kerasnorm.targets.plan import FitTask, Plan
+from kerasnorm.targets.plan import FitRequest, Plan
 from kerasnorm.targets.target import Edits, Target
 
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
@@ -134,13 +134,13 @@ class LayerTarget(Target):
         first = fold_into.as_affine(site, affine, found, penalized=False)
         return {site.call: dataclasses.replace(norm, first=first)}
 
-    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
         """Gain and bias, and the kernel in front if the layer norm alone reads it."""
         if plan.case == _AFFINE_ONLY:
             return None
         partner = plan.partner
         plain = None if partner is None or partner.commuted else edits[partner.call]
-        return FitTask(edits[plan.site.call], plan.site.call, plain=plain)
+        return FitRequest(edits[plan.site.call], plan.site.call, plain=plain)
 
     def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
         site, partner = plan.site, plan.partner

@@ -65,7 +65,7 @@ class Plan:
 
 
 @dataclass(frozen=True, eq=False)
-class FitTask:
+class FitRequest:
     """What data can do for a swapped site.
 
     Attributes:

@@ -13,7 +13,7 @@ from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics
-from kerasnorm.targets.plan import FitTask, Plan, statistics_of_call
+from kerasnorm.targets.plan import FitRequest, Plan, statistics_of_call
 
 Edits = dict[Call, Skip | Replace]
 # Gets a layer, its calls and the name of the plain layer that takes its place. Gives that layer,
@@ -57,7 +57,7 @@ class Target(ABC):
             damping: See `swap_norms`.
         """
 
-    def fit_task(self, plan: Plan, edits: Mapping[Call, Any]) -> FitTask | None:
+    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
         """What data can do for a site, given the edits that its plan was carried out by."""
         return None
 
