@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 from fidelity import watched
 
+import kerasnorm
 from kerasnorm.graph.activation_store import ActivationStore
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.stream import ActivationStream
@@ -90,3 +91,29 @@ def test_nothing_is_kept_that_no_step_reads(store):
     stream.pin(last)
     list(stream.activations(len(stream.steps), last))
     assert set(store._held) == {("source", last)}
+
+
+class Counter(keras.layers.Layer):
+    """Counts its calls, at inference too."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign(self.count + 1)
+        return x
+
+
+def test_the_state_of_layers_stays_while_a_model_is_swapped():
+    inputs = keras.Input((5,))
+    y = keras.layers.Dense(4, activity_regularizer="l2")(Counter()(inputs))
+    source = keras.Model(inputs, keras.layers.BatchNormalization()(y))
+    given = source.get_weights()
+    x = np.random.default_rng(0).normal(size=(20, 5)).astype("float32")
+    swap = kerasnorm.swap_norms(source, "layer", x)
+    swap.update_report(x)
+    for model in (source, swap.model):
+        assert int(model.layers[1].count) == 0
+        assert not model.losses
+    for a, b in zip(source.get_weights(), given, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -132,7 +132,8 @@ class ActivationStream:
         last = {k: n for n, s in enumerate(steps) for k in s.reads}
         for number, step in enumerate(steps):
             known = {i: values[k] for i, k in step.keys.items() if k in values}
-            outputs = tree.flatten(call_on(step.call, known))
+            with keras.StatelessScope(initialize_variables=False):  # the layers' state stays
+                outputs = tree.flatten(call_on(step.call, known))
             values.update(zip(step.gives, outputs, strict=True))
             for key in step.reads:
                 if last[key] == number and key not in keep:
