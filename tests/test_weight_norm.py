@@ -14,7 +14,15 @@ from gradients import output_and_gradients
 from keras import layers
 
 import kerasnorm
-from kerasnorm import Affine, CosineNorm, KerasNormError, WeightNorm, data_init
+from kerasnorm import (
+    Affine,
+    BatchNorm,
+    CosineNorm,
+    KerasNormError,
+    LayerNorm,
+    WeightNorm,
+    data_init,
+)
 from kerasnorm.layers.functional_call import functional_call
 
 
@@ -372,16 +380,86 @@ def test_dropout_inside_a_wrapped_layer_is_drawn_anew():
     np.testing.assert_array_equal(layer(x), layer(x))
 
 
-def test_the_sign_of_a_single_weight_stays_even_when_thawed():
-    layer = WeightNorm(Affine())
-    model = keras.Sequential([keras.Input((3,)), layer])
-    layer.layer.kernel.assign([1.0, -1.0, 1.0])
-    assert [w.path.split("/")[-1] for w in model.trainable_weights] == ["g", "bias"]
-    model.trainable = False
-    model.trainable = True
-    model.compile(keras.optimizers.SGD(0.1), "mse")
-    model.fit(normal(8, 3), normal(8, 3, seed=1), epochs=3, verbose=0)
+def signs(make, reload=None):
+    """A nested model with a WeightNorm whose v are single numbers, some −1, and that layer."""
+    inner = keras.Sequential([keras.Input((3,)), WeightNorm(make(), name="signs")], name="inner")
+    inner.get_layer("signs").layer.kernel.assign([1.0, -1.0, 1.0])
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(3), inner])
+    model = model if reload is None else reload(model)
+    return model, model.get_layer("inner").get_layer("signs")
+
+
+def toggle(part):
+    part.trainable = False
+    part.trainable = True
+
+
+SIGNS = {
+    "Affine": Affine,
+    "EinsumDense": lambda: layers.EinsumDense("ab,b->ab", (3,), bias_axes="b"),
+}
+TOGGLES = {
+    "nothing": lambda model, layer: None,
+    "the model": lambda model, layer: toggle(model),
+    "a nested model": lambda model, layer: toggle(model.get_layer("inner")),
+    "the wrapper": lambda model, layer: toggle(layer),
+    "the wrapped layer": lambda model, layer: toggle(layer.layer),
+    "every variable": lambda model, layer: [toggle(v) for v in model.variables],
+}
+RELOADS = {
+    "clone_model": lambda model: with_weights(keras.models.clone_model(model), model),
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "swapped": lambda model: kerasnorm.swap_norms(model, "weight").model,
+}
+
+
+def with_weights(model, source):
+    model.set_weights(source.get_weights())
+    return model
+
+
+@pytest.mark.parametrize(
+    ("kind", "toggled", "reload"),
+    [
+        *[(kind, toggled, "as made") for kind in SIGNS for toggled in TOGGLES],
+        *[("Affine", t, r) for t in ("the model", "the wrapped layer") for r in RELOADS],
+    ],
+)
+def test_the_signs_of_single_weights_stay_and_their_gains_train(kind, toggled, reload):
+    model, layer = signs(SIGNS[kind], RELOADS.get(reload))
+    TOGGLES[toggled](model, layer)
+    for part in (model, model.get_layer("inner"), layer):
+        for trained in (part.trainable_variables, part.trainable_weights):
+            assert [v.path.split("/")[-1] for v in trained][-2:] == ["g", "bias"]
+            assert not any(v is layer.layer.kernel for v in trained)
+        assert any(v is layer.layer.kernel for v in part.non_trainable_variables)
+    # weight decay is what would move a v without a gradient
+    optimizer = keras.optimizers.AdamW(0.1, weight_decay=0.1)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    before = np.array(layer.g)
+    model.train_on_batch(normal(8, 3), normal(8, 3, seed=1))
     np.testing.assert_array_equal(layer.layer.kernel, [1.0, -1.0, 1.0])
+    assert (np.asarray(layer.g) != before).all()
+
+
+def test_the_flag_is_down_as_soon_as_trainable_is_set():
+    model, layer = signs(Affine)
+    for part in (layer, model):
+        toggle(part)
+        assert layer.layer.bias.trainable
+        assert not layer.layer.kernel.trainable
+
+
+def test_what_does_not_train_stays_so_when_trainable_is_set():
+    """Moving statistics and states are no weights to train, in whatever layer."""
+    parts = [WeightNorm(layers.Dense(3), mean_only="batch"), BatchNorm(renorm=True)]
+    parts += [CosineNorm(layers.Dense(3), rescale=True), LayerNorm()]
+    model = keras.Sequential([keras.Input((3,)), *parts])
+    names = [v.path for v in model.trainable_variables]
+    assert not [name for name in names if "moving" in name or "renorm" in name]
+    for part in (model, *parts, parts[0].layer, parts[2].layer):
+        toggle(part)
+        assert [v.path for v in model.trainable_variables] == names
 
 
 def test_a_frozen_layer_leaves_its_gain_trainable_and_a_frozen_wrapper_does_not():

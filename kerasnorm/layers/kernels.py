@@ -206,9 +206,14 @@ def _output_letter(layer, axis: int, rank: int) -> str | None:
     return None
 
 
+def has_plain_kernel(layer: keras.Layer) -> bool:
+    """Whether the layer's kernel is a variable: neither quantized nor with LoRA factors."""
+    return layer.quantization_mode is None and not getattr(layer, "lora_enabled", False)
+
+
 def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
     """Raise if the layer's kernel is quantized or has LoRA factors."""
-    if layer.quantization_mode is not None or getattr(layer, "lora_enabled", False):
+    if not has_plain_kernel(layer):
         raise ValueError(
             f"{wrapper} needs a layer with a plain kernel. Received: layer '{layer.name}', which "
             "is quantized or LoRA-enabled. Train it normalized first; kerasnorm.fold_norms then "

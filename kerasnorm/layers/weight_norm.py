@@ -67,7 +67,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
     per call, and takes dropout; `RNN(WeightNorm(LSTMCell(8)))` normalizes them at every step.
 
     Wrapping a layer with `trainable = False` freezes v and the bias but not g. To freeze all of
-    it, set `trainable = False` on the wrapper.
+    it, set `trainable = False` on the wrapper. Where each v_i is a single number (`Affine`, an
+    EinsumDense that contracts nothing), only its sign counts: v stays as it is whatever
+    `trainable` is set to, and g alone trains.
 
     A unit whose kernel is all zeros starts with g = 0, so that it still puts out zeros; its v
     gets a direction (in the wrapped layer's own variable), so that it can learn.
@@ -148,6 +150,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
         # In place of the norms of v. For who gives a new layer all its weights once it is built:
         # norms of large kernels take long.
         self.gain_initializer: keras.Initializer | None = None
+        self._has_signs = False
         self.supports_masking = layer.supports_masking
         if mean_only:
             # the wrapped layer is then not called, so that its penalty on outputs is taken here
@@ -171,8 +174,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 autocast=False,
             )
             setattr(self, name, gain)
-            if not kernel.contracted_axes:
-                kernel.variable.trainable = False  # each v_i is a number: only its sign counts
+        # then each v_i is a single number
+        self._has_signs = not kernels.output_kernel(self.layer).contracted_axes
+        self._freeze_signs()
         if self.mean_only == "batch":
             self.moving_mean = self.add_weight(
                 name="moving_mean",
@@ -181,6 +185,27 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 trainable=False,
                 autocast=False,
             )
+
+    def _freeze_signs(self):
+        if self._has_signs and kernels.has_plain_kernel(self.layer):
+            kernels.output_kernel(self.layer).variable.trainable = False
+
+    @keras.layers.Wrapper.trainable.setter
+    def trainable(self, value):
+        keras.layers.Wrapper.trainable.fset(self, value)
+        self._freeze_signs()
+
+    # Every model that holds this layer filters these two by the flags of the variables, and
+    # nobody tells a wrapper of `trainable` being set on the layer in it.
+    @property
+    def variables(self):
+        self._freeze_signs()
+        return super().variables
+
+    @property
+    def weights(self):
+        self._freeze_signs()
+        return super().weights
 
     def call(self, inputs, *args, training=None, mask=None, **kwargs):
         watcher = _watcher.get()
