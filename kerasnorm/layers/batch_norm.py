@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import constraints, initializers, ops, regularizers
 
-from kerasnorm.layers import masks, replicas
+from kerasnorm.layers import masks
 from kerasnorm.math import normalize
 
 _CLIPPING_KEYS = {"rmax", "rmin", "dmax"}
@@ -186,7 +186,7 @@ class BatchNorm(keras.layers.Layer):
     def _normalize_over_batch(self, x, gain, bias, mask):
         axes = self._reduction_axes
         weights = None if mask is None else masks.as_weights(mask, x, self._channel_axis)
-        sum_replicas = replicas.sum_over_replicas if self.synchronized else None
+        sum_replicas = _sum_over_replicas if self.synchronized else None
         if not self.renorm:
             y, mean, variance = normalize.normalize(
                 x, axes, self.epsilon, gain, bias, weights, sum_replicas
@@ -261,6 +261,21 @@ class BatchNorm(keras.layers.Layer):
 def _step(variable, value, momentum):
     old = ops.cast(variable, value.dtype)
     variable.assign(ops.cast(normalize.moving_average(old, value, momentum), variable.dtype))
+
+
+def _sum_over_replicas(tensors):
+    """Each tensor added up over all replicas of `tf.distribute`; itself where there is one.
+
+    On JAX a sharded step is one program that already sees the whole batch.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return tensors
+    import tensorflow as tf
+
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return tensors
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
 
 
 def _square_root_of(initializer):
