@@ -240,14 +240,11 @@ def test_training_that_diverges_is_recorded():
     assert np.isnan(watch.drift()["second"])
 
 
-def test_log_dir(tmp_path):
+def logged(folder):
+    """Everything in the only file of events in a folder, by tag and step."""
     import tensorflow as tf
 
-    model = small()
-    x, y = data()
-    watch = ActivationDrift(x, ["second"], every=2, log_dir=tmp_path / "log")
-    model.fit(x, y, batch_size=8, verbose=0, callbacks=[watch])
-    (file,) = (tmp_path / "log").iterdir()
+    (file,) = folder.iterdir()
     values = {}
     for record in tf.data.TFRecordDataset(str(file)):
         event = tf.compat.v1.Event.FromString(record.numpy())
@@ -256,12 +253,46 @@ def test_log_dir(tmp_path):
             plugin = "histograms" if value.tag.endswith("values") else "scalars"
             # TensorBoard gets the kind with the first of a tag only
             assert value.metadata.plugin_data.plugin_name in (plugin, "")
+    return values
+
+
+def test_log_dir(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = small()
+    x, y = data()
+    watch = ActivationDrift(x, ["second"], every=2, log_dir=tmp_path / "log")
+    model.fit(x, y, batch_size=8, verbose=0, callbacks=[watch])
+    values = logged(tmp_path / "log")
     tags = ("mean", "std", "values")
     assert set(values) == {(f"second/{tag}", step) for tag in tags for step in (0, 2, 4)}
     assert_close(values["second/mean", 4], watch.means["second"][-1].mean())
     assert_close(values["second/std", 4], np.sqrt((watch.stds["second"][-1] ** 2).mean()))
     assert values["second/values", 4].shape == (30, 3)
     assert values["second/values", 4][:, 2].sum() == 32 * 5
+
+
+def test_log_dir_without_tensorboard(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    x, y = data()
+    model = small()
+    with pytest.raises(KerasNormError, match=r"needs the package .*install 'kerasnorm\[tensorb"):
+        model.fit(x, y, verbose=0, callbacks=[ActivationDrift(x, log_dir=tmp_path / "log")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_log_dir_of_training_that_diverges(tmp_path):
+    pytest.importorskip("tensorboard")
+    model = small()
+    x, _ = data()
+    model.get_layer("first").bias.assign([np.nan, np.inf, 0, 0, 0])
+    watch = ActivationDrift(x, ["second"], log_dir=tmp_path)
+    watch.set_model(model)
+    watch.on_train_begin()
+    watch.on_train_end()
+    values = logged(tmp_path)
+    assert np.isnan(values["second/mean", 0])
+    assert np.isfinite(values["second/values", 0]).all()
+    assert values["second/values", 0][:, 2].sum() == 32 * 4  # a sigmoid of infinity is 1
 
 
 def test_plot(tmp_path):
@@ -420,7 +451,7 @@ def test_quantized_layers():
     watch.on_train_begin()
     assert_close(watch.means["first"][0], x.mean(0, dtype="float64"))
     until = keras.Model(model.inputs[0], model.get_layer("first").output)
-    assert_close(watch.means["second"][0], np.mean(until(x), 0, dtype="float64"))
+    assert_close(watch.means["second"][0], np.asarray(until(x)).mean(0, dtype="float64"))
 
 
 def test_a_layer_in_a_closure():
@@ -476,7 +507,7 @@ def test_jax():
     if keras.backend.backend() != "tensorflow":
         pytest.skip("runs once")
     pytest.importorskip("jax")
-    few = "test_values or bit_for_bit or several_fits or example"
+    few = "test_values or bit_for_bit or several_fits or example or code_holds"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", __file__, "-k", few],
         env={**os.environ, "KERAS_BACKEND": "jax"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Sequence
@@ -11,7 +12,6 @@ import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.callbacks.event_log import EventLog
 from kerasnorm.callbacks.layer_inputs import build, chosen, inputs_of, listed
 from kerasnorm.errors import KerasNormError
 from kerasnorm.plotting.drift import draw_bands, save_panels
@@ -55,7 +55,9 @@ class ActivationDrift(keras.callbacks.Callback):
         training: How the samples are run. False for what inference does; True for what training
             does, where a BatchNorm takes its statistics from the samples.
         log_dir: A folder for TensorBoard: for each layer the mean over channels of m_c, the root
-            mean square of s_c, and a histogram of all values. Needs TensorFlow.
+            mean square of s_c, and a histogram of all finite values. Written by TensorFlow's
+            `tf.summary`, whatever the backend, which needs the package tensorboard
+            (`pip install 'kerasnorm[tensorboard]'`).
 
     Attributes:
         steps: The number of training steps before each record. It goes on from one `fit` to the
@@ -68,8 +70,8 @@ class ActivationDrift(keras.callbacks.Callback):
 
     Raises:
         KerasNormError: If `data` or `every` is not as above; when training begins, if a layer is
-            not in the model, has several inputs or none or is not called, or the callback is
-            another model's.
+            not in the model, has several inputs or none or is not called, if the callback is
+            another model's, or if `log_dir` is given and tensorboard is not installed.
 
     Example:
 
@@ -116,7 +118,7 @@ class ActivationDrift(keras.callbacks.Callback):
         self._watched: dict[str, keras.Layer] = {}
         self._recorded: keras.Model | None = None
         self._before_epoch = self._done = 0
-        self._log: EventLog | None = None
+        self._log: Any = None
 
     def on_train_begin(self, logs=None):
         model = self.model
@@ -131,7 +133,7 @@ class ActivationDrift(keras.callbacks.Callback):
                 hint="Make another callback for it.",
             )
         if self.log_dir is not None:
-            self._log = EventLog(self.log_dir)
+            self._log = _summary_writer(self.log_dir)
         self._record()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -210,9 +212,8 @@ class ActivationDrift(keras.callbacks.Callback):
             self.stds.setdefault(name, []).append(std)
             self.percentiles.setdefault(name, []).append(bands)
             if self._log is not None:
-                self._log.scalar(f"{name}/mean", mean.mean(), self._done)
-                self._log.scalar(f"{name}/std", _spread(std), self._done)
-                self._log.histogram(f"{name}/values", values, self._done)
+                with self._log.as_default(self._done):
+                    _write_summaries(name, values, mean, std)
         if self._log is not None:
             self._log.flush()
 
@@ -233,6 +234,25 @@ def _moved(means: list[np.ndarray], stds: list[np.ndarray]) -> np.ndarray:
 def _spread(stds: Any) -> float:
     """The root mean square."""
     return float(np.sqrt(np.square(stds).mean()))
+
+
+def _summary_writer(folder: str | os.PathLike[str]) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        raise KerasNormError(
+            "`log_dir` needs the package tensorboard, which is not installed.",
+            hint="Run: pip install 'kerasnorm[tensorboard]'",
+        )
+    import tensorflow as tf
+
+    return tf.summary.create_file_writer(os.fspath(folder))
+
+
+def _write_summaries(name: str, values: np.ndarray, means: np.ndarray, stds: np.ndarray) -> None:
+    import tensorflow as tf
+
+    tf.summary.scalar(f"{name}/mean", means.mean())
+    tf.summary.scalar(f"{name}/std", _spread(stds))
+    tf.summary.histogram(f"{name}/values", values[np.isfinite(values)])
 
 
 def _check_samples(arrays: list[np.ndarray]) -> None:
