@@ -681,3 +681,26 @@ def test_a_diagonal_layer_keeps_its_gains_to_the_last_bit():
     layer.layer.kernel.assign(signs * rng.uniform(1e-3, 1e3, 200))
     layer.g.assign(gain)
     np.testing.assert_array_equal(layer.normalized_kernels()["g"], signs * gain)
+
+
+class _Calls(keras.layers.Layer):
+    """A layer whose first call builds the layer in it."""
+
+    def __init__(self, inner, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = inner
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("outer", ["float32", "float64", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", ["float64", "float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+)
+@pytest.mark.parametrize("wrap", [WeightNorm, lambda layer: CosineNorm(layer, rescale=True)])
+def test_gains_have_the_dtype_of_the_kernel_wherever_they_are_made(wrap, policy, outer):
+    wrapper = wrap(keras.layers.Dense(3, dtype=policy))
+    _Calls(wrapper, dtype=outer)(np.ones((2, 4), "float32"))
+    assert wrapper.g.dtype == wrapper.layer.kernel.dtype == wrapper.variable_dtype
+    assert keras.backend.standardize_dtype(wrapper.g.value.dtype) == wrapper.variable_dtype
