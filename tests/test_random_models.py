@@ -89,8 +89,10 @@ def check(drawn: Drawn) -> Swap | None:
     opaque = [site for site in swap.report.sites if site.rule == "graph"]
     sites = sites_of(model)
     assert len(names) - len(opaque) == len(sites)
-    live = {site.name for site in sites if site.call.kwargs.get("training")}
-    assert live <= {site.name for site in swap.report.refused}
+    in_training = {
+        site.name for site in sites if site.call.kwargs.get("training") and site.layer.trainable
+    }
+    assert in_training <= {site.name for site in swap.report.refused}
     left = {layer.name for layer in all_layers(swap.model) if match.is_batch_norm(layer)}
     assert left <= {site.name.split("/")[-1].split("#")[0] for site in swap.report.refused}
     # a call fixed to training=True changes its own statistics, in both models alike
