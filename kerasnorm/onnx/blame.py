@@ -24,7 +24,7 @@ _LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
 
 def first_layers_that_differ(
     path: str | os.PathLike[str],
-    traced: FrozenGraph,
+    frozen: FrozenGraph,
     batch: list[np.ndarray],
     tolerance: float,
     output: str,
@@ -33,7 +33,7 @@ def first_layers_that_differ(
 
     Args:
         path: The file.
-        traced: The graph it was made from.
+        frozen: The graph it was made from.
         batch: Inputs on which `output` differs.
         tolerance: What counts as different, relative to each tensor's own largest entry.
         output: Name of the output that is wrong.
@@ -41,9 +41,9 @@ def first_layers_that_differ(
     import onnx
 
     proto = onnx.load(os.fspath(path))
-    counterparts = _counterparts(proto, traced)
-    expected = traced.run(batch, list(counterparts.values()))
-    received = _run_onnx(proto, traced, batch, list(counterparts))
+    counterparts = _counterparts(proto, frozen)
+    expected = frozen.run(batch, list(counterparts.values()))
+    received = _run_onnx(proto, frozen, batch, list(counterparts))
     differs = {
         name: _differs(reference, answer, tolerance)
         for name, reference, answer in zip(counterparts, expected, received, strict=True)
@@ -62,7 +62,7 @@ def first_layers_that_differ(
                 seen.add(name)
                 waiting.append(name)
     for node in sorted(guilty, key=lambda node: order[id(node)]):
-        layers = _layers_between(traced.model, node, producers, differs)
+        layers = _layers_between(frozen.model, node, producers, differs)
         if layers:
             return layers
     return []
@@ -86,12 +86,12 @@ def _layers_between(model, node, producers, differs) -> list[str]:
     return [layer.name for layer in sublayers(model) if layer.name in found]
 
 
-def _counterparts(proto, traced: FrozenGraph) -> dict[str, str]:
+def _counterparts(proto, frozen: FrozenGraph) -> dict[str, str]:
     """ONNX tensors that exist in the TensorFlow graph too, with their names there."""
     import tensorflow as tf
 
     with tf.Graph().as_default() as graph:
-        tf.import_graph_def(traced.graph, name="")
+        tf.import_graph_def(frozen.graph, name="")
         known = {
             tensor.name
             for operation in graph.get_operations()
@@ -99,24 +99,24 @@ def _counterparts(proto, traced: FrozenGraph) -> dict[str, str]:
             if tensor.dtype.is_floating
         }
     inside = {name: name for node in proto.graph.node for name in node.output if name in known}
-    return inside | dict(zip(traced.output_names, traced.outputs, strict=True))
+    return inside | dict(zip(frozen.output_names, frozen.outputs, strict=True))
 
 
-def _run_onnx(proto, traced: FrozenGraph, batch, names: list[str]) -> list[np.ndarray]:
+def _run_onnx(proto, frozen: FrozenGraph, batch, names: list[str]) -> list[np.ndarray]:
     import onnx
     import onnxruntime
 
     exposed = onnx.ModelProto()
     exposed.CopyFrom(proto)
     exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in traced.output_names
+        onnx.ValueInfoProto(name=name) for name in names if name not in frozen.output_names
     )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(names, dict(zip(traced.input_names, batch, strict=True)))
+    return session.run(names, dict(zip(frozen.input_names, batch, strict=True)))
 
 
 def _differs(reference: np.ndarray, answer: np.ndarray, tolerance: float) -> bool | None:

@@ -52,7 +52,7 @@ def check(
     model: keras.Model,
     path: str | os.PathLike[str],
     signature: Signature,
-    traced: FrozenGraph,
+    frozen: FrozenGraph,
     *,
     inputs: Any = None,
     tolerance: float | None = None,
@@ -67,7 +67,7 @@ def check(
     Args:
         model: The source.
         path: The file.
-        signature, traced: What the file was made from.
+        signature, frozen: What the file was made from.
         inputs: What to run on; None for seeded random inputs.
         tolerance: The largest difference allowed; None for that of the model's dtype, more where
             the model itself amplifies rounding.
@@ -80,11 +80,11 @@ def check(
             difference is above the tolerance; names the first layer whose output differs.
     """
     allowed = OF_LARGEST_ENTRY[coarsest_dtype(model)] if tolerance is None else tolerance
-    session = _session(traced, path)
+    session = _session(frozen, path)
     worst: tuple[Difference, list[np.ndarray]] | None = None
     for batch, expected in _batches(model, signature, inputs):
-        received = _answer(model, session, traced, batch)
-        for name, reference, answer in zip(traced.output_names, expected, received, strict=True):
+        received = _answer(model, session, frozen, batch)
+        for name, reference, answer in zip(frozen.output_names, expected, received, strict=True):
             if reference.shape != answer.shape:
                 raise ExportError(
                     f"Output '{name}' has the shape {answer.shape} in ONNX Runtime and "
@@ -100,13 +100,13 @@ def check(
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
     if tolerance is None and difference.relative > allowed:
-        amplified = _AMPLIFICATION * _rounding(traced, batch)
+        amplified = _AMPLIFICATION * _rounding(frozen, batch)
         allowed = max(allowed, min(amplified, _MOST_TOLERANCES * allowed))
     if not difference.relative <= allowed:
         raise ExportError(
             f"ONNX Runtime and Keras differ in output '{difference.output}' by "
             f"{difference.relative:.3g} of its largest entry ({difference.scale:.3g}); allowed is "
-            f"{allowed:.3g}. {_origin(path, traced, batch, allowed, difference.output)}",
+            f"{allowed:.3g}. {_origin(path, frozen, batch, allowed, difference.output)}",
             model=model.name,
             hint="No file was written. Pass `inputs=` of the kind the model is for, or a larger "
             "`tolerance=` where this is harmless.",
@@ -114,11 +114,11 @@ def check(
     return difference.relative
 
 
-def rounding_sensitivity(traced: FrozenGraph, batch: list[np.ndarray]) -> float:
+def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
     """How far a model's own answer moves when every weight and input moves by one rounding step.
 
     Args:
-        traced: The model as a graph.
+        frozen: The model as a graph.
         batch: Inputs, flat.
 
     Returns:
@@ -126,9 +126,9 @@ def rounding_sensitivity(traced: FrozenGraph, batch: list[np.ndarray]) -> float:
         all outputs; infinite if an answer is not finite.
     """
     generator = np.random.default_rng(_SEED)
-    before = traced.run(batch, traced.outputs)
+    before = frozen.run(batch, frozen.outputs)
     inputs = [moved(array, generator) for array in batch]
-    after = traced.moved(generator).run(inputs, traced.outputs)
+    after = frozen.moved(generator).run(inputs, frozen.outputs)
     movements = [
         relative_difference(x, y)[0]
         for x, y in zip(before, after, strict=True)
@@ -137,16 +137,16 @@ def rounding_sensitivity(traced: FrozenGraph, batch: list[np.ndarray]) -> float:
     return max((m if np.isfinite(m) else np.inf for m in movements), default=0.0)
 
 
-def _rounding(traced, batch) -> float:
+def _rounding(frozen, batch) -> float:
     try:
-        return rounding_sensitivity(traced, batch)
+        return rounding_sensitivity(frozen, batch)
     except Exception:  # a graph that TensorFlow's CPU cannot run earns no allowance
         return 0.0
 
 
-def _origin(path, traced, batch, tolerance: float, output: str) -> str:
+def _origin(path, frozen, batch, tolerance: float, output: str) -> str:
     try:
-        layers = first_layers_that_differ(path, traced, batch, tolerance, output)
+        layers = first_layers_that_differ(path, frozen, batch, tolerance, output)
     except Exception:  # an addition to an error message must not take the error's place
         layers = []
     if not layers:
@@ -181,7 +181,7 @@ def _batches(
         yield batch, reference(batch)
 
 
-def _session(traced, path):
+def _session(frozen, path):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -194,8 +194,8 @@ def _session(traced, path):
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} cannot run the model: "
             f"{reason(failure).replace(os.fspath(path), 'the file')}",
-            model=traced.model.name,
-            layer=layer_of(traced.model, str(failure)),
+            model=frozen.model.name,
+            layer=layer_of(frozen.model, str(failure)),
             hint="Try another opset, or a model that computes in float32.",
         ) from failure
 
@@ -221,18 +221,18 @@ def _reference(model, signature, batch) -> list[np.ndarray]:
     return arrays
 
 
-def _answer(model, session, traced, batch) -> list[np.ndarray]:
+def _answer(model, session, frozen, batch) -> list[np.ndarray]:
     shapes = [array.shape for array in batch]
     try:
         feeds = {
             # bfloat16 is written as float32
             name: array.astype("float32") if array.dtype.name == "bfloat16" else array
-            for name, array in zip(traced.input_names, batch, strict=True)
+            for name, array in zip(frozen.input_names, batch, strict=True)
         }
-        return session.run(traced.output_names, feeds)
+        return session.run(frozen.output_names, feeds)
     except Exception as failure:
         raise ExportError(
             f"ONNX Runtime failed on inputs of shapes {shapes}: {reason(failure)}",
             model=model.name,
-            layer=layer_of(traced.model, str(failure)),
+            layer=layer_of(frozen.model, str(failure)),
         ) from failure

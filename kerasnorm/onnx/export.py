@@ -83,6 +83,9 @@ def export_onnx(
     is saturated on the inputs hides differences before it, so export logits, or pass typical
     `inputs`, where that matters.
 
+    Threads may export at the same time: their conversions take turns, for tf2onnx does one at a
+    time. TensorFlow writes to its log as ever (`TF_CPP_MIN_LOG_LEVEL`).
+
     Args:
         model: Functional, Sequential, or any other model that was called once; or what
             `swap_norms` returned.
