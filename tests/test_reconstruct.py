@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 import pytest
@@ -69,6 +72,33 @@ def test_the_same_seed_and_data_give_the_same_weights():
         weights.append(kerasnorm.swap_norms(source, "layer", data, seed=seed).model.get_weights())
     assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
+
+
+def test_two_threads_give_what_one_gives(monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((100, 4))
+    source = keras.Model(inputs, layers.Dense(3)(BN()(layers.Dense(6)(inputs))))
+    # more positions than a fit takes, so that they are drawn
+    data = np.random.default_rng(0).normal(size=(240, 100, 4)).astype("float32")
+    together = threading.Barrier(2, timeout=60)
+
+    def weights_of(target, at_once=False):
+        def batches():
+            yield from np.split(data, 8)
+            if at_once:
+                together.wait()
+
+        swap = kerasnorm.swap_norms(source, target, batches(), seed=len(target))
+        return swap.model.get_weights()
+
+    targets = ["layer", "cosine"]
+    expected = [weights_of(target) for target in targets]
+    with ThreadPoolExecutor(2) as threads:
+        received = list(threads.map(weights_of, targets, [True, True]))
+    for one, two in zip(expected, received, strict=True):
+        for a, b in zip(one, two, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("target", ["layer", "cosine"])
