@@ -16,8 +16,9 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
+from kerasnorm.clone.functional import clone_plain_model
 from kerasnorm.clone.objects import Objects
-from kerasnorm.clone.operation import copied_arguments, copied_operation
+from kerasnorm.clone.operation import clone_operation
 from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import SwapError
 
@@ -54,26 +55,6 @@ def clone_by_attributes(
     return _Cloning(copy_layer).holder(source)
 
 
-def copy_model(model: keras.Model, copy_layer: Callable[[keras.Layer], keras.Layer]) -> keras.Model:
-    """A copy of a plain model, layer by layer: its config would need one of every layer."""
-
-    def clone(operation):
-        is_layer = isinstance(operation, keras.Layer)
-        return copy_layer(operation) if is_layer else copied_operation(operation)
-
-    def call(operation, *args, **kwargs):
-        args, kwargs = copied_arguments((args, kwargs), model.name)
-        return operation(*args, **kwargs)
-
-    has_calls = not isinstance(model, keras.Sequential)
-    copy = keras.models.clone_model(
-        model, clone_function=clone, call_function=call if has_calls else None
-    )
-    copy.dtype_policy = model.dtype_policy
-    copy.name = model.name
-    return copy
-
-
 class _Cloning:
     """Clones a layer and all that is in it, each thing once."""
 
@@ -102,7 +83,7 @@ class _Cloning:
         if isinstance(value, keras.Layer):
             return self.layer(value)
         if isinstance(value, keras.Operation):
-            return copied_operation(value)
+            return clone_operation(value)
         if isinstance(value, keras.Variable):
             return self.variable(value)
         if isinstance(value, keras.metrics.Metric):
@@ -127,7 +108,7 @@ class _Cloning:
         if can_clone_by_attributes(layer):
             return self.holder(layer)
         if keras_private.has_graph(layer) and keras_private.is_plain(layer):
-            return copy_model(layer, self.objects.clone)
+            return clone_plain_model(layer, self.objects.clone)
         return _built_copy(layer, self.copy_layer)
 
     def variable(self, variable: keras.Variable) -> keras.Variable:

@@ -13,10 +13,11 @@ from kerasnorm import keras_private
 from kerasnorm.clone.by_attributes import (
     can_clone_by_attributes,
     clone_by_attributes,
-    copy_model,
     tells_no_config,
 )
+from kerasnorm.clone.functional import clone_plain_model
 from kerasnorm.clone.objects import Objects
+from kerasnorm.clone.operation import clone_operation
 from kerasnorm.clone.state import carry_functions, carry_name, is_keras_own
 from kerasnorm.errors import SwapError
 
@@ -34,7 +35,7 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     if not changes and tells_no_config(layer):
         return clone_by_attributes(layer, copy_layer)
     if keras_private.has_graph(layer) and keras_private.is_plain(layer):
-        return copy_model(layer, copy_layer)
+        return clone_plain_model(layer, _copy_operation)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
         return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
     try:
@@ -71,6 +72,12 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     return copy
 
 
+def _copy_operation(operation):
+    return (
+        copy_layer(operation) if isinstance(operation, keras.Layer) else clone_operation(operation)
+    )
+
+
 def _copied_array(value: Any) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value.copy()
@@ -85,30 +92,3 @@ def _accepted(cls: type, config: dict[str, Any]) -> dict[str, Any]:
         return config
     common = {"name", "dtype", "trainable"} - set(parameters)
     return {key: value for key, value in config.items() if key not in common}
-
-
-# What `fit` and `load_model` hang on a model, of which a copy knows nothing; that the optimizer
-# starts anew is said where it is copied.
-_NOT_CARRIED = frozenset({"history", "load_report", "optimizer"})
-
-
-def carry_attributes(source: keras.Model, target: keras.Model) -> list[str]:
-    """Give a copied model the plain data that was hung on its source; notes on what was not."""
-    own = {n: v for n, v in vars(source).items() if not n.startswith("_") and n not in vars(target)}
-    lost = []
-    for name, value in own.items():
-        if _is_data(value):
-            setattr(target, name, Objects(_copied_array).clone(value))
-        elif name not in _NOT_CARRIED and not isinstance(value, (keras.Layer, keras.KerasTensor)):
-            lost.append(name)
-    if not lost:
-        return []
-    return [f"model '{source.name}': its attributes {', '.join(sorted(lost))} are not carried over"]
-
-
-def _is_data(value) -> bool:
-    if isinstance(value, dict):
-        return all(_is_data(v) for v in (*value.keys(), *value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(_is_data, value))
-    return value is None or isinstance(value, (bool, int, float, complex, str, bytes, np.ndarray))

@@ -54,6 +54,8 @@ class Objects:
 
     def clone(self, value: Any) -> Any:
         """The clone of an object, or the object itself where there need not be another."""
+        if isinstance(value, _WITHOUT_PARTS):
+            return value
         if id(value) in self._clones:
             return self._clones[id(value)][1]
         if not leads_to([value], lambda part: id(part) in self._clones or self._needs(part)):
@@ -214,8 +216,11 @@ def _attributes(value: Any) -> dict[str, Any]:
         module == "tensorflow" and not keras_private.is_backend_module(value)
     ):
         return {}
+    attributes = getattr(value, "__dict__", {})
+    if module in LIBRARIES:
+        return attributes
     slots = [name for cls in type(value).__mro__ for name in _slots(cls) if hasattr(value, name)]
-    return {**{name: getattr(value, name) for name in slots}, **getattr(value, "__dict__", {})}
+    return {**{name: getattr(value, name) for name in slots}, **attributes}
 
 
 def _slots(cls: type) -> list[str]:

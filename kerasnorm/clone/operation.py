@@ -12,29 +12,29 @@ from kerasnorm.clone.objects import Objects
 from kerasnorm.errors import SwapError
 
 
-def copied_operation(operation: keras.Operation) -> keras.Operation:
-    """A copy of an operation that is no layer: a config would lose arrays and functions.
+def clone_operation(operation: keras.Operation) -> keras.Operation:
+    """A clone of an operation that is no layer: a config would lose arrays and functions.
 
     Raises:
         SwapError: If it holds layers or variables.
     """
-    objects = Objects(lambda value: _copied_array(value, operation.name))
+    objects = Objects(lambda value: _clone_array(value, operation.name))
     clone = objects.remember(operation, keras_private.bare_operation(operation))
     for name, value in keras_private.operation_attributes(operation).items():
         vars(clone)[name] = objects.clone(value)
     return clone
 
 
-def copied_arguments(arguments: Any, model: str) -> Any:
+def clone_arguments(arguments: Any, model: str) -> Any:
     """The arguments of a call in a model's graph, arrays copied.
 
     Raises:
         SwapError: If a layer or variable is among them, or what a function among them uses.
     """
-    return Objects(lambda value: _copied_array(value, model)).clone(arguments)
+    return Objects(lambda value: _clone_array(value, model)).clone(arguments)
 
 
-def _copied_array(value: Any, owner: str) -> np.ndarray:
+def _clone_array(value: Any, owner: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
         return value.copy()
     raise SwapError(

@@ -8,6 +8,7 @@ copied. No comparison of answers can see that.
 from __future__ import annotations
 
 import dis
+import functools
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -87,17 +88,30 @@ def _storage(part: Any) -> Any:
 
 
 def _held(layer: Any) -> Iterator[tuple[str, Any]]:
-    """What a layer holds, and where; what is in the graph of a model is held by its layers."""
+    """What a layer holds, and where; what is in the graph of a model is held by its layers.
+
+    Of what hangs on layers of Keras's own, only what is a user's can lead elsewhere.
+    """
+    are_all = module_of(type(layer)) not in LIBRARIES
     for _, value in keras_private.own_state(layer):
         yield f"'{value.name}'", value
         if isinstance(value, keras.Variable):
-            yield f"regularizer of '{value.name}'", value.regularizer
-            yield f"constraint of '{value.name}'", value.constraint
+            for kind in ("regularizer", "constraint"):
+                if are_all or _is_users(getattr(value, kind)):
+                    yield f"{kind} of '{value.name}'", getattr(value, kind)
     if keras_private.has_graph(layer) or keras_private.is_graph_with_code(layer):
         return
     settings = keras_private.settings(layer)
     for name, value in {**settings, **keras_private.own_attributes(layer)}.items():
-        yield f"attribute `{name}`", value
+        if are_all or _is_users(value):
+            yield f"attribute `{name}`", value
+
+
+def _is_users(value: Any) -> bool:
+    if isinstance(value, (types.MethodType, functools.partial)):
+        return True
+    is_function = isinstance(value, types.FunctionType)
+    return module_of(value if is_function else type(value)) not in LIBRARIES
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.edits import Replace
 from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites

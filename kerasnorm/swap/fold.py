@@ -5,7 +5,8 @@ from __future__ import annotations
 import keras
 
 from kerasnorm import keras_private
-from kerasnorm.clone.rebuild import Replace, rebuild
+from kerasnorm.clone.edits import Replace
+from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.differences import check_equal
 from kerasnorm.compare.tensor_pairs import output_pairs
 from kerasnorm.errors import SwapError

@@ -20,7 +20,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph import commute
 from kerasnorm.graph.graph import Call, Graph

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from kerasnorm.clone.by_config import copy_layer
-from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.edits import Replace
 from kerasnorm.clone.state import copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.linear_partner import Partner, linear_partner

@@ -38,7 +38,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
-from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.edits import Replace
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import Partner

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
-from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.edits import Replace
 from kerasnorm.clone.state import copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from kerasnorm.clone.rebuild import Replace
+from kerasnorm.clone.edits import Replace
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import Partner

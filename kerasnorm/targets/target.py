@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs

@@ -31,7 +31,7 @@ import keras
 import numpy as np
 
 from kerasnorm.clone.by_config import copy_layer
-from kerasnorm.clone.rebuild import Replace, Skip
+from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.clone.state import copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
