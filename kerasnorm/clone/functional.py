@@ -58,7 +58,9 @@ def _functional(graph, clone_input, operations, takes) -> tuple[keras.Model, Ten
     tensors: Tensors = {}
     for old in tree.flatten(graph.inputs):
         tensors[id(old)] = clone_input(keras_private.input_layer(old)).output
-    for call in graph.layer_calls():
+    for call in graph.calls:
+        if call.is_input:
+            continue
         given, instead = tensors, operations(call)
         for operation in instead[:-1]:
             new = operation(given[id(call.inputs[0])])
