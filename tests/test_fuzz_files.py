@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,19 @@ def test_broken_files(seed, count):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert f"{count} in" in done.stdout
+
+
+def test_processes_say_how_they_end_and_keep_to_their_limits(tool, tmp_path):
+    within = tool.Limits(seconds=60)
+    done = tool.forked.run(print, "hello", temporary=tmp_path, limits=within)
+    assert (done.code, done.stdout, done.stderr, done.stopped) == (0, "hello\n", "", "")
+    assert 0 < done.memory < within.memory
+    assert tool.forked.run(int, "3", temporary=tmp_path, limits=within).code == 3
+    failed = tool.forked.run(int, "three", temporary=tmp_path, limits=within)
+    assert tool.judge(failed, swap=False)[0] == "traceback"
+    for limits, stopped in ((tool.Limits(seconds=0.1), "hang"), (tool.Limits(memory=1), "memory")):
+        done = tool.forked.run(time.sleep, 60, temporary=tmp_path, limits=limits)
+        assert (done.code, done.stopped) == (-signal.SIGKILL, stopped)
 
 
 def run(tool, code, stderr="", stopped="", written=()):

@@ -1,33 +1,46 @@
-"""Run a function in a fork of this process, within limits of time and memory. Linux only."""
+"""Functions in processes of their own, forked off one that has imported everything. Linux only."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
+import functools
+import multiprocessing
 import os
 import resource
-import signal
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 GIGABYTE = 1 << 30
 _POLL = 0.01
+_NOWHERE = Path(os.devnull)
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "kerasnorm.cli.main",
+        "kerasnorm.onnx.export",
+        "tf2onnx.tfonnx",
+        "onnxruntime",
+        "h5py",
+        "rich.table",
+    ]
+)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Limits:
-    """What a command may take: seconds, and bytes of memory."""
+    """What a process may take: seconds, and bytes of memory."""
 
     seconds: float = 30.0
     memory: int = 4 * GIGABYTE
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Run:
     """How a process ended: its exit code, or minus the signal; what it said, and wrote."""
 
@@ -40,78 +53,88 @@ class Run:
     stopped: str = ""  # "hang" or "memory", where it had to be
 
 
-def run_forked(work: Callable[[], int], temporary: Path, limits: Limits) -> Run:
-    """Run a function in a fork of this process, and end it where it goes beyond the limits."""
-    _check_unused_tensorflow()
-    out, err = temporary / "stdout", temporary / "stderr"
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with warnings.catch_warnings():  # threads of NumPy's, which starts its own after a fork
-        warnings.simplefilter("ignore", DeprecationWarning)
-        start = time.monotonic()
-        process = os.fork()
-    if process == 0:
-        _child(work, out, err, temporary)
-    stopped = ""
-    while True:
-        ended, status, usage = os.wait4(process, os.WNOHANG)
-        seconds = time.monotonic() - start
-        if ended:
-            break
+@functools.cache
+def import_everything() -> None:
+    """Start the process that others are forked off, and wait until the first of them is over."""
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]
+    path = os.pathsep.join(folder for folder in folders if folder)
+    with mock.patch.dict(os.environ, PYTHONPATH=path, TF_CPP_MIN_LOG_LEVEL="3"):
+        forkserver.ensure_running()
+    process = _CONTEXT.Process(target=int)
+    process.start()
+    process.join()
+
+
+def start(
+    function: Callable[..., int],
+    *arguments: Any,
+    temporary: Path,
+    stdout: Path = _NOWHERE,
+    stderr: Path = _NOWHERE,
+) -> Any:
+    """A process that calls a function, whose result is its exit code.
+
+    Args:
+        function: That a module has by name.
+        *arguments: For it.
+        temporary: A folder for its temporary files.
+        stdout: A file for what it prints.
+        stderr: The same, which may be the same file.
+    """
+    import_everything()
+    for path in {stdout, stderr} - {_NOWHERE}:
+        path.unlink(missing_ok=True)
+    process = _CONTEXT.Process(
+        target=_call, args=(function, arguments, temporary, stdout, stderr), daemon=True
+    )
+    process.start()
+    return process
+
+
+def run(function: Callable[..., int], *arguments: Any, temporary: Path, limits: Limits) -> Run:
+    """Call a function in a process, and end it where it goes beyond the limits."""
+    stdout, stderr = temporary / "stdout", temporary / "stderr"
+    process = start(function, *arguments, temporary=temporary, stdout=stdout, stderr=stderr)
+    begin, stopped, memory = time.monotonic(), "", 0
+    while process.exitcode is None:
+        process.join(_POLL)
+        memory = max(memory, _peak(process.pid))
         if not stopped:
-            if seconds > limits.seconds:
+            if time.monotonic() - begin > limits.seconds:
                 stopped = "hang"
-            elif _resident(process) > limits.memory:
+            elif memory > limits.memory:
                 stopped = "memory"  # now, before the machine runs out of it
             if stopped:
-                os.kill(process, signal.SIGKILL)
-        time.sleep(_POLL)
-    memory = usage.ru_maxrss << 10
-    if memory > limits.memory and not stopped:
-        stopped = "memory"
-    code = os.waitstatus_to_exitcode(status)
-    return Run(code, seconds, memory, _text(out), _text(err), stopped=stopped)
+                process.kill()
+    seconds = time.monotonic() - begin
+    return Run(process.exitcode, seconds, memory, _text(stdout), _text(stderr), stopped=stopped)
+
+
+def _call(
+    function: Callable[..., int],
+    arguments: tuple[Any, ...],
+    temporary: Path,
+    stdout: Path,
+    stderr: Path,
+) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    for number, path in ((1, stdout), (2, stderr)):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        os.dup2(opened, number)
+        os.close(opened)
+    sys.exit(function(*arguments))
 
 
 def _text(path: Path) -> str:
     return path.read_text("utf-8", "replace") if path.exists() else ""
 
 
-def _child(work: Callable[[], int], out: Path, err: Path, temporary: Path) -> None:
-    code = 70
+def _peak(process: int) -> int:
+    """The most bytes of memory that a process has had so far; 0 if it is gone."""
     try:
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.environ["TMPDIR"], tempfile.tempdir = str(temporary), None
-        for number, path in ((1, out), (2, err)):
-            opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(opened, number)
-            os.close(opened)
-        # A test's are not on these descriptors.
-        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        code = work()
-    except BaseException:  # nothing of this process may run on in its copy
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
-def _check_unused_tensorflow() -> None:
-    """Only a process that has not computed anything is forked."""
-    from tensorflow.python.eager import context
-
-    made = context.context_safe()
-    if made is not None and made._initialized:
-        raise RuntimeError("TensorFlow has run in this process; run the tool in one of its own.")
-
-
-def _resident(process: int) -> int:
-    """The bytes of memory that a process has now; 0 if it is gone."""
-    try:
-        pages = Path(f"/proc/{process}/statm").read_text().split()[1]
-    except (OSError, IndexError):
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
         return 0
-    return int(pages) * resource.getpagesize()
+    found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(found[0]) << 10 if found else 0

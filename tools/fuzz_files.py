@@ -7,8 +7,8 @@ The files are those of the material folder, each broken in a way that its number
 (mutations.py). `kerasnorm inspect` or `kerasnorm swap` then has to end in time and within the
 memory, with exit code 0 and a right result, or 1 or 2, a message and nothing written.
 
-Each command runs in a fork of this process, which has only imported what it needs. Some run as
-`python -m kerasnorm`. Exit status 1 if any failed.
+Each command runs in a process that has imported everything before, some as `python -m kerasnorm`.
+Exit status 1 if any failed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import multiprocessing
 import os
 import shlex
 import shutil
@@ -26,21 +25,17 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import keras
+import forked
 import numpy as np
-from forked import GIGABYTE, Limits, Run, run_forked
+from forked import GIGABYTE, Limits, Run
 from mutations import KINDS, Mutation, mutation, mutations
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-
-import kerasnorm.cli.main
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ANSWERS = ("exit 0", "exit 1", "exit 2")
@@ -121,10 +116,7 @@ def _spread(some: int, count: int) -> set[int]:
 
 
 def _all(tasks: list[tuple], jobs: int) -> Iterator[Result]:
-    if jobs <= 1:
-        yield from map(_task, tasks)
-        return
-    with multiprocessing.get_context("fork").Pool(jobs) as pool:
+    with ThreadPool(jobs) as pool:
         yield from pool.imap_unordered(_task, tasks)
 
 
@@ -141,32 +133,29 @@ def _task(task: tuple[Mutation, Limits, bool, Path | None]) -> Result:
     return result
 
 
-def run_one(
-    broken: Mutation, folder: Path, limits: Limits | None = None, real: bool = False
-) -> Result:
+def run_one(broken: Mutation, folder: Path, limits: Limits, real: bool = False) -> Result:
     """Break a file, run the command on it, and judge what it did.
 
     Args:
         broken: What to do to which file, and the command.
         folder: An empty folder, for the file and for what the command writes.
-        limits: Of the command; the usual ones if None.
-        real: Whether it runs as `python -m kerasnorm`, and not in a fork of this process.
+        limits: Of the command.
+        real: Whether it runs as `python -m kerasnorm`, which imports everything itself.
     """
-    limits = limits or Limits()
     done = broken.write(folder)
     model, output = folder / broken.model.name, folder / "out.keras"
     argv = [broken.command[0], str(model), *broken.command[1:]]
     if broken.command[0] == "swap":
         argv += ["--output", str(output), "--report", str(output.with_suffix(".json"))]
     before = _state(folder)
-    with tempfile.TemporaryDirectory(
-        prefix="fuzz_files_"
-    ) as temporary:  # a kill leaves files there
-        run = run_forked(lambda: _command(argv, real), Path(temporary), limits)
+    with tempfile.TemporaryDirectory(prefix="fuzz_files_") as name:  # a kill leaves files there
+        temporary = Path(name)
+        run = forked.run(_command, argv, real, temporary=temporary, limits=limits)
         run = dataclasses.replace(run, written=frozenset(dict(_state(folder) - before)))
         outcome, why = judge(run, swap=broken.command[0] == "swap")
         if outcome == "exit 0" and broken.command[0] == "swap":
-            said = run_forked(lambda: _compare(model, output, argv[3]), Path(temporary), limits)
+            compared = (_compare, model, output, argv[3])
+            said = forked.run(*compared, temporary=temporary, limits=limits)
             if said.code != 0:
                 problem = _last_line(said.stderr) or f"exit code {said.code}"
                 outcome, why = "wrong", f"{said.stopped} compared: {problem}".lstrip()
@@ -208,15 +197,19 @@ def _last_line(text: str) -> str:
 def _command(argv: list[str], real: bool) -> int:
     """Run kerasnorm in the process that was made for it."""
     if real:
-        path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
-        environment = {**os.environ, "PYTHONPATH": path}
-        del environment["TF_CPP_MIN_LOG_LEVEL"]
+        environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
         os.execve(sys.executable, [sys.executable, "-m", "kerasnorm", *argv], environment)
-    return kerasnorm.cli.main.main(argv)
+    from kerasnorm.cli.main import main
+
+    return main(argv)
 
 
 def _compare(model: Path, output: Path, target: str) -> int:
     """Whether a swapped model answers as the file that it comes from: 0, or 1 with a message."""
+    import keras
+
+    import kerasnorm
+
     source, swapped = kerasnorm.load_model(model), kerasnorm.load_model(output)
     try:
         x = keras.tree.map_structure(_random, source.input)
@@ -242,7 +235,9 @@ def _random(tensor: Any) -> np.ndarray:
     return rng.normal(size=shape).astype("float32")
 
 
-def _answers(model: keras.Model, x: Any) -> list[np.ndarray]:
+def _answers(model: Any, x: Any) -> list[np.ndarray]:
+    import keras
+
     answers = keras.tree.flatten(model(x, training=False))
     return [keras.ops.convert_to_numpy(keras.ops.cast(y, "float32")) for y in answers]
 

@@ -1,7 +1,7 @@
 """Runs of `kerasnorm swap` that may be ended at any time, and what they leave, for two tools.
 
 Two models of 7 MB with different weights are swapped in turn to the same three outputs. Most runs
-are forked off a process that has imported everything. Linux only.
+are of the command's function in a process that has imported everything before. Linux only.
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ import contextlib
 import gc
 import hashlib
 import json
-import multiprocessing
 import os
 import resource
 import sys
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable
@@ -24,6 +22,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import forked
 import keras
 import numpy as np
 import onnx
@@ -39,18 +38,6 @@ OUTPUTS = {"--output": "out.keras", "--report": "out.json", "--onnx": "out.onnx"
 _INPUT = (16, 16, 3)
 _FILTERS = (32, 32, 64, 64, 128, 128, 128, 128)
 _SITES = len(_FILTERS) + 1
-# Imports everything once and does nothing else.
-_WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(
-    [
-        "kerasnorm.cli.main",
-        "kerasnorm.onnx.export",
-        "tf2onnx.tfonnx",
-        "onnxruntime",
-        "h5py",
-        "rich.table",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -129,17 +116,11 @@ def start(model: Path, folder: Path, way: Way = Way(), said: Path | None = None)
     arguments = ["swap", str(model), "--to", "weight", "--force", "--quiet"]
     for option, name in OUTPUTS.items():
         arguments += [option, str(folder / name)]
-    process = _WARM.Process(target=_run, args=(arguments, way, said or Path(os.devnull)))
-    process.start()
-    return process
+    said = said or Path(os.devnull)
+    return forked.start(_run, arguments, way, temporary=folder.parent, stdout=said, stderr=said)
 
 
-def _run(arguments: list[str], way: Way, said: Path) -> None:
-    # TensorFlow writes files that it removes when a process ends by itself.
-    os.environ["TMPDIR"] = tempfile.tempdir = os.path.dirname(arguments[1])
-    with open(said, "wb") as file:
-        for stream in (1, 2):
-            os.dup2(file.fileno(), stream)
+def _run(arguments: list[str], way: Way) -> int:
     if way.command:
         os.execv(sys.executable, [sys.executable, "-m", "kerasnorm", *arguments])
     if way.apart:
@@ -150,7 +131,7 @@ def _run(arguments: list[str], way: Way, said: Path) -> None:
         _limit_from(*way.limit)
     code = main.main(arguments)
     gc.collect()  # as where a process ends by itself: h5py keeps what failed in circles
-    sys.exit(code)
+    return code
 
 
 def _limit_from(suffix: str, size: int) -> None:
@@ -177,9 +158,7 @@ class Folder:
         path.mkdir(exist_ok=True)
         self.path, self.sources, self.way = path, sources, way
         self.holds = 1
-        warm = _WARM.Process(target=int)
-        warm.start()
-        warm.join()
+        forked.import_everything()  # which is not to be timed
         self.until_writing, self.duration = self.undisturbed()
         for name in OUTPUTS.values():
             sources.check(self.holds, path / name)
