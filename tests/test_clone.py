@@ -1,4 +1,4 @@
-"""Copies of layers that tell less than they hold, or tell it late."""
+"""Copies of layers that tell less than they hold, or tell it late; their flags; what they share."""
 
 from __future__ import annotations
 
@@ -169,4 +169,164 @@ def test_what_a_config_makes_two_of_stays_one():
     twice = swap.model.get_layer("twice")
     assert twice.first is twice.second
     assert twice.first is not dense
+    np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable(package="test_copying")
+class TellsNoFlag(layers.Layer):
+    """A block whose config says nothing of what is trained."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = layers.Dense(4)
+        self.scale = self.add_weight(shape=(4,), initializer="ones", name="scale")
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x) * self.scale
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+class TellsNothing(TellsNoFlag):
+    """The same without a config."""
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def freeze_nothing(layer):
+    pass
+
+
+def freeze_layer(layer):
+    layer.trainable = False
+
+
+def freeze_inner(layer):
+    layer.dense.trainable = False
+
+
+def freeze_all_but_inner(layer):
+    layer.trainable = False
+    layer.dense.trainable = True
+
+
+def freeze_weight(layer):
+    layer.scale.trainable = False
+
+
+def freeze_inner_weight(layer):
+    layer.dense.kernel.trainable = False
+
+
+def flags(layer):
+    weights = [(v.name, v.trainable) for v in layer.variables]
+    return [layer.trainable, layer.dense.trainable, weights]
+
+
+@pytest.mark.parametrize("cls", [TellsNoFlag, TellsNothing])
+@pytest.mark.parametrize(
+    "freeze",
+    [
+        freeze_nothing,
+        freeze_layer,
+        freeze_inner,
+        freeze_all_but_inner,
+        freeze_weight,
+        freeze_inner_weight,
+    ],
+)
+def test_what_is_trained_stays_so(cls, freeze):
+    layer = cls(name="block")
+    layer.build((None, 4))
+    freeze(layer)
+    _, swap, _ = swapped_with_norm(layer, (4,))
+    copy = swap.model.get_layer("block")
+    assert flags(copy) == flags(layer)
+    assert len(copy.trainable_variables) == len(layer.trainable_variables)
+    for one in (layer, copy):  # what can be trained again is the same, too
+        one.trainable = False
+        one.trainable = True
+    assert flags(copy) == flags(layer)
+
+
+class Holder(layers.Layer):
+    """Calls layers that it is given; none of them is a BatchNorm, so that it stays unopened."""
+
+    def __init__(self, *steps, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = list(steps)
+
+    def build(self, shape):
+        for step in self.steps:
+            if not step.built:
+                step.build(shape)
+
+    def call(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+def in_graph_first(dense):
+    def build(x):
+        return Holder(dense, layers.ReLU(), name="holder")(dense(x))
+
+    return build
+
+
+def in_holder_first(dense):
+    def build(x):
+        return dense(Holder(layers.ReLU(), dense, name="holder")(x))
+
+    return build
+
+
+def in_two_holders(dense):
+    def build(x):
+        return Holder(dense, name="other")(Holder(layers.ReLU(), dense, name="holder")(x))
+
+    return build
+
+
+def in_holders_in_holders(dense):
+    def build(x):
+        x = Holder(Holder(dense, name="inner"), name="holder")(x)
+        return layers.Flatten()(layers.TimeDistributed(dense)(x[:, None, :]))
+
+    return build
+
+
+@pytest.mark.parametrize(
+    "make", [in_graph_first, in_holder_first, in_two_holders, in_holders_in_holders]
+)
+def test_a_layer_that_is_called_in_two_places_stays_one(make):
+    dense = layers.Dense(4, name="dense")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm")(make(dense)(inputs)))
+    assert len(model.trainable_variables) == 4
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    kernels = [v for v in swap.model.variables if v.path.endswith("dense/kernel")]
+    assert len(kernels) == 1
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    before = np.array(swap.model(x))
+    kernels[0].assign(0 * kernels[0])
+    dense.kernel.assign(0 * dense.kernel)
+    assert np.abs(before - swap.model(x)).max() > 1e-3
+    np.testing.assert_allclose(swap.model(x), model(x), atol=1e-6)
+
+
+def test_a_layer_that_is_held_twice_and_called_in_code():
+    """The graph calls it too, so that the code has to be given the graph's own clone of it."""
+    dense = layers.Dense(4, name="dense")
+    block = Holder(dense, layers.BatchNormalization(name="inner"), name="block")
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm")(dense(block(inputs))))
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    assert swap.model.get_layer("block").steps[0] is swap.model.get_layer("dense")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)
