@@ -118,15 +118,22 @@ def linearize_outputs(*models) -> None:
                 layer.activation = keras.activations.linear
 
 
-def site_differences(source, swap, x) -> dict[str, float]:
+def _relative(expected: np.ndarray, received: np.ndarray) -> float:
+    if expected.shape != received.shape:
+        return float("inf")
+    spread = max(expected.std(), LEAST_SPREAD * np.abs(expected).max())
+    return float(np.abs(expected - received).max() / (spread or 1.0))
+
+
+def site_differences(source, swap, x, relative=None) -> dict[str, float]:
     """max|Δ| / std of the source's tensor, for each site and each output of the model.
 
     Every BatchNorm call is compared with the call of the layer that, by the report, took its
-    place.
+    place; by a measure of its own, if one is given.
     """
     sites = _visible_sites(swap)
     pairs = [_twin(swap, site) for site in sites]
-    return _differences(source, swap.model, sites, pairs, x)
+    return _differences(source, swap.model, sites, pairs, x, relative=relative or _relative)
 
 
 def own_rounding(source, swap, x) -> dict[str, float]:
@@ -199,12 +206,14 @@ def _twin(swap, site) -> keras.Layer:
         return layer_at(swap.model, path)
 
 
-def _differences(source, other, sites, pairs, x, policy=None) -> dict[str, float]:
+def _differences(
+    source, other, sites, pairs, x, policy=None, relative=_relative
+) -> dict[str, float]:
     norms = [layer_at(source, _layer_path(site)) for site in sites]
     expected, outputs = _watched_run(source, norms, source, x)
     with computing_in(policy, other):
         received, answers = _watched_run(other, pairs, source, x)
-    return _compared(sites, norms, pairs, (expected, outputs), (received, answers))
+    return _compared(sites, norms, pairs, (expected, outputs), (received, answers), relative)
 
 
 def _watched_run(model, layers_to_watch, declared, x):
@@ -214,7 +223,7 @@ def _watched_run(model, layers_to_watch, declared, x):
     return seen, [to_float64(output) for output in outputs]
 
 
-def _compared(sites, norms, pairs, of_source, of_other) -> dict[str, float]:
+def _compared(sites, norms, pairs, of_source, of_other, relative=_relative) -> dict[str, float]:
     (expected, outputs), (received, answers) = of_source, of_other
     differences = {}
     for number, site in enumerate(sites):
@@ -226,9 +235,9 @@ def _compared(sites, norms, pairs, of_source, of_other) -> dict[str, float]:
         # Keras runs the calls of a shared layer in an order that depends on the graph's depth,
         # which the swap changes: each answer must be among those of the other model.
         assert len(a) == len(b) or site.across, (site.name, len(a), len(b))
-        differences[site.name] = max(min(_relative(x, y) for y in b) for x in a)
+        differences[site.name] = max(min(relative(x, y) for y in b) for x in a)
     for number, (output, answer) in enumerate(zip(outputs, answers, strict=True)):
-        differences[f"output {number}"] = _relative(output, answer)
+        differences[f"output {number}"] = relative(output, answer)
     return differences
 
 
@@ -237,22 +246,16 @@ def assert_no_batch_norm(model) -> None:
     assert not left, left
 
 
-def _relative(expected: np.ndarray, received: np.ndarray) -> float:
-    if expected.shape != received.shape:
-        return float("inf")
-    spread = max(expected.std(), LEAST_SPREAD * np.abs(expected).max())
-    return float(np.abs(expected - received).max() / (spread or 1.0))
-
-
 def _layer_path(site) -> str:
     return site.name.split("#")[0]
 
 
-def randomize(model, x, seed: int = 0) -> None:
+def randomize(model, x, seed: int = 0, decades: float = 0) -> None:
     """Give every BatchNorm non-trivial weights under which signals stay alive.
 
     gamma of both signs and some of it zero, beta random, moving statistics those of its own input
     on `x` times factors in [0.5, 2]. One pass, so that each sees what the ones before it put out.
+    On request gamma is larger or smaller by up to so many powers of ten.
     """
     rng = np.random.default_rng(seed)
     norms = [layer for layer in all_layers(model) if match.is_batch_norm(layer)]
@@ -268,6 +271,8 @@ def randomize(model, x, seed: int = 0) -> None:
         size = values.shape[axis]
         if layer.gamma is not None:
             gamma = rng.normal(size=size)
+            if decades:
+                gamma *= 10 ** rng.uniform(-decades, decades, size)
             layer.gamma.assign(np.where(rng.random(size) < 0.1, 0.0, gamma))
         if layer.beta is not None:
             layer.beta.assign(rng.normal(size=size))

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from fidelity import all_layers
+from fidelity import all_layers, randomize
 from hypothesis import strategies as st
 from keras import layers, ops
 from random_layers import Chain, ChainWithConfig, Net
@@ -20,7 +20,9 @@ SHAPES = {"vector": (5,), "sequence": (6, 4), "image": (6, 7, 4), "words": (6,)}
 WORDS = 7
 DEPTH = 2  # of models in models
 # Mostly float64, in which rounding hides nothing: exact means exact there.
-POLICIES = ("float64",) * 6 + ("float32",) * 5 + ("mixed_bfloat16",)
+POLICIES = ("float64",) * 5 + ("float32",) * 5 + ("mixed_float16", "mixed_bfloat16")
+# Those for which TensorFlow has no convolution with channels first on the CPU.
+CHANNELS_LAST = ("float64", "mixed_float16")
 
 
 @dataclass
@@ -194,8 +196,7 @@ def _between(growth: Growth, x, first: bool) -> layers.Layer:
 def across(growth: Growth, x):
     """A linear layer, one or two that may be crossed, a BatchNorm of some sign and shift."""
     first = growth.one_in(3) and _rank(x) > 2 and min(x.shape[2:]) > 1
-    # TensorFlow has no convolution of float64 with channels first on the CPU
-    first = first and keras.config.dtype_policy().name != "float64"
+    first = first and keras.config.dtype_policy().name not in CHANNELS_LAST
     y = _linear(growth, x, plain=not growth.one_in(6), first=first)(x)
     for _ in range(growth.draw(st.integers(1, 2))):
         y = _between(growth, y, first and _rank(y) > 2)(y)
@@ -403,6 +404,7 @@ class Drawn:
         forced: (BatchNorm, sign of its gamma or None, whether it shifts at all).
         code: Whether classes of this module are in it.
         policy: The dtype policy that it was made under.
+        extreme: Whether it is to have weights of all sizes.
     """
 
     model: keras.Model
@@ -410,6 +412,23 @@ class Drawn:
     forced: list
     code: bool
     policy: str
+    extreme: bool
+
+    def randomize(self) -> None:
+        """Give every BatchNorm weights to be told apart.
+
+        In an extreme model γ is 1e-3 to 1e3, and what is normalized has variances of 1e-12 to 1e6,
+        and means of up to 10^4 deviations.
+        """
+        if self.extreme:
+            rng = np.random.default_rng(0)
+            for variable in self.model.variables:
+                if variable.path.endswith("kernel"):
+                    variable.assign(variable * 10 ** rng.uniform(-6, 3, variable.shape[-1]))
+                elif variable.path.endswith("bias") and rng.random() < 0.25:
+                    variable.assign(1e4 * variable)
+        randomize(self.model, self.x, decades=3 if self.extreme else 0)
+        self.force()
 
     def force(self) -> None:
         """Give some BatchNorm one sign of gamma, or no shift."""
@@ -446,7 +465,8 @@ def random_model(draw) -> Drawn:
             dead = rng.random(variable.shape[-1]) < 0.4  # units without a direction
             variable.assign(np.where(dead, 0.0, variable))
     inside = model._flatten_layers()
-    return Drawn(model, x, forced, any(isinstance(la, (Chain, Net)) for la in inside), policy)
+    code = any(isinstance(layer, (Chain, Net)) for layer in inside)
+    return Drawn(model, x, forced, code, policy, extreme=not draw(st.integers(0, 3)))
 
 
 def _in_code(draw, model: keras.Model, x) -> keras.Model:

@@ -11,16 +11,28 @@ from test_swap import EXACT_MODELS, batch, randomized
 import kerasnorm
 
 
+def of_worst_channel(expected, received):
+    """max|Δ| over the deviation of a channel, which is the last axis of these models' tensors."""
+    worst = 0.0
+    for channel in range(expected.shape[-1]):
+        a, b = expected[..., channel], received[..., channel]
+        largest = np.abs(a).max()
+        spread = max(a.std(), 1e-4 * largest) if a.std() > 1e-6 * largest else 1e-2 * largest
+        worst = max(worst, np.abs(a - b).max() / (spread or 1e-4 * np.abs(expected).max()))
+    return worst
+
+
 @pytest.mark.parametrize("name", ["nested", "shared_bn", "structured", "sequential", "masked"])
 def test_agrees_with_watching_the_layers_run(name):
     source = randomized(name)
     swap = kerasnorm.swap_norms(source, "weight")
     x = batch(source, seed=1)
-    found, watched = swap.compare(x), fidelity.site_differences(source, swap, x)
-    assert set(found) == set(watched)
+    watched = fidelity.site_differences(source, swap, x, of_worst_channel)
+    found = swap.compare(x)
+    assert {site.replace("#2/", "/") for site in found} == set(watched)
     for site, difference in found.items():
-        # a model called twice is watched in both calls, and fed its first input here
-        assert difference <= watched[site] + 1e-6, site
+        # a model called twice is watched in both calls, and fed what the source feeds it here
+        assert difference <= 1.01 * watched[site.replace("#2/", "/")] + 1e-6, site
     assert max(found.values()) <= fidelity.SITE_TOLERANCE
 
 

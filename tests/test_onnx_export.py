@@ -21,7 +21,8 @@ from onnx import numpy_helper
 from tf2onnx import optimizer
 
 import kerasnorm
-from kerasnorm.compare.tolerances import coarsest_dtype, relative_difference
+from kerasnorm.compare.measures import relative_difference
+from kerasnorm.compare.tolerances import coarsest_dtype
 from kerasnorm.errors import ExportError
 from kerasnorm.layers import Affine, LayerNorm, WeightNorm
 from kerasnorm.onnx import check as checks

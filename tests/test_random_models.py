@@ -19,7 +19,6 @@ from fidelity import (
     all_layers,
     assert_exact,
     computing_in,
-    randomize,
     site_differences,
 )
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -27,7 +26,7 @@ from hypothesis import strategies as st
 from random_models import Drawn, random_model
 
 import kerasnorm
-from kerasnorm import ExportError, SwapError
+from kerasnorm import ExportError
 from kerasnorm.graph import sites as match
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.swap.swap import Swap
@@ -60,26 +59,14 @@ def kernels(model) -> int:
     return sum(variable.name in names for variable in model.variables) - affines
 
 
-def check(drawn: Drawn) -> Swap | None:
-    """Swap a random model and check everything about that; the swap.
-
-    None where the random weights amplify float32's rounding so much that nothing can be told.
-    """
+def check(drawn: Drawn) -> Swap:
+    """Swap a random model and check everything about that; the swap."""
     model, x = drawn.model, drawn.x
-    randomize(model, x)
-    drawn.force()
+    drawn.randomize()
     before = [np.array(variable) for variable in model.variables]
     records = [len(layer._inbound_nodes) for layer in all_layers(model)]
-    try:
-        swap = kerasnorm.swap_norms(model, "weight")
-    except SwapError as error:
-        if drawn.policy != "float32" or "amplify rounding" not in str(error):
-            raise
-        with computing_in("float64", model):  # in which it passes, if rounding was all
-            again = kerasnorm.swap_norms(model, "weight")
-        assert not any("not compared" in note for note in again.report.notes)
-        return None
-    assert not any("not compared" in note for note in swap.report.notes)
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert not any("compared" in note for note in swap.report.notes)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
     assert records == [len(layer._inbound_nodes) for layer in all_layers(model)]
     assert not {id(v) for v in model.variables} & {id(v) for v in swap.model.variables}
@@ -100,6 +87,8 @@ def check(drawn: Drawn) -> Swap | None:
         differences = site_differences(model, swap, x)
         assert max(differences.values()) <= FLOAT64_TOLERANCE, differences
         return swap
+    if drawn.extreme:
+        return swap  # judged while it was swapped, each channel by its own spread
     with computing_in("float32" if drawn.policy != "float32" else None, model, swap.model):
         # Some random channels hardly vary: what is left of them is rounding. More of it than in
         # the source, which rounds γ/s alike in γ/s·x and γ/s·m.
@@ -153,24 +142,19 @@ def export(drawn: Drawn, swapped, path) -> None:
 
 
 def check_many(folder, draws: int, number: int) -> None:
-    seen = amplifying = 0
+    seen = 0
     shelf = Shelf(folder)
 
     @seed(number)
     @settings(HARSH, max_examples=draws)
     @given(st.data())
     def draw_one(data):
-        nonlocal seen, amplifying
+        nonlocal seen
         keras.backend.clear_session(free_memory=not seen % 25)
         drawn = random_model(data.draw)
         swap = check(drawn)
         seen += 1
-        if swap is None:
-            amplifying += 1
-            # one in some 2,000 was seen
-            assert amplifying <= 1 + draws // 200
-            return
-        if drawn.policy == "mixed_bfloat16":
+        if drawn.policy.startswith("mixed"):
             return
         if not drawn.code:
             shelf.put(swap.model, drawn.x)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from kerasnorm.compare.differences import in_graph
-from kerasnorm.compare.tensor_pairs import TensorPair
+from kerasnorm.compare.differences import unsaturated_batch
+from kerasnorm.compare.measures import as_rows
+from kerasnorm.compare.random_inputs import NotComparableError
+from kerasnorm.compare.side_by_side import SideBySide
+from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.graph.execute import run
-from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.math.r_squared import RSquared
 
-_SAMPLES_AT_ONCE = 8
+AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the whole model agrees with its source, on samples held out.
+    """How far the whole model agrees with its source on some samples.
 
-    Neither the fits nor the training used them but to choose: which strength of a fit, and which
-    epoch, to keep.
+    Of samples held out, neither the fits nor the training used any but to choose: which strength of
+    a fit, and which epoch, to keep.
 
     Attributes:
         samples: How many these are.
@@ -35,40 +37,44 @@ class Agreement:
     same_answers: float | None
     fit: float
 
-    def __str__(self) -> str:
+    def on(self, what: str) -> str:
+        """What there is to say, and of which samples."""
         same = "" if self.same_answers is None else f"{self.same_answers:.1%} same answers, "
-        return f"on {self.samples} samples held out: {same}R² of the outputs {self.fit:.4f}"
+        return f"on {self.samples} {what}: {same}R² of the outputs {self.fit:.4f}"
+
+    def __str__(self) -> str:
+        return self.on("samples held out")
 
 
-def fits(
-    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], arrays: list[np.ndarray]
-) -> dict[str, float]:
-    """R² of what the result has against what the source has, by name."""
-    found = {pair.name: RSquared() for pair in pairs}
-
-    def add(pair: TensorPair, expected: np.ndarray, received: np.ndarray) -> float:
-        ends = (np.moveaxis(y, pair.axis, -1) for y in (expected, received))
-        found[pair.name].add(*map(_rows, ends))
-        return found[pair.name].value
-
-    for part in _parts(arrays):
-        scores = dict(in_graph(model_graphs, model_graphs.root, pairs, part, measure=add))
-    return scores
+def fits(models: ModelPair, arrays: list[np.ndarray]) -> dict[str, float]:
+    """R² of what the copy has against what the source has, by name; over all calls of a pair."""
+    found = {pair.name: RSquared() for pair in models.pairs}
+    for part in _parts(arrays, AT_ONCE):
+        for values in SideBySide(models).run(part):
+            axis = values.pair.axis
+            found[values.pair.name].add(
+                as_rows(values.expected, axis), as_rows(values.received, axis)
+            )
+    return {name: fit.value for name, fit in found.items()}
 
 
-def agreement(
-    model_graphs: ModelGraphs, pairs: Sequence[TensorPair], arrays: list[np.ndarray]
-) -> Agreement:
-    """How far the outputs of two models agree on some inputs."""
-    root = model_graphs.root
-    ends = [pair for pair in pairs if pair.name.startswith("output ") and pair.graph is root]
-    found, same = [RSquared() for _ in ends], []
-    heads = heads_of(model_graphs)
-    for part in _parts(arrays):
-        expected = run(root, part, [pair.expected for pair in ends])
-        received = run(ends[0].copy, part, [pair.received for pair in ends])
-        for fit, head, a, b in zip(found, heads, expected, received, strict=True):
-            fit.add(_rows(a), _rows(b))
+def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONCE) -> Agreement:
+    """How far the outputs of two models agree on some inputs.
+
+    Args:
+        models: The models.
+        arrays: The inputs, flat.
+        at_once: How many samples to run together.
+    """
+    root = models.source.root
+    expected = [pair.expected for pair in models.outputs]
+    received = [pair.received for pair in models.outputs]
+    found, same = [RSquared() for _ in models.outputs], []
+    heads = heads_of(models.source)
+    for part in _parts(arrays, at_once):
+        answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
+        for fit, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
+            fit.add(as_rows(a, pair.axis), as_rows(b, pair.axis))
             if head.kind != "linear":
                 said, answered = (head.answers(head.logits(y)) for y in (a, b))
                 same.append(np.ravel(said == answered))
@@ -79,11 +85,16 @@ def agreement(
     )
 
 
-def _parts(arrays: list[np.ndarray]) -> Iterator[list[np.ndarray]]:
+def random_agreement(models: ModelPair) -> Agreement | None:
+    """How far the outputs of two models agree on random inputs; None if none can be taken."""
+    try:
+        arrays = unsaturated_batch(models)
+    except NotComparableError:
+        return None
+    return agreement(models, arrays, at_once=len(arrays[0]))
+
+
+def _parts(arrays: list[np.ndarray], at_once: int) -> Iterator[list[np.ndarray]]:
     """A few samples at a time, since the tensors of every call are held at once."""
-    for first in range(0, len(arrays[0]), _SAMPLES_AT_ONCE):
-        yield [array[first : first + _SAMPLES_AT_ONCE] for array in arrays]
-
-
-def _rows(values: np.ndarray) -> np.ndarray:
-    return values.reshape(-1, values.shape[-1] if values.ndim > 1 else 1)
+    for first in range(0, len(arrays[0]), at_once):
+        yield [array[first : first + at_once] for array in arrays]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import keras
-import numpy as np
 
 from kerasnorm import keras_private
 
@@ -26,25 +25,3 @@ def coarsest_dtype(model: keras.Layer) -> str:
     layers = (model, *keras_private.sublayers(model))
     dtypes = {layer.compute_dtype for layer in layers} & EPSILONS.keys()
     return max(dtypes, key=EPSILONS.__getitem__, default="float32")
-
-
-def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
-    """(max|Δ| / max|reference|, max|reference|); the difference is infinite if shapes differ.
-
-    Where the reference is zero all over, the difference itself. NaN if anything is not finite.
-
-    Example:
-
-    >>> relative_difference(np.array([1.0, -4.0]), np.array([1.0, -3.0]))
-    (0.25, 4.0)
-    """
-    if reference.shape != answer.shape:
-        return float("inf"), float("nan")
-    if reference.size == 0:
-        return 0.0, 0.0
-    dtype = np.complex128 if np.iscomplexobj(reference) else np.float64
-    reference, answer = reference.astype(dtype), answer.astype(dtype)
-    scale = float(np.max(np.abs(reference)))
-    with np.errstate(invalid="ignore"):
-        largest = float(np.max(np.abs(reference - answer)))
-    return largest / (scale or 1.0), scale

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm import keras_private
 from kerasnorm.graph.graph import Call, Graph
 
 
-def run(
-    graph: Graph, arrays: Sequence[Any], tensors: Iterable[Any], state: Sequence[tuple] = ()
-) -> list[np.ndarray]:
-    """What a graph has at some of its symbolic tensors.
+def run(graph: Graph, arrays: Sequence[Any], tensors: Iterable[Any]) -> list[np.ndarray]:
+    """What a graph has at some of its symbolic tensors (see `run_tensors`), as arrays."""
+    return [keras.ops.convert_to_numpy(value) for value in run_tensors(graph, arrays, tensors)]
+
+
+def run_tensors(
+    graph: Graph,
+    arrays: Sequence[Any],
+    tensors: Iterable[Any],
+    *,
+    state: Sequence[tuple] = (),
+    given: Mapping[int, Any] | None = None,
+) -> list[Any]:
+    """What a graph has at some of its symbolic tensors, masks attached.
 
     The layers' own state stays as it is, and no tensor is held longer than it is needed.
 
@@ -25,30 +36,47 @@ def run(
         arrays: Its inputs, flat.
         tensors: Symbolic tensors of the graph.
         state: (variable, value) pairs: values to use in place of the variables' own.
+        given: By the `id` of a symbolic tensor, what the calls that read it get in its place. What
+            is returned is still what the graph computes; a call all of whose outputs are given,
+            and none is asked for, is not made.
     """
-    wanted = list(tensors)
+    wanted, given = list(tensors), given or {}
     values = {
         id(t): keras.ops.convert_to_tensor(array)
         for t, array in zip(tree.flatten(graph.inputs), arrays, strict=True)
     }
     readers = Counter(id(t) for call in graph.calls for t in call.inputs)
-    readers.update(id(t) for t in wanted)
     missing = {id(t) for t in wanted} - values.keys()
+    found = {key: values[key] for key in {id(t) for t in wanted} & values.keys()}
     with keras.StatelessScope(state, collect_losses=True):
         for call in graph.calls:
             if not missing:
                 break
             if call.is_input:
                 continue
-            outputs = tree.flatten(call_on(call, values))
-            for tensor, output in zip(call.outputs, outputs, strict=True):
-                values[id(tensor)] = output
-                missing.discard(id(tensor))
+            keys = [id(t) for t in call.outputs]
+            if missing.isdisjoint(keys) and given.keys() >= set(keys):
+                values.update((key, given[key]) for key in keys)
+            else:
+                for key, value in zip(keys, tree.flatten(call_on(call, values)), strict=True):
+                    if key in missing:
+                        found[key] = value
+                    values[key] = _in_place_of(value, given[key]) if key in given else value
+                missing.difference_update(keys)
             for tensor in call.inputs:
                 readers[id(tensor)] -= 1
                 if not readers[id(tensor)]:
                     del values[id(tensor)]
-    return [keras.ops.convert_to_numpy(values[id(t)]) for t in wanted]
+    return [found[id(t)] for t in wanted]
+
+
+def _in_place_of(value, given):
+    """A value that is given, with the mask of the one it stands for."""
+    given = keras.ops.convert_to_tensor(given)
+    mask = keras_private.attached_mask(value)
+    if mask is not None:
+        keras_private.attach_mask(given, mask)
+    return given
 
 
 def call_on(call: Call, values: dict[int, Any]):

@@ -13,7 +13,7 @@ import os
 
 import numpy as np
 
-from kerasnorm.compare.tolerances import relative_difference
+from kerasnorm.compare.measures import relative_difference
 from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.error_text import layer_of
 from kerasnorm.onnx.frozen_graph import FrozenGraph

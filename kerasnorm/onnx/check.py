@@ -12,14 +12,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.compare.measures import relative_difference
 from kerasnorm.compare.random_inputs import random_inputs, scaled_off_saturation
 from kerasnorm.compare.rounding import moved
-from kerasnorm.compare.tolerances import (
-    EPSILONS,
-    OF_LARGEST_ENTRY,
-    coarsest_dtype,
-    relative_difference,
-)
+from kerasnorm.compare.tolerances import EPSILONS, OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.blame import first_layers_that_differ
 from kerasnorm.onnx.error_text import layer_of, reason

@@ -8,7 +8,7 @@ from kerasnorm import keras_private
 from kerasnorm.clone.edits import Replace
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.differences import check_equal
-from kerasnorm.compare.tensor_pairs import output_pairs
+from kerasnorm.compare.tensor_pairs import pair_outputs
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import graphs_of
@@ -61,7 +61,7 @@ def fold_norms(model: keras.Model) -> keras.Model:
     if any(type(layer) is Affine for layer in keras_private.sublayers(plain)):
         plain = _fold(plain, {Affine: fold_affine})
     _drop_rescaled_penalties(plain)
-    check_equal(source, output_pairs(source, graphs_of(plain).root))
+    check_equal(pair_outputs(source, graphs_of(plain).root))
     return plain
 
 

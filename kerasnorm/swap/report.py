@@ -33,6 +33,8 @@ class Report:
         notes: What could not be kept, in plain sentences.
         repairs: What was mended while loading the source.
         agreement: With the source, where data was given.
+        on_random_inputs: The same on seeded random inputs, where the swap is not exact and no data
+            was given. It tells whether anything is kept at all, not how the model does on data.
         trained: Whether the model was trained on that data after the closed-form fits; large
             models are not.
     """
@@ -44,6 +46,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
     agreement: Agreement | None = None
+    on_random_inputs: Agreement | None = None
     trained: bool = False
 
     @property
@@ -87,7 +90,10 @@ class Report:
             "layers": dict(self.layers),
             "notes": list(self.notes),
             "repairs": list(self.repairs),
-            "agreement": None if self.agreement is None else dataclasses.asdict(self.agreement),
+            **{
+                name: None if (found := getattr(self, name)) is None else dataclasses.asdict(found)
+                for name in ("agreement", "on_random_inputs")
+            },
             "trained": self.trained,
             "counts": {
                 target: dict(Counter(site.becomes for site in sites).most_common())
@@ -172,6 +178,16 @@ class Report:
                 f"warning: the outputs keep less than half of the source's (R² below {_POOR}): is "
                 "the data scaled as for training?"
             )
+        if self.on_random_inputs is not None:
+            lines.append(
+                f"{self.on_random_inputs.on('random inputs')}, which does not say how the model "
+                "does on what it is for"
+            )
+            if self.on_random_inputs.fit < _POOR:
+                lines.append(
+                    "warning: on random inputs the outputs keep less than half of the source's "
+                    f"(R² below {_POOR}): give `data`, unlabeled samples (--data X.npy), to fit to"
+                )
         return [*lines, *self.notes, *(f"repaired: {repair}" for repair in self.repairs)]
 
     def show(self, console: Any) -> None:
