@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
+from kerasnorm.clone import tensorflow_objects
 from kerasnorm.clone.functional import clone_plain_model
 from kerasnorm.clone.objects import Objects
 from kerasnorm.clone.operation import clone_operation
@@ -96,7 +97,7 @@ class _Cloning:
             return type(value).from_config(value.get_config())
         if isinstance(value, np.ndarray):
             return value.copy()
-        if keras_private.is_backend_variable(value):
+        if tensorflow_objects.is_variable(value):
             return copy.deepcopy(value)
         raise SwapError(
             f"What a layer without a config holds must be of a kind that can be cloned. Received "

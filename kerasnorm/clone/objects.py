@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
+from kerasnorm.clone import tensorflow_objects
 
 # Of the standard library, what holds things for a user: loggers, threads and the like do not.
 _HOLDERS = frozenset({"builtins", "collections", "functools", "types", "weakref"})
@@ -140,8 +141,8 @@ def is_state(value: Any) -> bool:
     )
     return (
         isinstance(value, kinds)
-        or keras_private.is_backend_variable(value)
-        or keras_private.is_backend_table(value)
+        or tensorflow_objects.is_variable(value)
+        or tensorflow_objects.is_table(value)
     )
 
 
@@ -190,7 +191,7 @@ def _parts(value: Any) -> list[Any]:
         return [value.__self__]
     if isinstance(value, weakref.ref):
         return [value()]
-    if keras_private.is_compiled_function(value):
+    if tensorflow_objects.is_compiled_function(value):
         return [value.python_function]
     parts = list(_attributes(value).values())
     if isinstance(value, functools.partial):
@@ -212,9 +213,7 @@ def _content(cell: types.CellType) -> list[Any]:
 
 def _attributes(value: Any) -> dict[str, Any]:
     module = module_of(type(value))
-    if module in _SERVICES or (
-        module == "tensorflow" and not keras_private.is_backend_module(value)
-    ):
+    if module in _SERVICES or (module == "tensorflow" and not tensorflow_objects.is_module(value)):
         return {}
     attributes = getattr(value, "__dict__", {})
     if module in LIBRARIES:

@@ -16,6 +16,7 @@ from typing import Any
 import keras
 
 from kerasnorm import keras_private
+from kerasnorm.clone import tensorflow_objects
 from kerasnorm.clone.objects import LIBRARIES, is_state, module_of, reached
 from kerasnorm.errors import SwapError
 
@@ -80,7 +81,7 @@ def _inside(part: Any) -> list[Any]:
 
 
 def _is_variable(part: Any) -> bool:
-    return isinstance(part, keras.Variable) or keras_private.is_backend_variable(part)
+    return isinstance(part, keras.Variable) or tensorflow_objects.is_variable(part)
 
 
 def _storage(part: Any) -> Any:

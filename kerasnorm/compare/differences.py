@@ -120,15 +120,15 @@ def random_batch(models: ModelPair) -> list[np.ndarray]:
         NotComparableError: If an input takes text, or the tensors would take too much room.
     """
     calls = [call for graph in models.source.graphs.values() for call in graph.calls]
-    made = [_size(output) for call in calls for output in call.outputs]
+    sizes = [_size(output) for call in calls for output in call.outputs]
     compared = sum(_size(pair.expected) for pair in models.pairs)
-    if max(made, default=0) > _MOST_IN_ONE or compared > _MOST_COMPARED:
+    if max(sizes, default=0) > _MOST_IN_ONE or compared > _MOST_COMPARED:
         raise NotComparableError(
-            f"it would take {4 * max(compared, *made):,} bytes a sample to run it"
+            f"it would take {4 * max(compared, *sizes):,} bytes a sample to run it"
         )
     positions = [_size(p.expected) // (p.expected.shape[p.axis] or 1) for p in models.sites]
     least = max(_FEWEST_SAMPLES, -(-_NUMBERS_OF_CHANNEL // max(1, min(positions, default=1))))
-    samples = min(max(least, _NUMBERS_IN_ALL // max(1, sum(made))), _MOST_SAMPLES)
+    samples = min(max(least, _NUMBERS_IN_ALL // max(1, sum(sizes))), _MOST_SAMPLES)
     root, free = models.source.root, (_FREE_SIZE, _FREE_SIZE)
     return random_inputs(tree.flatten(root.inputs), root.owner, samples, free=free)
 

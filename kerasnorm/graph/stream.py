@@ -105,9 +105,9 @@ class ActivationStream:
                 yield as_array(self._store.get((self._name, key), batch))
             return
         todo = self.steps[self._done : step]
-        made = {k for s in todo for k in s.gives}
-        keep = {k for k in made if self._last_use.get(k, -1) >= step or self._pinned[k]}
-        needed = {k for s in todo for k in s.reads} - made
+        produced = {k for s in todo for k in s.gives}
+        keep = {k for k in produced if self._last_use.get(k, -1) >= step or self._pinned[k]}
+        needed = {k for s in todo for k in s.reads} - produced
         for batch in range(self.batches):
             values = {k: self._load(k, batch) for k in needed}
             self._run(todo, values, keep)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras import tree
 
 from kerasnorm.clone.default_input import is_unbuilt, stand_in
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
-from kerasnorm.compare.agreement import agreement, fits, random_agreement
-from kerasnorm.compare.differences import check_equal, check_finite, differences
-from kerasnorm.compare.tensor_pairs import ModelPair, pair_models
+from kerasnorm.compare.agreement import random_agreement
+from kerasnorm.compare.differences import check_equal, check_finite
+from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
@@ -25,81 +22,9 @@ from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.report import Report
+from kerasnorm.swap.result import Swap, measure, with_fit
 from kerasnorm.targets import TARGETS
 from kerasnorm.targets.plan import FitRequest
-from kerasnorm.targets.site_record import SiteRecord
-
-
-@dataclass(frozen=True)
-class Swap:
-    """The result of `swap_norms`.
-
-    Attributes:
-        model: The swapped model.
-        report: What happened to each BatchNorm call.
-        differences: How far each BatchNorm call and each output was off when the result was
-            checked on seeded random inputs, as `compare()` has it; but in an exact swap each was
-            given what the source has in front of it, so that rounding does not add up. Empty where
-            the source cannot be run on such.
-    """
-
-    model: keras.Model
-    report: Report
-    differences: dict[str, float] = field(repr=False)
-    _models: ModelPair = field(repr=False)
-
-    def update_report(self, data: Any, *, batch_size: int = 32) -> None:
-        """Measure again what the report says of the fit, after the model was trained further.
-
-        Args:
-            data: What it was calibrated or trained on, of which the samples held out are taken;
-                in any form that `swap_norms` takes.
-            batch_size: Of the batches that arrays are cut into.
-
-        Raises:
-            DataError: If the data does not fit the model.
-
-        Example:
-
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
-        >>> model.add(keras.layers.BatchNormalization())
-        >>> x = np.random.normal(size=(200, 4))
-        >>> swap = swap_norms(model, "layer", x)
-        >>> swap.update_report(x)
-        >>> swap.report.agreement.samples
-        20
-        """
-        held_out = HeldOutSamples()
-        for _ in held_out.collect(input_batches(self._models.source.root, data, batch_size)):
-            pass
-        _measure(self.report, self._models, held_out, sites=True)
-
-    def compare(self, inputs: Any = None) -> dict[str, float]:
-        """How far each BatchNorm call's output is from what the swapped model has in its place.
-
-        Both models are run at inference, without side effects. The sites inside a nested model
-        are compared on what the source feeds that model.
-
-        Args:
-            inputs: A batch in the structure of the model's inputs; None for seeded random
-                numbers.
-
-        Returns:
-            max|Δ| over the channel's standard deviation in the source's batch, of the worst
-            channel, by site name, "backbone#2/bn" in the second call of a nested model; then for
-            the model's outputs, "output 0", "output 1", …. Infinite where one model's answer is
-            finite and the other's is not.
-
-        Raises:
-            SwapError: If the source itself cannot be run on the inputs.
-
-        Example:
-
-        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
-        >>> sorted(swap_norms(model, "weight").compare())
-        ['batch_normalization', 'output 0']
-        """
-        return differences(self._models, inputs)
 
 
 def swap_norms(
@@ -203,9 +128,9 @@ def swap_norms(
             seed=seed,
             memory_budget=memory_budget,
         )
-        report.sites = [_fitted(record, fitted.scores) for record in report.sites]
+        report.sites = [with_fit(record, fitted.scores) for record in report.sites]
         report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
-        _measure(report, models, held_out, sites=reconstruction.epochs > 0)
+        measure(report, models, held_out, sites=reconstruction.epochs > 0)
         unlike_data = check_data(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
         unlike_data += reconstruction.notes
     elif data is not None:
@@ -269,26 +194,6 @@ def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
     plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
     layer = rebuilt.copies[id(request.layer)]
     return FitTask(site, layer, request.target, request.source, plain)
-
-
-def _fitted(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
-    if record.name not in scores:
-        return record
-    return dataclasses.replace(record, verdict="calibrated", fit=scores[record.name])
-
-
-def _measure(report: Report, models: ModelPair, held_out: HeldOutSamples, *, sites: bool) -> None:
-    """Report how far the models agree on what was held out; on request at each site too."""
-    arrays = held_out.arrays
-    of_one_size = any(t.shape[0] is not None for t in tree.flatten(models.source.root.inputs))
-    if arrays is None or of_one_size:
-        return
-    report.agreement, report.on_random_inputs = agreement(models, arrays), None
-    if sites:
-        now = fits(models, arrays)
-        fitted = {site.name for site in report.sites if site.fit is not None}
-        scores = {name: score for name, score in now.items() if name in fitted}
-        report.sites = [_fitted(record, scores) for record in report.sites]
 
 
 def _faults_outside_sites(model: keras.Model) -> list[Fault]:

@@ -63,8 +63,8 @@ class Scope:
         array = np.asarray(value)
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
-            made = self._graph.make_const(self._unique("constant"), array)
-            self._constants[key] = made.output[0]
+            node = self._graph.make_const(self._unique("constant"), array)
+            self._constants[key] = node.output[0]
         return self._constants[key]
 
     def value(self, number: int) -> np.ndarray:
