@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 from keras.src.backend.common import global_state
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.serialization_lib import SafeModeScope
@@ -37,20 +38,14 @@ def is_plain(model: keras.Model) -> bool:
     return type(model) in (Functional, keras.Sequential)
 
 
-@contextlib.contextmanager
-def stored_dtypes() -> Iterator[None]:
-    """A scope in which variables have the values and dtypes that they are stored with.
+def stored_value(variable: keras.Variable):
+    """The value of a variable as it is stored.
 
-    In a call under a mixed precision policy they are rounded to the compute dtype, which what a
+    In a call under a mixed precision policy Keras rounds it to the compute dtype, which what a
     norm is taken of must not be.
     """
-    # An AutocastScope(None) would have them say that they are of Keras's default dtype.
-    before = global_state.get_global_attribute("autocast_scope")
-    global_state.set_global_attribute("autocast_scope", None)
-    try:
-        yield
-    finally:
-        global_state.set_global_attribute("autocast_scope", before)
+    with AutocastScope(None):
+        return variable.value
 
 
 def sublayers(layer) -> list[keras.Layer]:

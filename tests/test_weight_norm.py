@@ -113,8 +113,19 @@ def test_a_layer_built_in_a_call_of_mixed_precision_rounds_nothing(wrap, policy)
     Lazy(layer)(normal(5, 3))
     np.testing.assert_array_equal(dense.kernel, kernel)
     assert layer.g.dtype == "float32"
+    if wrap is WeightNorm:
+        assert layer.normalized_kernels()["g"].dtype == "float32"
     start = np.linalg.norm(kernel, axis=0) if wrap is WeightNorm else np.full(4, 3**0.5)
     np.testing.assert_allclose(layer.g, start, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("mean_only", [None, "layer"])
+def test_gains_and_weights_have_the_dtype_of_the_kernel(mean_only, dtype):
+    layer = WeightNorm(layers.Dense(3, dtype=dtype), mean_only=mean_only)
+    layer.build((None, 4))
+    assert layer.g.dtype == dtype
+    assert keras.backend.standardize_dtype(layer.normalized_kernels()["g"].dtype) == dtype
 
 
 def test_symbolic_calls_are_remembered_nowhere():

@@ -133,13 +133,11 @@ class CosineNorm(keras.layers.Wrapper):
             )
         if self.rescale:
             kernel = kernels.output_kernel(self.layer)
-            with keras_private.stored_dtypes():
-                dtype = kernel.variable.dtype
             self.g = self.add_weight(
                 name="g",
                 shape=kernel.unit_shape,
                 initializer=keras.initializers.Constant(math.sqrt(contraction.size)),
-                dtype=dtype,
+                dtype=kernel.dtype,
                 autocast=False,
             )
 
@@ -151,13 +149,13 @@ class CosineNorm(keras.layers.Wrapper):
         kernels.require_plain_kernel("CosineNorm", self.layer)  # it may have lost it since
         inputs = ops.convert_to_tensor(inputs)
         x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
-        with keras_private.stored_dtypes():
-            y = ops.cast(self._cosine(x), self.compute_dtype)
+        y = ops.cast(self._cosine(x), self.compute_dtype)
         return y if self.layer.activation is None else self.layer.activation(y)
 
     def _cosine(self, x):
         contraction = self.contraction(len(x.shape))
-        bias = None if self.layer.bias is None else ops.convert_to_tensor(self.layer.bias)
+        bias = self.layer.bias
+        bias = None if bias is None else keras_private.stored_value(bias)
         inner = None if self.rescale or bias is None else contraction.bias_to_units(bias)
         # what stands beside x in its length: the 1 of [x, 1], or the damping
         beside = self.damping if self.rescale else float(inner is not None)
@@ -206,20 +204,18 @@ class CosineNorm(keras.layers.Wrapper):
     def lengths(self):
         """‖w‖ of each output unit, in the shape of `g`; 1 or so where w is zero."""
         kernel = kernels.output_kernel(self.layer)
-        wide = keras.backend.result_type(kernel.variable.dtype, "float32")
-        w = ops.cast(kernel.variable, wide)
+        w = kernel.wide_value
         if linear.is_separable(self.layer):
-            depthwise = ops.cast(self.layer.depthwise_kernel, wide)
+            depthwise = kernels.kernels_of(self.layer)["g_depthwise"].wide_value
             return norms.separable_direction(depthwise, w)[-1]
         return ops.reshape(norms.norm(w, kernel.contracted_axes), kernel.unit_shape)
 
     def _direction(self, bias):
         """[w, b] / ‖[w, b]‖ as kernels, by their names, and a bias with one value per unit."""
         kernel = kernels.output_kernel(self.layer)
-        w = ops.convert_to_tensor(kernel.variable)
-        w = ops.cast(w, keras.backend.result_type(w.dtype, "float32"))
+        w = kernel.wide_value
         if linear.is_separable(self.layer):
-            depthwise = ops.cast(self.layer.depthwise_kernel, w.dtype)
+            depthwise = kernels.kernels_of(self.layer)["g_depthwise"].wide_value
             bias = None if bias is None else ops.cast(bias, w.dtype)
             depthwise, w, bias, _ = norms.separable_direction(depthwise, w, bias)
             return {"g": w, "g_depthwise": depthwise}, bias

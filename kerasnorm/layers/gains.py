@@ -9,14 +9,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from kerasnorm import keras_private
 from kerasnorm.layers.kernels import Kernel
 from kerasnorm.math import norms
 
 
 def weight(kernel: Kernel, gain):
     """w_i = g_i · v_i / ‖v_i‖, in the shape of the kernel and the dtype of the gain."""
-    v = _widened(kernel)
+    v = kernel.wide_value
     g = ops.cast(ops.reshape(gain, kernel.broadcast_shape), v.dtype)
     w = norms.normalized_weight(v, g, kernel.contracted_axes)
     return ops.cast(w, gain.dtype)
@@ -26,8 +25,8 @@ def initial_gain(kernel: Kernel) -> Callable[..., Any]:
     """An initializer that gives ‖v_i‖; and 0 where v_i is zero, which it gives a direction."""
 
     def initializer(shape, dtype=None):
-        v = _widened(kernel)
-        zero = ops.equal(v, 0)
+        v = kernel.wide_value
+        length, zero = norms.norm(v, kernel.contracted_axes), ops.equal(v, 0)
         if kernel.contracted_axes:
             zero = ops.all(zero, axis=kernel.contracted_axes, keepdims=True)
             # any direction would do; a fixed seed makes it the same one every time
@@ -35,7 +34,6 @@ def initial_gain(kernel: Kernel) -> Callable[..., Any]:
         else:
             direction = ops.ones_like(v)
         kernel.variable.assign(ops.where(zero, direction, v))
-        length = norms.norm(v, kernel.contracted_axes)
         length = ops.where(zero, ops.zeros_like(length), length)
         return ops.cast(ops.reshape(length, shape), dtype)
 
@@ -54,11 +52,3 @@ def out_of_graphs() -> contextlib.AbstractContextManager:
     import tensorflow as tf
 
     return tf.init_scope()
-
-
-def _widened(kernel: Kernel):
-    """v in float32 or wider: a sum of thousands of squares of 16 bits stalls."""
-    with keras_private.stored_dtypes():
-        return ops.cast(
-            kernel.variable, keras.backend.result_type(kernel.variable.dtype, "float32")
-        )

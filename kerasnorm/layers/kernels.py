@@ -17,6 +17,7 @@ from typing import Any
 
 import keras
 
+from kerasnorm import keras_private
 from kerasnorm.layers.affine import Affine
 
 
@@ -26,6 +27,21 @@ class Kernel:
 
     variable: keras.Variable
     unit_axes: tuple[int, ...]
+
+    @property
+    def value(self):
+        """The kernel as it is stored, in a call under a mixed precision policy as well."""
+        return keras_private.stored_value(self.variable)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype that it is stored in."""
+        return keras.backend.standardize_dtype(self.value.dtype)
+
+    @property
+    def wide_value(self):
+        """`value` in float32 or wider: a sum of thousands of squares of 16 bits stalls."""
+        return keras.ops.cast(self.value, keras.backend.result_type(self.dtype, "float32"))
 
     @property
     def contracted_axes(self) -> tuple[int, ...]:

@@ -158,8 +158,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
 
     def build(self, input_shape, *args):
         kernels.require_known_channels("WeightNorm", self.layer, input_shape)
-        # g starts from the values of v, and has its dtype
-        with gains.out_of_graphs(), keras_private.stored_dtypes():
+        with gains.out_of_graphs():  # g starts from the values of v
             self._build(input_shape, *args)
 
     def _build(self, input_shape, *args):
@@ -170,7 +169,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 name=name,
                 shape=kernel.unit_shape,
                 initializer=self.gain_initializer or gains.initial_gain(kernel),
-                dtype=kernel.variable.dtype,
+                dtype=kernel.dtype,
                 autocast=False,
             )
             setattr(self, name, gain)
@@ -232,9 +231,9 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
             self._step_moving_mean(mean, contraction)
         else:
             mean = contraction.units_to_output(ops.cast(self.moving_mean, t.dtype))
-        with keras_private.stored_dtypes():
-            y = linear.add_bias(self.layer, t - mean, self.layer.bias)
-        y = ops.cast(y, self.compute_dtype)
+        bias = self.layer.bias
+        bias = None if bias is None else keras_private.stored_value(bias)
+        y = ops.cast(linear.add_bias(self.layer, t - mean, bias), self.compute_dtype)
         activation = getattr(self.layer, "activation", None)
         return y if activation is None else activation(y)
 

@@ -20,7 +20,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from kerasnorm import keras_private
 from kerasnorm.layers import CosineNorm, kernels
 from kerasnorm.layers import linear_ops as linear
 from kerasnorm.layers.patches import Contraction
@@ -45,8 +44,7 @@ def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
 def _call(layer: CosineNorm):
     def call(inputs):
         x = ops.cast(inputs, layer.compute_dtype)
-        with keras_private.stored_dtypes():
-            y = _formula(layer, x)
+        y = _formula(layer, x)
         return y if layer.layer.activation is None else layer.layer.activation(y)
 
     return call
