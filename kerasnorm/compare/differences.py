@@ -127,7 +127,8 @@ def random_batch(models: ModelPair) -> list[np.ndarray]:
             f"it would take {4 * max(compared, *sizes):,} bytes a sample to run it"
         )
     positions = [_size(p.expected) // (p.expected.shape[p.axis] or 1) for p in models.sites]
-    least = max(_FEWEST_SAMPLES, -(-_NUMBERS_OF_CHANNEL // max(1, min(positions, default=1))))
+    fewest = min(positions, default=_NUMBERS_OF_CHANNEL) or 1
+    least = max(_FEWEST_SAMPLES, math.ceil(_NUMBERS_OF_CHANNEL / fewest))
     samples = min(max(least, _NUMBERS_IN_ALL // max(1, sum(sizes))), _MOST_SAMPLES)
     root, free = models.source.root, (_FREE_SIZE, _FREE_SIZE)
     return random_inputs(tree.flatten(root.inputs), root.owner, samples, free=free)

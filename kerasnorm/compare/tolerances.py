@@ -22,6 +22,10 @@ OF_DEVIATION = {"float64": 1e-2, "float32": 1e-2, "float16": 0.3, "bfloat16": 1.
 
 def coarsest_dtype(model: keras.Layer) -> str:
     """The dtype with the largest rounding step that some layer of a model computes in."""
-    layers = (model, *keras_private.sublayers(model))
+    layers = [
+        layer
+        for layer in (model, *keras_private.sublayers(model))
+        if not (keras_private.has_graph(layer) or isinstance(layer, keras.layers.InputLayer))
+    ]
     dtypes = {layer.compute_dtype for layer in layers} & EPSILONS.keys()
     return max(dtypes, key=EPSILONS.__getitem__, default="float32")

@@ -1,0 +1,100 @@
+"""How far arrays are apart: each channel by its own spread."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kerasnorm.compare.measures import channel_differences
+
+WAVE = np.array([1.0, -1.0, 1.0, -1.0], "float32")
+
+
+def of_one(expected, by, dtype="float32"):
+    """The difference of a single channel whose first entry is off."""
+    expected = np.asarray(expected, dtype)
+    off = expected.copy()
+    off[0] += np.asarray(by, dtype)
+    (found,) = channel_differences(expected[:, None], off[:, None])
+    return found
+
+
+def test_each_channel_has_a_spread_of_its_own():
+    scales = np.array([1e-3, 1.0, 1e3])
+    expected = WAVE[:, None] * scales
+    received = expected + np.array([0.05e-3, 0.0, 5.0])
+    np.testing.assert_allclose(channel_differences(expected, received), [0.05, 0, 0.005])
+    np.testing.assert_allclose(channel_differences(expected, 1.5 * expected), [0.5] * 3)
+
+
+def test_the_spread_is_over_samples_and_positions_of_any_axis():
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(3, 4, 5)) * np.array([1.0, 10.0, 100.0, 0.1])[None, :, None]
+    received = expected + 0.5
+    by_hand = [0.5 / expected[:, channel].std() for channel in range(4)]
+    np.testing.assert_allclose(channel_differences(expected, received, axis=1), by_hand)
+    assert channel_differences(expected, received).shape == (5,)
+    # a batch of numbers, and a number, are one channel
+    assert channel_differences(expected[0, 0], received[0, 0]).shape == (1,)
+    assert channel_differences(np.float32(2.0), np.float32(2.0)) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("expected", "by", "difference"),
+    [
+        (WAVE + 100, 0.05, 0.05),  # an offset changes nothing
+        (1e-3 * WAVE + 64, 1.0, 1.0 / 64.001e-4),  # hardly varies: 1e-4 of its size
+        ([8.0] * 4, 0.08, 1.0),  # constant: 1e-2 of its size
+        ([8.0, 8.000001, 8.0, 8.0], 0.08, 1.0),  # constant but for rounding
+        ([0.0] * 4, 2.0, 2.0),  # zero all over, as all else is
+        (1e25 * WAVE, 1e25, 1.0),  # whose squares overflow
+        (1e-25 * WAVE, 1e-25, 1.0),  # whose squares vanish
+    ],
+)
+def test_channels_that_hardly_vary_or_are_of_odd_sizes(expected, by, difference):
+    assert of_one(expected, by) == pytest.approx(difference, rel=1e-3)
+
+
+def test_a_large_offset_costs_no_digits():
+    rng = np.random.default_rng(0)
+    channel = (1e4 + rng.normal(size=50_000)).astype("float32")
+    assert of_one(channel, 1.0) == pytest.approx(1.0 / channel.astype("float64").std(), rel=1e-3)
+
+
+def test_a_channel_of_zeros_is_compared_with_the_size_of_the_others():
+    expected = np.stack([0 * WAVE, 1000 * WAVE], -1)
+    received = expected + np.array([0.05, 0.0], "float32")
+    np.testing.assert_allclose(channel_differences(expected, received), [0.5, 0], rtol=1e-6)
+
+
+def test_variation_that_float64_tells_from_rounding():
+    channel = 1.0 + 1e-9 * WAVE.astype("float64")
+    assert of_one(channel, 1e-6, "float64") == pytest.approx(1e-2, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.int32, bool])
+def test_other_dtypes(dtype):
+    expected = (WAVE[:, None] > 0).astype(dtype)
+    received = (WAVE[:, None] > 2).astype(dtype)
+    np.testing.assert_allclose(channel_differences(expected, received), [2.0])
+
+
+def test_what_is_not_finite_in_both_is_not_compared():
+    expected = np.array([[np.nan, 1.0], [np.inf, -1.0], [1.0, 1.0], [-1.0, -1.0]])
+    received = expected.copy()
+    received[1, 0] = np.nan
+    np.testing.assert_allclose(channel_differences(expected, received), [0, 0])
+    received[2] += 0.5
+    np.testing.assert_allclose(channel_differences(expected, received), [0.5, 0.5])
+    received[3, 1] = np.inf
+    np.testing.assert_allclose(channel_differences(expected, received), [0.5, np.inf])
+    nothing = np.full((4, 2), np.nan)
+    np.testing.assert_allclose(channel_differences(nothing, nothing), [0, 0])
+    assert (channel_differences(nothing, np.zeros((4, 2))) == np.inf).all()
+    assert (channel_differences(np.zeros((4, 2)), nothing) == np.inf).all()
+
+
+def test_other_shapes_are_infinitely_far_apart_and_empty_ones_are_not():
+    assert channel_differences(np.zeros((4, 2)), np.zeros((4, 1))) == [np.inf]
+    np.testing.assert_array_equal(channel_differences(np.zeros((0, 3)), np.zeros((0, 3))), [0] * 3)
