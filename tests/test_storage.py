@@ -41,11 +41,11 @@ def batch(model, rows=24):
             return rng.integers(0, 3, shape).astype(tensor.dtype)
         return rng.normal(size=shape).astype(tensor.dtype)
 
+    if isinstance(model, keras.Sequential):
+        return of(model.inputs[0])
     if not hasattr(model, "input"):  # subclassed: called on rows of three
         return rng.normal(size=(rows, 3)).astype("float32")
-    return keras.tree.map_structure(
-        of, model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    )
+    return keras.tree.map_structure(of, model.input)
 
 
 def untouched(source, make):
