@@ -34,6 +34,10 @@ def test_jax():
     run("jax", ["test_contract.py", "test_loading.py"], "-k", _A_FEW)
 
 
+def test_jax_copies():
+    run("jax", ["test_clone_on_backends.py"], "-k", "clone-residual or folded-scaled")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tests", ["test_float32 or twice", "test_compiled or test_fit"])
 def test_jax_contract(tests):
@@ -42,7 +46,14 @@ def test_jax_contract(tests):
 
 @pytest.mark.slow
 def test_jax_beyond_the_contract():
-    files = ("weight_norm", "batch_norm", "layer_norm", "recurrent", "statistics")
+    files = (
+        "weight_norm",
+        "batch_norm",
+        "layer_norm",
+        "recurrent",
+        "statistics",
+        "clone_on_backends",
+    )
     run("jax", [f"test_{name}.py" for name in files])
 
 

@@ -330,3 +330,14 @@ def test_a_layer_that_is_held_twice_and_called_in_code():
     assert swap.model.get_layer("block").steps[0] is swap.model.get_layer("dense")
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("cls", [layers.ELU, layers.Identity])
+def test_layers_of_keras_without_a_config_of_their_own(cls):
+    """Their `get_config` fails where they got a policy and not its name."""
+    layer = cls(dtype=keras.DTypePolicy("mixed_float16"), name="last")
+    model = keras.Sequential([keras.Input((4,)), layers.BatchNormalization(), layer])
+    x = np.random.default_rng(0).normal(size=(2, 4)).astype("float32")
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert swap.model.get_layer("last").dtype_policy == layer.dtype_policy
+    np.testing.assert_allclose(swap.model(x), model(x), atol=1e-2)

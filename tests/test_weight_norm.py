@@ -25,6 +25,13 @@ from kerasnorm import (
 )
 from kerasnorm.layers.functional_call import functional_call
 
+FLOAT64 = pytest.param(
+    "float64",
+    marks=pytest.mark.skipif(
+        keras.backend.backend() == "jax", reason="JAX has no float64 without jax_enable_x64"
+    ),
+)
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
@@ -119,7 +126,7 @@ def test_a_layer_built_in_a_call_of_mixed_precision_rounds_nothing(wrap, policy)
     np.testing.assert_allclose(layer.g, start, rtol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", FLOAT64])
 @pytest.mark.parametrize("mean_only", [None, "layer"])
 def test_gains_and_weights_have_the_dtype_of_the_kernel(mean_only, dtype):
     layer = WeightNorm(layers.Dense(3, dtype=dtype), mean_only=mean_only)
@@ -705,9 +712,9 @@ class _Calls(keras.layers.Layer):
         return self.inner(x)
 
 
-@pytest.mark.parametrize("outer", ["float32", "float64", "mixed_float16"])
+@pytest.mark.parametrize("outer", ["float32", FLOAT64, "mixed_float16"])
 @pytest.mark.parametrize(
-    "policy", ["float64", "float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+    "policy", [FLOAT64, "float32", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
 )
 @pytest.mark.parametrize("wrap", [WeightNorm, lambda layer: CosineNorm(layer, rescale=True)])
 def test_gains_have_the_dtype_of_the_kernel_wherever_they_are_made(wrap, policy, outer):

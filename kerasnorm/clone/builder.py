@@ -154,7 +154,7 @@ class Builder:
         operations = self._operations(graph, call)
         if not operations:
             source = call.operation
-            return keras.layers.Identity(name=source.name, dtype=source.dtype_policy)
+            return keras.layers.Identity(name=source.name, dtype=source.compute_dtype)
         [layer] = operations
         if not layer.built and call in self.edits:
             layer.build(call.inputs[0].shape)

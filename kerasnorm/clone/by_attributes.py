@@ -20,7 +20,7 @@ from kerasnorm.clone import tensorflow_objects
 from kerasnorm.clone.functional import clone_plain_model
 from kerasnorm.clone.objects import Objects
 from kerasnorm.clone.operation import clone_operation
-from kerasnorm.clone.state import build_alike, copy_state
+from kerasnorm.clone.state import assign_copy, build_alike, copy_state
 from kerasnorm.errors import SwapError
 
 
@@ -33,11 +33,13 @@ def tells_no_config(layer: keras.Layer) -> bool:
 
 
 def can_clone_by_attributes(layer: keras.Layer) -> bool:
-    """Whether nothing of Keras but `Layer` or `Model` is in a layer's class."""
+    """Whether nothing of Keras is in a layer's class but `Layer`, `Model` or one without a config."""
     classes = (cls for cls in type(layer).__mro__ if cls.__module__.split(".")[0] == "keras")
     return type(layer) not in (keras.Layer, keras.Model) and next(classes) in (
         keras.Layer,
         keras.Model,
+        keras.layers.ELU,
+        keras.layers.Identity,
     )
 
 
@@ -91,7 +93,7 @@ class _Cloning:
             return self.holder(value)
         if isinstance(value, keras.random.SeedGenerator):
             clone = type(value).from_config(value.get_config())
-            clone.state.assign(value.state)
+            assign_copy(clone.state, value.state)
             return clone
         if isinstance(value, keras.optimizers.Optimizer):  # which starts anew, as a model's does
             return type(value).from_config(value.get_config())

@@ -42,7 +42,7 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
             hint="Its config does not tell all that it holds (LoRA? quantization?).",
         )
     for old, new in zip(of_source, of_target, strict=True):
-        new.assign(old)
+        assign_copy(new, old)
     for old_layer, new_layer in [(source, target), *inner_pairs]:
         _carry_other_state(old_layer, new_layer)
         if new_layer.trainable != old_layer.trainable:
@@ -50,6 +50,15 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(of_source, of_target, strict=True):
         if new.trainable != old.trainable:
             new.trainable = old.trainable
+
+
+def assign_copy(variable: keras.Variable, value: Any) -> None:
+    """Set a variable to a copy of another's value.
+
+    `assign` alone keeps the same array on JAX, and a training step there deletes the arrays that it
+    replaces: training the one would take the other's weights away.
+    """
+    variable.assign(keras.ops.copy(value))
 
 
 def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:

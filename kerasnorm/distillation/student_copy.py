@@ -9,6 +9,7 @@ import keras
 
 from kerasnorm import keras_private
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
+from kerasnorm.clone.state import assign_copy
 from kerasnorm.distillation.strided_pointwise import stride_before_pointwise
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 
@@ -42,7 +43,7 @@ class StudentCopy:
     def give_back(self) -> None:
         """Set the student's trained variables to the copy's."""
         for variable, copy in self._trained:
-            variable.assign(copy)
+            assign_copy(variable, copy)
 
 
 def _copied_variables(source: ModelGraphs, rebuilt: Rebuilt) -> dict[int, keras.Variable]:

@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from kerasnorm.clone.edits import Replace, Skip
+from kerasnorm.clone.state import assign_copy
 from kerasnorm.errors import Refusal
 from kerasnorm.graph import commute
 from kerasnorm.graph.graph import Call, Graph
@@ -182,7 +183,7 @@ def _cosine(partner: Partner, name: str, found: StoredStatistics | None, penalty
             weight = weight * a.reshape(kernel.broadcast_shape)
             bias = fold_into.folded_bias(partner, found)
         for gain, own in kernels.kernels_of(new.layer).items():
-            own.variable.assign(kernels.kernels_of(layer)[gain].variable)
+            assign_copy(own.variable, kernels.kernels_of(layer)[gain].variable)
         kernel.variable.assign(weight)
         # g starts at sqrt(fan-in): the length of the map for inputs with entries around 1
         new.g.assign(new.g * new.lengths())

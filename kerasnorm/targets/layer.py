@@ -39,6 +39,7 @@ import numpy as np
 
 from kerasnorm import keras_private
 from kerasnorm.clone.edits import Replace
+from kerasnorm.clone.state import assign_copy
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import Partner
@@ -82,7 +83,7 @@ def fold_layer_norm(layer: LayerNorm, calls: list[Call], name: str) -> Replace |
             value = getattr(layer, weight)
             if value is not None:
                 target = getattr(plain, weight)
-                target.assign(keras.ops.broadcast_to(value, target.shape))
+                assign_copy(target, keras.ops.broadcast_to(value, target.shape))
 
     return Replace(make, fill)
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.edits import Replace, Skip
-from kerasnorm.clone.state import copy_state
+from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.linear_partner import adds_bias_along
@@ -131,7 +131,7 @@ def _filling(layer: Any, weight: np.ndarray, bias: np.ndarray | None):
         if (new.bias is None) == (layer.bias is None):
             copy_state(layer, new)
         for own, source in zip(_kernels(new), _kernels(layer), strict=True):
-            own.assign(source)
+            assign_copy(own, source)
         next(_kernels(new)).assign(weight)
         if bias is not None:
             new.bias.assign(bias.reshape(new.bias.shape))

@@ -14,7 +14,7 @@ import numpy as np
 
 from kerasnorm import keras_private
 from kerasnorm.clone.edits import Replace
-from kerasnorm.clone.state import copy_state
+from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import adds_bias_along
@@ -61,7 +61,7 @@ def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusa
         )
 
     def fill(plain: keras.Layer) -> None:
-        plain.kernel.assign(layer.kernel)
+        assign_copy(plain.kernel, layer.kernel)
         if layer.use_bias:
             bias = np.asarray(keras.ops.convert_to_numpy(layer.bias))
             plain.bias.assign(bias.reshape(plain.bias.shape))
@@ -96,8 +96,8 @@ def as_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> 
         )
 
     def fill(affine: keras.Layer) -> None:
-        affine.kernel.assign(layer.kernel)
+        assign_copy(affine.kernel, layer.kernel)
         if layer.bias is not None:
-            affine.bias.assign(keras.ops.reshape(layer.bias, (-1,)))
+            assign_copy(affine.bias, keras.ops.reshape(layer.bias, (-1,)))
 
     return Replace(make, fill)

@@ -32,7 +32,7 @@ import numpy as np
 
 from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.edits import Replace, Skip
-from kerasnorm.clone.state import copy_state
+from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import Partner, adds_bias_along, has_own_mask
@@ -211,7 +211,7 @@ def _fill_weight(
         weight.max(axis=axes, keepdims=True), -weight.min(axis=axes, keepdims=True)
     )
     zero = largest == 0
-    kernel.variable.assign(np.where(zero, 1.0, weight) if zero.any() else source)
+    assign_copy(kernel.variable, np.where(zero, 1.0, weight) if zero.any() else source)
     scaled = weight / np.where(zero, 1.0, largest)  # squares of 1e-200 would vanish
     length = largest * np.sqrt(np.square(scaled, out=scaled).sum(axis=axes, keepdims=True))
     gain.assign(np.broadcast_to(scale * length.reshape(kernel.unit_shape), kernel.unit_shape))
