@@ -33,7 +33,7 @@ def tells_no_config(layer: keras.Layer) -> bool:
 
 
 def can_clone_by_attributes(layer: keras.Layer) -> bool:
-    """Whether nothing of Keras is in a layer's class but `Layer`, `Model` or one without a config."""
+    """Whether of Keras only `Layer`, `Model` or what has no config is in a layer's class."""
     classes = (cls for cls in type(layer).__mro__ if cls.__module__.split(".")[0] == "keras")
     return type(layer) not in (keras.Layer, keras.Model) and next(classes) in (
         keras.Layer,
