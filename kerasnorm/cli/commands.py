@@ -17,6 +17,7 @@ from kerasnorm.cli import output
 from kerasnorm.errors import ExportError, KerasNormError, SwapError
 from kerasnorm.fit.data import read_arrays
 from kerasnorm.plotting.figure import INSTALL, NOT_INSTALLED
+from kerasnorm.targets import TARGETS
 
 DONE = 0
 
@@ -113,9 +114,9 @@ def _some(data: Any) -> Any:
 def _check_distill(arguments: argparse.Namespace) -> None:
     if not arguments.distill:
         return
-    if arguments.to == "weight":
+    if not TARGETS[arguments.to].takes_data:
         raise RequestError(
-            "--distill needs a swap that is not exact already. Received --to weight.",
+            f"--distill needs a swap that is not exact already. Received --to {arguments.to}.",
             hint="Leave --distill out.",
         )
     if arguments.data is None:

@@ -20,13 +20,13 @@ from keras import layers
 import kerasnorm
 from kerasnorm.errors import KerasNormError
 from kerasnorm.swap.swap import Swap
+from kerasnorm.targets import TARGETS
 
 SEED = 0
 EPOCHS = 30
 BATCH = 64
 TEST_IMAGES = 450
 CALIBRATION = 512
-TARGETS = ("weight", "layer", "cosine")
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ def run(console) -> list[Row]:
         clock.time("train (XLA)", train, source, digits)
     expected = source.predict(digits.x_test, verbose=0)
     rows = [row("BatchNorm, the source", expected, expected, digits.y_test)]
-    for target in TARGETS:
-        data = None if target == "weight" else digits.x_train[:CALIBRATION]
+    for target, kind in TARGETS.items():
+        data = digits.x_train[:CALIBRATION] if kind.takes_data else None
         with console.status(f"Swapping to {target} norm …"):
             swap = clock.time(f"to {target}", kerasnorm.swap_norms, source, target, data)
         console.print(swap.report.summary(), markup=False)
-        if target == "weight":
+        if not kind.takes_data:
             console.print(swap.report.table())
         answers = {f"{target} norm": swap.model.predict(digits.x_test, verbose=0)}
-        if target == "weight":
+        if not kind.takes_data:
             folded = clock.time("fold", kerasnorm.fold_norms, swap.model)
             answers["weight norm, folded"] = folded.predict(digits.x_test, verbose=0)
         with console.status("Exporting to ONNX and checking …"):

@@ -19,6 +19,7 @@ import kerasnorm
 from kerasnorm.cli import commands
 from kerasnorm.cli.commands import RequestError
 from kerasnorm.errors import DataError, KerasNormError, LoadError
+from kerasnorm.targets import TARGETS
 
 FAILED, WRONG_REQUEST = 1, 2
 
@@ -114,13 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument(
         "--to",
         required=True,
-        choices=["weight", "layer", "cosine"],
-        help="the normalization to use",
+        choices=list(TARGETS),
+        help="the normalization to use: " + "; ".join(target.help for target in TARGETS.values()),
     )
     swap.add_argument(
         "--data",
         metavar="X.npy|X.npz[:KEY]",
-        help="unlabeled inputs to fit to: needed for cosine, better for layer",
+        help="unlabeled inputs to fit to",
     )
     swap.add_argument(
         "--distill",
@@ -132,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         metavar="A",
-        help="how far layer and cosine norm may fall back to what BatchNorm computes; default 0",
+        help="how far what is fitted may fall back to what BatchNorm computes; default 0",
     )
     swap.add_argument(
         "--seed",

@@ -102,6 +102,7 @@ class WeightTarget(Target):
 
     name = "weight"
     help = "weight norm: exact, without data"
+    takes_data = False
     folds = MappingProxyType({WeightNorm: fold_weight_norm})
 
     def plan(
