@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import time
 
@@ -16,6 +17,8 @@ from kerasnorm.distillation.reconstruct import Reconstruction
 
 MINUTES = float(os.environ.get("KERASNORM_SLOW_MINUTES", "inf"))
 _START = time.monotonic()
+# The workers of a run, which inherit it, have to agree on the day.
+_DAY = int(os.environ.setdefault("KERASNORM_DAY", str(datetime.date.today().toordinal())))
 
 
 @pytest.fixture
@@ -36,6 +39,15 @@ def exported_residual(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     kerasnorm.export_onnx(model, path)
     return model, path, x
+
+
+def pytest_collection_modifyitems(items):
+    # Where there is no time for all of them, they begin at another file each day.
+    if MINUTES < float("inf"):
+        files = list(dict.fromkeys(item.path for item in items))
+        first = files[_DAY % len(files)] if files else None
+        start = next((n for n, item in enumerate(items) if item.path == first), 0)
+        items[:] = [*items[start:], *items[:start]]
 
 
 def pytest_runtest_setup(item):

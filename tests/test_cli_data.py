@@ -63,7 +63,7 @@ def test_seed_and_damping_reach_the_swap(model, images):
     assert weights[2][1] > 1e4 * weights[0][1]
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_distilled_on_the_same_data(tmp_path, target, capsys):
     keras.utils.set_random_seed(0)
     x = np.random.default_rng(0).normal(size=(400, 8, 8, 3)).astype("float32")

@@ -64,7 +64,8 @@ def r_squared_of(expected, received):
     return 1 - np.square(expected - received).sum() / spread
 
 
-def test_the_same_seed_and_data_give_the_same_weights():
+def test_the_same_seed_and_data_give_the_same_weights(monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     source, data = residual(), images(100)
     weights = []
     for seed in (3, 3, 4):
@@ -101,7 +102,7 @@ def test_two_threads_give_what_one_gives(monkeypatch):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_the_report_is_of_the_trained_model_on_held_out_samples(target):
     source, data = residual(), images()
     swap = kerasnorm.swap_norms(source, target, data)

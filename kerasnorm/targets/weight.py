@@ -223,6 +223,3 @@ def _set_flags(new: WeightNorm, linear: keras.Layer, batch_norm: keras.Layer) ->
     new.trainable = linear.trainable or batch_norm.trainable
     if new.layer.trainable != linear.trainable:
         new.layer.trainable = linear.trainable
-    for kernel in kernels.kernels_of(new.layer).values():
-        if not kernel.contracted_axes:
-            kernel.variable.trainable = False
