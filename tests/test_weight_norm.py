@@ -722,3 +722,34 @@ def test_gains_have_the_dtype_of_the_kernel_wherever_they_are_made(wrap, policy,
     _Calls(wrapper, dtype=outer)(np.ones((2, 4), "float32"))
     assert wrapper.g.dtype == wrapper.layer.kernel.dtype == wrapper.variable_dtype
     assert keras.backend.standardize_dtype(wrapper.g.value.dtype) == wrapper.variable_dtype
+
+
+class InTurn(keras.Model):
+    """Calls another layer in each run."""
+
+    def __init__(self, paths):
+        super().__init__()
+        self.paths = [[WeightNorm(layers.Dense(4)) for _ in range(n)] for n in paths]
+        self.runs = 0
+
+    def build(self, shape):
+        for layer in (layer for path in self.paths for layer in path):
+            layer.build((None, 4))
+
+    def call(self, x):
+        path = self.paths[self.runs % len(self.paths)]
+        self.runs += 1
+        for layer in path:
+            x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("paths", [(1, 1), (2, 0), (0, 1, 1)])
+def test_data_init_of_a_model_that_calls_other_layers_in_each_run(paths):
+    model = InTurn(paths)
+    model.build((None, 4))
+    model.runs = 0
+    with pytest.raises(
+        KerasNormError, match=r"data_init (runs a model several|needs a model that)"
+    ):
+        data_init(model, np.eye(4, dtype="float32"))

@@ -40,10 +40,10 @@ def data_init(model: keras.Model, batch: Any) -> list[str]:
         The names of the layers that were started, in order.
 
     Raises:
-        KerasNormError: If no WeightNorm layer is called, if a pre-activation is not finite, if an
-            EinsumDense has a bias that does not run along its output units, or if a layer has
-            `mean_only="layer"` (the mean over the units would undo the start of each) or a `call`
-            of its own.
+        KerasNormError: If no WeightNorm layer is called, if the model calls other layers in one run
+            than in another, if a pre-activation is not finite, if an EinsumDense has a bias that
+            does not run along its output units, or if a layer has `mean_only="layer"` (the mean
+            over the units would undo the start of each) or a `call` of its own.
 
     Warns:
         UserWarning: If a unit has the same pre-activation for the whole batch: its g is left.
@@ -65,11 +65,14 @@ def data_init(model: keras.Model, batch: Any) -> list[str]:
         )
     started: list[WeightNorm] = []
     while len(started) < len(counts):
+        before = len(started)
         held: list[tuple[WeightNorm, list[tuple[Any, Any]]]] = []
 
         def start(layer, inputs, mask, held=held):
             if layer in started:
                 return
+            if id(layer) not in counts:
+                raise _calls_others(model, f"'{layer.name}', which it did not call before")
             if held:  # what follows a layer still to be started has to wait for the next round
                 if held[0][0] is layer:
                     held[0][1].append((inputs, mask))
@@ -83,7 +86,20 @@ def data_init(model: keras.Model, batch: Any) -> list[str]:
         for layer, calls in held:
             _start(model, layer, calls)
             started.append(layer)
+        if len(started) == before:
+            raise _calls_others(
+                model, f"{len(counts) - before} layer(s) that it called before only"
+            )
     return [layer.name for layer in started]
+
+
+def _calls_others(model: keras.Model, received: str) -> KerasNormError:
+    return KerasNormError(
+        "data_init runs a model several times, and each run has to call the same layers. "
+        f"Received {received}.",
+        model=model.name,
+        hint="Call data_init while what the model draws at random is fixed.",
+    )
 
 
 def _watch(model: keras.Model, batch: Any, report: Callable[[WeightNorm, Any, Any], None]) -> None:
