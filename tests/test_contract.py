@@ -203,6 +203,7 @@ for path in sorted(folder.glob("*.keras")):
         x = np.load(path.with_suffix(".npy"))
         outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
         np.save(path.with_suffix(".out.npy"), np.stack(outputs))
+        path.with_suffix(".trained").write_text(" ".join(v.name for v in model.trainable_variables))
     except Exception as error:
         path.with_suffix(".error").write_text(repr(error))
 """
@@ -219,6 +220,8 @@ def reloaded(tmp_path_factory):
         model.save(folder / f"{index}.keras")
         outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
         np.save(folder / f"{index}.expected.npy", np.stack(outputs))
+        trained = " ".join(v.name for v in model.trainable_variables)
+        (folder / f"{index}.expected").write_text(trained)
     subprocess.run([sys.executable, "-c", _LOAD_AND_PREDICT, str(folder)], check=True)
     return folder
 
@@ -229,6 +232,8 @@ def test_keras_file_in_a_new_process(index, reloaded):
     assert not error.exists(), error.read_text()
     actual = np.load(reloaded / f"{index}.out.npy")
     assert_close(actual, np.load(reloaded / f"{index}.expected.npy"))
+    trained = (reloaded / f"{index}.trained").read_text()
+    assert trained == (reloaded / f"{index}.expected").read_text()
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="how Keras trains on TensorFlow")
