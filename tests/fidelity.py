@@ -250,22 +250,29 @@ def _layer_path(site) -> str:
     return site.name.split("#")[0]
 
 
-def randomize(model, x, seed: int = 0, decades: float = 0) -> None:
+def randomize(model, x, seed: int = 0, decades: float = 0) -> bool:
     """Give every BatchNorm non-trivial weights under which signals stay alive.
 
     gamma of both signs and some of it zero, beta random, moving statistics those of its own input
     on `x` times factors in [0.5, 2]. One pass, so that each sees what the ones before it put out.
     On request gamma is larger or smaller by up to so many powers of ten.
+
+    Returns:
+        Whether what they normalize is finite: deep models overflow in float16.
     """
     rng = np.random.default_rng(seed)
     norms = [layer for layer in all_layers(model) if match.is_batch_norm(layer)]
     seen = set()
+    finite = True
 
     def assign(layer, tensor):
+        nonlocal finite
         if id(layer) in seen:
             return
         seen.add(id(layer))
         values = to_float64(tensor)
+        finite &= bool(np.isfinite(values).all())
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
         axis = layer.axis[0] if isinstance(layer.axis, (list, tuple)) else layer.axis
         others = tuple(a for a in range(values.ndim) if a != axis % values.ndim)
         size = values.shape[axis]
@@ -281,3 +288,4 @@ def randomize(model, x, seed: int = 0, decades: float = 0) -> None:
 
     with watched(norms, before=assign):
         model(x, training=False)
+    return finite

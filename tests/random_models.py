@@ -12,6 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 from fidelity import all_layers, randomize
+from hypothesis import assume
 from hypothesis import strategies as st
 from keras import layers, ops
 from random_layers import Chain, ChainWithConfig, Net
@@ -415,19 +416,23 @@ class Drawn:
     extreme: bool
 
     def randomize(self) -> None:
-        """Give every BatchNorm weights to be told apart.
+        """Give every BatchNorm weights to be told apart; draw another model where one overflows.
 
         In an extreme model γ is 1e-3 to 1e3, and what is normalized has variances of 1e-12 to 1e6,
-        and means of up to 10^4 deviations.
+        and means of up to 10^4 deviations; in float16, which holds no such numbers, a third of the
+        powers of ten.
         """
+        decades = 0 if not self.extreme else 1 if self.policy == "mixed_float16" else 3
         if self.extreme:
             rng = np.random.default_rng(0)
             for variable in self.model.variables:
                 if variable.path.endswith("kernel"):
-                    variable.assign(variable * 10 ** rng.uniform(-6, 3, variable.shape[-1]))
+                    variable.assign(
+                        variable * 10 ** rng.uniform(-2 * decades, decades, variable.shape[-1])
+                    )
                 elif variable.path.endswith("bias") and rng.random() < 0.25:
-                    variable.assign(1e4 * variable)
-        randomize(self.model, self.x, decades=3 if self.extreme else 0)
+                    variable.assign(10 ** (decades + 1) * variable)
+        assume(randomize(self.model, self.x, decades=decades))
         self.force()
 
     def force(self) -> None:

@@ -53,6 +53,7 @@ def measure(tests: list[str]) -> None:
         data_file=None, source=[str(ROOT / "kerasnorm")], messages=False, concurrency="thread"
     )
     seconds: dict[str, float] = {}
+    unfit: set[str] = set()  # what is skipped or fails tells nothing of a mutant
 
     class Watch:
         def pytest_runtest_logstart(self, nodeid: str) -> None:
@@ -62,12 +63,15 @@ def measure(tests: list[str]) -> None:
             measured.switch_context("")
 
         def pytest_runtest_logreport(self, report: Any) -> None:
-            if report.outcome == "passed":
-                seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+            seconds[report.nodeid] = seconds.get(report.nodeid, 0.0) + report.duration
+            if report.outcome != "passed":
+                unfit.add(report.nodeid)
 
     measured.start()
     pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Watch()])
     measured.stop()
+    for test in unfit:
+        del seconds[test]
     data = measured.get_data()
     lines = {
         str(Path(name).relative_to(ROOT)): {
