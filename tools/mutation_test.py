@@ -36,9 +36,8 @@ ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutation"
 LINES, RESULTS = KEPT / "lines.json", KEPT / "results.jsonl"
 ROOMS = ("kerasnorm/math", "kerasnorm/targets", "kerasnorm/clone", "kerasnorm/compare")
-# Seconds of tests that a mutant gets, by what they took when they were measured, and how many
-# times as long they may take.
-BUDGET, PATIENCE = 60.0, 4.0
+# How many times as long as when they were measured the tests of a mutant may take.
+PATIENCE = 4.0
 # These change nothing, or have to be told a variable.
 LEFT_OUT = {"core/NoOp", "core/VariableInserter", "core/VariableReplacer"}
 PRELOADED = ["tensorflow", "keras", "numpy", "pytest", "h5py", "onnx", "onnxruntime"]
@@ -129,15 +128,21 @@ def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-def tests_for(mutant: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    """The quickest tests that execute the broken line; of the whole file where none does."""
+def tests_for(mutant: dict[str, Any], measured: dict[str, Any], budget: float) -> list[str]:
+    """The quickest tests that execute the broken line; of the whole file where none does.
+
+    Args:
+        mutant: What is broken.
+        measured: What `measure` has kept.
+        budget: Seconds that the tests may take, but for the first.
+    """
     lines, seconds = measured["lines"].get(mutant["file"], {}), measured["seconds"]
     found = lines.get(str(mutant["line"])) or sorted(set(itertools.chain(*lines.values())))
     chosen: list[str] = []
     total = 0.0
     for test in sorted(found, key=seconds.__getitem__):
         total += seconds[test]
-        if chosen and total > BUDGET:
+        if chosen and total > budget:
             break
         chosen.append(test)
     return chosen
@@ -184,7 +189,7 @@ def _run(mutant: dict[str, Any], tests: list[str]) -> None:
     os._exit(int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", "-m", "", *tests])))
 
 
-def run(paths: list[str], share: float, minutes: float, workers: int) -> None:
+def run(paths: list[str], share: float, minutes: float, workers: int, budget: float) -> None:
     """Run mutants that have no result yet, in random order, until the time is over."""
     measured = json.loads(LINES.read_text())
     files = sorted(
@@ -196,20 +201,24 @@ def run(paths: list[str], share: float, minutes: float, workers: int) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     end = time.monotonic() + 60 * minutes
     print(f"{len(waiting)} mutants to run")
-    for name in sorted({mutant["file"] for mutant in waiting}):
+
+    def passes(name: str) -> bool:
         whole = {"file": name, "line": 0, "source": (ROOT / name).read_text("utf-8")}
-        if outcome(whole, tests_for(whole, measured), measured) == "killed":
-            raise SystemExit(f"The tests of {name} must pass before it is broken. They did not.")
+        return outcome(whole, tests_for(whole, measured, budget), measured) != "killed"
 
     def one(mutant: dict[str, Any]) -> None:
         if time.monotonic() > end:
             return
-        found = outcome(mutant, tests_for(mutant, measured), measured)
+        found = outcome(mutant, tests_for(mutant, measured, budget), measured)
         kept = {key: value for key, value in mutant.items() if key != "source"}
         with RESULTS.open("a") as file:
             file.write(json.dumps({**kept, "outcome": found}) + "\n")
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        names = sorted({mutant["file"] for mutant in waiting})
+        for name, sound in zip(names, pool.map(passes, names), strict=True):
+            if not sound:
+                raise SystemExit(f"The tests of {name} must pass before it is broken. Some fail.")
         list(pool.map(one, waiting))
     show()
 
@@ -252,12 +261,13 @@ def main() -> None:
     running.add_argument("--share", type=float, default=1.0, help="of the mutants, drawn by name")
     running.add_argument("--minutes", type=float, default=60.0)
     running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--seconds", type=float, default=60.0, help="of tests for each mutant")
     commands.add_parser("show", help="print what is known")
     asked = parser.parse_args()
     if asked.command == "measure":
         measure(asked.tests)
     elif asked.command == "run":
-        run(list(asked.paths), asked.share, asked.minutes, asked.workers)
+        run(list(asked.paths), asked.share, asked.minutes, asked.workers, asked.seconds)
     else:
         show()
 
