@@ -216,10 +216,12 @@ def run(paths: list[str], share: float, minutes: float, workers: int, budget: fl
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         names = sorted({mutant["file"] for mutant in waiting})
-        for name, sound in zip(names, pool.map(passes, names), strict=True):
-            if not sound:
-                raise SystemExit(f"The tests of {name} must pass before it is broken. Some fail.")
-        list(pool.map(one, waiting))
+        sound = {
+            name for name, passed in zip(names, pool.map(passes, names), strict=True) if passed
+        }
+        for name in sorted(set(names) - sound):
+            print(f"{name} is left out: its tests must pass before it is broken, and some fail")
+        list(pool.map(one, [mutant for mutant in waiting if mutant["file"] in sound]))
     show()
 
 
