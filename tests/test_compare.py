@@ -310,3 +310,17 @@ def test_a_saturated_softmax_hides_nothing_that_is_folded(monkeypatch):
     monkeypatch.setattr(folds, "_fold", fold)
     with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
         kerasnorm.fold_norms(model)
+
+
+def test_what_overflows_in_float16_alone_is_compared_in_float32():
+    """Random inputs take the source beyond 65,504 in front of its BatchNorm, and not the copy."""
+    dense = layers.Dense(3, use_bias=False, name="dense", dtype="mixed_float16")
+    norm = layers.BatchNormalization(name="norm", dtype="mixed_float16")
+    source = keras.Sequential([keras.Input((4,)), dense, norm])
+    dense.kernel.assign(3e4 * np.random.default_rng(0).normal(size=(4, 3)))
+    norm.moving_variance.assign(np.full(3, 1e9))
+    x = np.random.default_rng(1).normal(size=(64, 4)).astype("float32")
+    assert not np.isfinite(source.predict(x, verbose=0)).all()
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert np.isfinite(swap.model.predict(x, verbose=0)).all()
+    assert not any("compared" in note for note in swap.report.notes)
