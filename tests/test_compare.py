@@ -324,3 +324,13 @@ def test_what_overflows_in_float16_alone_is_compared_in_float32():
     swap = kerasnorm.swap_norms(source, "weight", strict=True)
     assert np.isfinite(swap.model.predict(x, verbose=0)).all()
     assert not any("compared" in note for note in swap.report.notes)
+
+
+def test_a_copy_may_be_finite_where_its_source_is_not():
+    dense = layers.Dense(3, use_bias=False, name="dense", dtype="mixed_float16")
+    norm = layers.BatchNormalization(name="norm", dtype="mixed_float16")
+    source = keras.Sequential([keras.Input((4,)), dense, norm])
+    dense.kernel.assign(3e4 * np.random.default_rng(0).normal(size=(4, 3)))
+    norm.moving_variance.assign(np.full(3, 1e9))
+    swap = kerasnorm.swap_norms(source, "layer", strict=True)
+    assert all(np.isfinite(difference) for difference in swap.differences.values())

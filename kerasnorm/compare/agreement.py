@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -51,10 +52,8 @@ def fits(models: ModelPair, arrays: list[np.ndarray]) -> dict[str, float]:
     found = {pair.name: RSquared() for pair in models.pairs}
     for part in _parts(arrays, AT_ONCE):
         for values in SideBySide(models).run(part):
-            axis = values.pair.axis
-            found[values.pair.name].add(
-                as_rows(values.expected, axis), as_rows(values.received, axis)
-            )
+            rows = _finite_rows(values.expected, values.received, values.pair.axis)
+            found[values.pair.name].add(*rows)
     return {name: fit.value for name, fit in found.items()}
 
 
@@ -74,7 +73,7 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONC
     for part in _parts(arrays, at_once):
         answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
         for fit, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
-            fit.add(as_rows(a, pair.axis), as_rows(b, pair.axis))
+            fit.add(*_finite_rows(a, b, pair.axis))
             if head.kind != "linear":
                 said, answered = (head.answers(head.logits(y)) for y in (a, b))
                 same.append(np.ravel(said == answered))
@@ -86,12 +85,23 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONC
 
 
 def random_agreement(models: ModelPair) -> Agreement | None:
-    """How far the outputs of two models agree on random inputs; None if none can be taken."""
+    """How far the outputs of two models agree on random inputs; None if they tell nothing.
+
+    None can be taken for some models, and the outputs of others are not finite on any.
+    """
     try:
         arrays = unsaturated_batch(models)
     except NotComparableError:
         return None
-    return agreement(models, arrays, at_once=len(arrays[0]))
+    found = agreement(models, arrays, at_once=len(arrays[0]))
+    return None if math.isnan(found.fit) else found
+
+
+def _finite_rows(expected: np.ndarray, received: np.ndarray, axis: int) -> list[np.ndarray]:
+    """Positions × channels, without the positions where the source overflows."""
+    rows, others = as_rows(expected, axis), as_rows(received, axis)
+    finite = np.isfinite(rows).all(1)
+    return [rows, others] if finite.all() else [rows[finite], others[finite]]
 
 
 def _parts(arrays: list[np.ndarray], at_once: int) -> Iterator[list[np.ndarray]]:
