@@ -120,6 +120,7 @@ def check_random_models(draws: int, number: int) -> None:
     @given(st.data())
     def check(data):
         drawn = random_model(data.draw)
+        assume(drawn.model.variables)
         assume(randomize(drawn.model, drawn.x))
         drawn.force()
         try:
