@@ -6,6 +6,10 @@ import datetime
 import os
 import time
 
+# Only with oneDNN has TensorFlow convolutions with channels first on a CPU, and it leaves it off on
+# some CPUs unless told.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+
 import fidelity
 import keras
 import numpy as np
