@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -61,6 +63,22 @@ def material(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs {'/'.join(parts)} of the test material (KERASNORM_MATERIAL)")
     return path
+
+
+@functools.cache
+def has_channels_first(dtype: str) -> bool:
+    """Whether the backend has convolutions with channels first of a dtype on this CPU.
+
+    In TensorFlow that depends on the dtype and on the CPU's instructions.
+    """
+    layer = keras.layers.Conv2D(1, 1, data_format="channels_first", dtype=dtype)
+    try:
+        layer(np.zeros((1, 1, 2, 2)))
+    except Exception as error:
+        if "NHWC" not in str(error):
+            raise
+        return False
+    return True
 
 
 def loaded(name: str):

@@ -22,8 +22,8 @@ WORDS = 7
 DEPTH = 2  # of models in models
 # Mostly float64, in which rounding hides nothing: exact means exact there.
 POLICIES = ("float64",) * 5 + ("float32",) * 5 + ("mixed_float16", "mixed_bfloat16")
-# Those for which TensorFlow has no convolution with channels first on the CPU.
-CHANNELS_LAST = ("float64", "mixed_float16")
+# Those for which TensorFlow has no convolution with channels first, on some CPUs at least.
+CHANNELS_LAST = ("float64", "mixed_float16", "mixed_bfloat16")
 
 
 @dataclass
