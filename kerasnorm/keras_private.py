@@ -327,3 +327,8 @@ class _Watched(list):
 
     def append(self, variable: Any) -> None:
         self._watch(variable)
+
+
+def variable_index(optimizer: keras.optimizers.Optimizer, variable: Any) -> int:
+    """Which of an optimizer's variables one is that its `update_step` is called with."""
+    return optimizer._get_variable_index(variable)

@@ -75,6 +75,34 @@ def test_the_same_seed_and_data_give_the_same_weights(monkeypatch):
     assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
 
 
+@pytest.mark.parametrize(
+    ("target", "unit"),
+    [
+        ("layer", 1 / 255),
+        pytest.param("layer", 1000.0, marks=pytest.mark.slow),
+        pytest.param("cosine", 1 / 255, marks=pytest.mark.slow),
+        pytest.param("cosine", 1000.0, marks=pytest.mark.slow),
+    ],
+)
+def test_a_twin_in_other_units_is_trained_alike(target, unit, monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
+    source, data, x = residual(), images(200), images(seed=9)
+    twin = keras.models.clone_model(source)
+    twin.set_weights(source.get_weights())
+    for layer in twin.layers:
+        if isinstance(layer, layers.Conv2D) and layer.input is twin.input:
+            layer.kernel.assign(layer.kernel * unit)
+    swaps = [
+        kerasnorm.swap_norms(source, target, data),
+        kerasnorm.swap_norms(twin, target, (data / unit).astype("float32")),
+    ]
+    assert all(swap.report.trained for swap in swaps)
+    inputs = x, (x / unit).astype("float32")
+    answers = [np.asarray(swap.model(x)) for swap, x in zip(swaps, inputs, strict=True)]
+    apart = answers[0] - answers[1]
+    assert np.abs(apart).max() < 2e-3 * np.asarray(source(x)).std()
+
+
 def test_two_threads_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     keras.utils.set_random_seed(0)
@@ -189,11 +217,13 @@ def test_other_backends_and_frozen_models_are_not_trained(monkeypatch):
 
 def test_training_that_brings_nothing_is_said(monkeypatch):
     source, data = residual(), images(100)
-    monkeypatch.setattr("kerasnorm.distillation.training.learning_rate_for", lambda *_: 1e9)
+    monkeypatch.setattr("kerasnorm.distillation.training.LEARNING_RATE", 1e9)
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     trained = kerasnorm.swap_norms(source, "layer", data)
     assert not trained.report.trained
-    assert "trained after the fits, which brought nothing: the fits stay" in trained.report.notes
+    (note,) = (note for note in trained.report.notes if "trained" in note)
+    assert note.startswith("trained for 1 epochs after the fits, which brought nothing (loss ")
+    assert note.endswith("): the fits stay")
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, "layer", data).model.get_weights()
     for a, b in zip(trained.model.get_weights(), fitted, strict=True):

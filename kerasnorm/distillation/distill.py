@@ -48,12 +48,14 @@ def distill(
     Both models run at inference throughout: dropout is off, since the teacher's answer is one
     without it, and moving statistics stay what they are. Regularizers do not count. Only what is
     trainable is trained, without the biases right in front of a layer norm: a large one would turn
-    the norm into an affine map. Adam's learning rate rises over the first steps and falls to 0
-    along a cosine.
+    the norm into an affine map. Adam's steps are a share of each variable's size, so that they mean
+    the same for kernels that take pixels from 0 to 255 as for those that take them from 0 to 1;
+    the learning rate rises over the first tenth of the steps and falls to 0 along a cosine.
 
     One sample in ten is held out and decides: the student ends with the weights, those it began
-    with included, whose loss there is least. Half of the epochs in a row that bring nothing, and
-    at least five, end the training. What is trained is a copy of the student (to callbacks
+    with included, whose loss there is least. After an epoch that leaves this loss a quarter above
+    the least so far, training goes back to the best weights, and on with steps a third as large.
+    What is trained is a copy of the student (to callbacks
     `self.model.inner`), and the student gets the best weights in the end: until then, and for good
     if anything stops the training by an error, it is as it was before, in other threads too. The
     teacher, and the student's compile state and trainable flags, are not touched. On a CPU, the
@@ -67,10 +69,10 @@ def distill(
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
         seed: Of the order of the data.
-        learning_rate: The highest that Adam gets. None for 0.1 · the loss on the held-out
-            samples, at least 0.0003 and at most 0.01, times sqrt(steps/400) where there are fewer:
-            what is lost at first, the nearer student and the shorter training have to make good.
-        optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`.
+        learning_rate: The highest that Adam gets, as a share of the root mean square of each
+            variable; for a bias, of its layer's output where that is larger. None for 0.01.
+        optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`. Its steps
+            are its own, and training does not go back.
         jit_compile: Whether XLA compiles the steps. None for what is faster: on a GPU where Keras
             can, on a CPU not.
         **fit: Passed to `Model.fit`: `callbacks`, `verbose` (0 unless given), `steps_per_epoch`, ….

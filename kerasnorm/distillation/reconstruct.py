@@ -38,7 +38,7 @@ class Reconstruction:
         memory_budget: Bytes, a quarter of which may hold samples to train on.
 
     Attributes:
-        notes: Why `run` did not train, or what training brought where it brought nothing.
+        notes: Why `run` did not train, or what training brought.
     """
 
     def __init__(self, source: ModelGraphs, memory_budget: int):
@@ -105,8 +105,10 @@ class Reconstruction:
             graphs, self._source, trained, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
         )
         better = history.after != history.before
-        if not better:
-            self.notes.append("trained after the fits, which brought nothing: the fits stay")
+        before, after = history.before["loss"], history.after["loss"]
+        brought = f"brought the loss on held-out samples from {before:.3g} to {after:.3g}"
+        brought = brought if better else f"brought nothing (loss {before:.3g}): the fits stay"
+        self.notes.append(f"trained for {self.epochs} epochs after the fits, which {brought}")
         return better
 
 

@@ -12,12 +12,14 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.distillation import losses
+from kerasnorm.distillation.best_weights import BestWeights
 from kerasnorm.distillation.compatibility import common_heads
 from kerasnorm.distillation.dataset import DistillationDataset
 from kerasnorm.distillation.feature_loss import FeatureLoss
 from kerasnorm.distillation.features import common_features
 from kerasnorm.distillation.logits_model import LogitsModel, packing
-from kerasnorm.distillation.optimizer import jit_compile_for, learning_rate_for, optimizer_for
+from kerasnorm.distillation.optimizer import LEARNING_RATE, jit_compile_for, optimizer_for
+from kerasnorm.distillation.step_sizes import step_sizes
 from kerasnorm.distillation.student_copy import StudentCopy
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
@@ -30,9 +32,6 @@ from kerasnorm.progress import progress
 _WEIGHT_BESIDE_FEATURES = 0.1
 # How many samples the features' variances are taken of.
 _SAMPLES_OF_FEATURES = 256
-# As many epochs in a row that bring nothing end the training, but no fewer than half of them: the
-# first steps, which are large, often lead away from a start that was fitted.
-_PATIENCE = 5
 
 
 def train(
@@ -82,9 +81,10 @@ def train(
         compile_with()
         before = model.evaluate(validation, verbose=0, return_dict=True)
         steps = epochs * (fit.get("steps_per_epoch") or len(training))
-        if learning_rate is None:
-            learning_rate = learning_rate_for(before["loss"], steps)
-        compile_with(optimizer_for(copy.model, optimizer, learning_rate, steps))
+        rate = LEARNING_RATE if learning_rate is None else learning_rate
+        some = [array[:batch_size] for array in inputs]
+        sizes = step_sizes(copy.graphs, copy.model.trainable_variables, some)
+        compile_with(optimizer_for(copy.model, optimizer, rate, steps, sizes))
         history = _fit(model, training, validation, before, steps, epochs=epochs, **fit)
         if history.after is not before:
             copy.give_back()
@@ -100,12 +100,7 @@ def _fit(
     **fit: Any,
 ):
     """Train a model; in the end it has the best weights that were found."""
-    best = _BestWeights(
-        patience=max(_PATIENCE, fit["epochs"] // 2),
-        # nothing is above NaN or below it
-        baseline=before["loss"] if np.isfinite(before["loss"]) else None,
-        restore_best_weights=True,
-    )
+    best = BestWeights(before["loss"])
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]
     fit = {"verbose": 0, **fit}
@@ -114,23 +109,8 @@ def _fit(
         shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
         fit["callbacks"] = [*given, best, shown]
         history = model.fit(training, validation_data=validation, shuffle=False, **fit)
-    found = {
-        name.removeprefix("val_"): values[best.best_epoch]
-        for name, values in history.history.items()
-        if name.startswith("val_")
-    }
-    better = np.isfinite(found["loss"]) and not before["loss"] <= found["loss"]
-    history.before, history.after = before, found if better else before
+    history.before, history.after = before, best.logs or before
     return history
-
-
-class _BestWeights(keras.callbacks.EarlyStopping):
-    """Ends with the best weights, and as soon as there can be no better ones."""
-
-    def on_epoch_end(self, epoch, logs=None):
-        super().on_epoch_end(epoch, logs)
-        if not np.isfinite(logs["loss"]):
-            self.model.stop_training = True
 
 
 def _feature_loss(
