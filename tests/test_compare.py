@@ -229,6 +229,7 @@ def test_a_swap_that_is_not_exact_says_what_it_keeps_on_random_inputs():
     found = report.on_random_inputs
     assert report.to_dict()["on_random_inputs"] == {
         "samples": 32, "same_answers": found.same_answers, "fit": found.fit,
+        "interval": found.interval, "worst": found.worst, "changed": found.changed,
     }  # fmt: skip
     assert found.fit < 0.5
     assert (

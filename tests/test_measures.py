@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from kerasnorm.compare.measures import channel_differences
+from kerasnorm.compare.sample_sums import SampleSums, fit_interval, share_interval
 
 WAVE = np.array([1.0, -1.0, 1.0, -1.0], "float32")
 
@@ -98,3 +99,63 @@ def test_what_is_not_finite_in_both_is_not_compared():
 def test_other_shapes_are_infinitely_far_apart_and_empty_ones_are_not():
     assert channel_differences(np.zeros((4, 2)), np.zeros((4, 1))) == [np.inf]
     np.testing.assert_array_equal(channel_differences(np.zeros((0, 3)), np.zeros((0, 3))), [0] * 3)
+
+
+# Intervals
+
+
+def test_r_squared_and_differences_of_samples_are_their_formulas():
+    rng = np.random.default_rng(0)
+    expected = 1e4 + rng.normal(size=(12, 3, 5, 2)) * [1.0, 3.0]
+    received = expected + 0.3 * rng.normal(size=expected.shape)
+    sums = SampleSums()
+    for part in (slice(0, 8), slice(8, 12)):
+        sums.add(expected[part], received[part], -1, len(expected[part]))
+    spread = np.square(expected - expected.mean((0, 1, 2)))
+    squares = np.square(expected - received)
+    np.testing.assert_allclose(sums.r_squared, 1 - squares.sum() / spread.sum())
+    of_each = squares.sum((1, 2, 3)) / (spread.sum() / 12)
+    np.testing.assert_allclose(sums.differences, of_each)
+
+
+def test_places_where_the_source_overflows_do_not_count():
+    expected = np.array([[1.0, 2.0], [np.inf, 0.0], [3.0, 1.0], [2.0, 5.0]])
+    received = expected + np.array([[0.1, 0.0], [np.nan, 7.0], [0.0, 0.2], [0.0, 0.0]])
+    sums, finite = SampleSums(), [0, 2, 3]
+    sums.add(expected, received, -1, 4)
+    spread = np.square(expected[finite] - expected[finite].mean(0)).sum()
+    assert sums.r_squared == pytest.approx(1 - 0.05 / spread)
+    assert sums.differences[1] == 0
+
+
+@pytest.mark.parametrize("truth", [0.5, 0.9, 0.98])
+@pytest.mark.parametrize("places", [1, 20])
+def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says(truth, places):
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        shares = rng.binomial(places, truth, 50) / places
+        low, high = share_interval(shares)
+        held += low <= truth <= high
+        assert 0 <= low <= shares.mean() <= high <= 1
+    assert 0.92 <= held / 1000 <= 0.99
+
+
+def test_the_interval_of_no_failure_is_wilsons():
+    low, high = share_interval(np.ones(50))
+    assert high == 1
+    assert low == pytest.approx(50 / (50 + 1.96**2))
+
+
+def test_the_interval_of_a_fit_holds_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(500):
+        # noise of a tenth of the variance: R² of 0.9
+        expected = rng.normal(size=(60, 4, 1))
+        received = expected + rng.normal(size=expected.shape) * np.sqrt(0.1)
+        sums = SampleSums()
+        sums.add(expected, received, -1, 60)
+        low, high = fit_interval([sums])
+        held += low <= 0.9 <= high
+    assert 0.91 <= held / 500 <= 0.99

@@ -6,11 +6,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import keras
 import numpy as np
 
 from kerasnorm.compare.differences import unsaturated_batch
 from kerasnorm.compare.measures import as_rows
 from kerasnorm.compare.random_inputs import NotComparableError
+from kerasnorm.compare.sample_sums import (
+    SampleSums,
+    by_sample,
+    fit_interval,
+    share_interval,
+)
 from kerasnorm.compare.side_by_side import SideBySide
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.graph.execute import run
@@ -18,25 +25,34 @@ from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.math.r_squared import RSquared
 
 AT_ONCE = 8
+# Deviations from which a sample's answer counts as another one.
+_CHANGED = 0.5
 
 
 @dataclass(frozen=True)
 class Agreement:
     """How far the whole model agrees with its source on some samples.
 
-    Of samples held out, neither the fits nor the training used any but to choose: which strength of
-    a fit, and which epoch, to keep.
+    Nothing was fitted to samples held out, or chosen by them. A sample's difference is the root
+    mean square of that of its outputs, in deviations of the source's.
 
     Attributes:
         samples: How many these are.
         same_answers: The share of places where both say the same: the likeliest class of a
             softmax, yes or no of a sigmoid; None for models that end in neither.
         fit: R² of the outputs.
+        interval: Where `same_answers` is with a probability of about 95 % on other samples of the
+            same kind; `fit` where that is None.
+        worst: The largest difference of a sample.
+        changed: The share of samples whose difference is above 0.5.
     """
 
     samples: int
     same_answers: float | None
     fit: float
+    interval: tuple[float, float]
+    worst: float
+    changed: float
 
     def on(self, what: str) -> str:
         """What there is to say, and of which samples."""
@@ -45,6 +61,16 @@ class Agreement:
 
     def __str__(self) -> str:
         return self.on("samples held out")
+
+    def of_others(self) -> str:
+        """What is to be expected on other samples, and of the worst of these."""
+        form = ".1%" if self.same_answers is not None else ".4f"
+        what = "same answers" if self.same_answers is not None else "R²"
+        low, high = (format(end, form) for end in self.interval)
+        return (
+            f"95% interval of the {what}: {low} to {high}; {self.changed:.1%} of these samples "
+            f"change by more than half a deviation, the worst by {self.worst:.2g}"
+        )
 
 
 def fits(models: ModelPair, arrays: list[np.ndarray]) -> dict[str, float]:
@@ -68,19 +94,30 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONC
     root = models.source.root
     expected = [pair.expected for pair in models.outputs]
     received = [pair.received for pair in models.outputs]
-    found, same = [RSquared() for _ in models.outputs], []
+    found, same = [SampleSums() for _ in models.outputs], []
     heads = heads_of(models.source)
     for part in _parts(arrays, at_once):
         answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
-        for fit, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
-            fit.add(*_finite_rows(a, b, pair.axis))
+        shares, samples = [], len(part[0])
+        for sums, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
+            sums.add(a, b, pair.axis, samples)
             if head.kind != "linear":
                 said, answered = (head.answers(head.logits(y)) for y in (a, b))
-                same.append(np.ravel(said == answered))
+                equal = keras.ops.convert_to_numpy(said == answered)
+                rows = equal.reshape(-1, 1).astype(np.float64)
+                shares.append(by_sample(rows, samples).mean((1, 2)))
+        same += [np.mean(shares, 0)] if shares else []
+    squares = np.mean([sums.differences for sums in found], 0)
+    differences = np.sqrt(squares[np.isfinite(squares)])
+    fit = float(np.mean([sums.r_squared for sums in found]))
+    agreed = np.concatenate(same) if same else None
     return Agreement(
         samples=len(arrays[0]),
-        same_answers=float(np.mean(np.concatenate(same))) if same else None,
-        fit=float(np.mean([fit.value for fit in found])),
+        same_answers=None if agreed is None else float(agreed.mean()),
+        fit=fit,
+        interval=share_interval(agreed) if agreed is not None else fit_interval(found),
+        worst=float(differences.max(initial=0)),
+        changed=float(np.mean(differences > _CHANGED)) if len(differences) else 0.0,
     )
 
 

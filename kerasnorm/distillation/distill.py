@@ -52,7 +52,8 @@ def distill(
     the same for kernels that take pixels from 0 to 255 as for those that take them from 0 to 1;
     the learning rate rises over the first tenth of the steps and falls to 0 along a cosine.
 
-    One sample in ten is held out and decides: the student ends with the weights, those it began
+    One sample in ten is left out for `Swap.update_report`. Another one in ten is held out and
+    decides: the student ends with the weights, those it began
     with included, whose loss there is least. After an epoch that leaves this loss a quarter above
     the least so far, training goes back to the best weights, and on with steps a third as large.
     What is trained is a copy of the student (to callbacks

@@ -16,7 +16,7 @@ from keras import tree
 
 from kerasnorm.distillation.trained_variables import trained_variables
 from kerasnorm.distillation.training import train
-from kerasnorm.fit.split import FROM_TRAINING, LEAST, same_shapes
+from kerasnorm.fit.split import LEAST, PERIOD, same_shapes
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
@@ -25,7 +25,7 @@ from kerasnorm.layers import kernels
 _EPOCHS, _BATCH = 20, 32
 _MOST_SAMPLES = 4096
 # Fewer leave too few that are held out.
-_LEAST_SAMPLES = LEAST * FROM_TRAINING
+_LEAST_SAMPLES = LEAST * PERIOD
 # Multiplications of one run over all samples and epochs: a minute or so of two processor cores.
 _WORK = 2e11
 
@@ -78,8 +78,7 @@ class Reconstruction:
             return (
                 f"it needs Keras on the TensorFlow backend, and this is {keras.backend.backend()}"
             )
-        sizes = [tensor.shape[0] for tensor in tree.flatten(self._source.root.inputs)]
-        if any(size is not None for size in sizes):
+        if self._source.root.has_fixed_batch:
             return "the model takes batches of one size only"
         if self._count >= _LEAST_SAMPLES:
             return None

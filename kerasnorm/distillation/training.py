@@ -23,7 +23,7 @@ from kerasnorm.distillation.step_sizes import step_sizes
 from kerasnorm.distillation.student_copy import StudentCopy
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.split import from_training
+from kerasnorm.fit.split import chooses, is_fitted
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.progress import progress
 
@@ -68,9 +68,8 @@ def train(
         feature_loss = _feature_loss(copy.graphs, teacher, inputs, batch_size)
         model = LogitsModel(copy.model, copy.graphs, heads, feature_loss)
         number = np.arange(len(inputs[0]))
-        held_out = from_training(number)
-        validation = DistillationDataset(inputs, targets, number[held_out], batch_size)
-        training = DistillationDataset(inputs, targets, number[~held_out], batch_size, seed)
+        validation = DistillationDataset(inputs, targets, number[chooses(number)], batch_size)
+        training = DistillationDataset(inputs, targets, number[is_fitted(number)], batch_size, seed)
         compile_with = functools.partial(
             model.compile,
             loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],

@@ -9,7 +9,7 @@ from keras import ops
 
 from kerasnorm.fit.im2col import as_float64
 from kerasnorm.fit.regression import ChannelwiseRegression
-from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted, sampled_positions
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of, sampled_positions
 from kerasnorm.layers import CosineNorm
 from kerasnorm.math.r_squared import r_squared
 
@@ -28,9 +28,9 @@ def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling) -> float:
         z = affine.channels_last(ops.convert_to_numpy(layer(x, training=False)))
         t = affine.channels_last(t)
         index = sampled_positions(z.shape[:-1], sampling.rows(1), sampling.random)
-        fitted = are_fitted(index, first)
+        fitted, chooses = parts_of(index, first)
         line.add(z[index][fitted], t[index][fitted])
-        held.add(z=z[index][~fitted], t=t[index][~fitted])
+        held.add(z=z[index][chooses], t=t[index][chooses])
         first += len(x)
     candidates = [start, line.solve()]
     scores = [r_squared(held["t"], held["z"] * gain + bias) for gain, bias in candidates]

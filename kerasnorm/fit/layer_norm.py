@@ -18,7 +18,7 @@ from keras import ops
 
 from kerasnorm.fit.im2col import Im2Col, as_float64
 from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
-from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers import LayerNorm
 from kerasnorm.math.r_squared import r_squared
@@ -82,7 +82,7 @@ class _LayerNormPass:
             deviations.append(deviation.reshape(len(x), -1).mean(1, dtype=np.float64))
             y = as_array(y)
             index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
-            fitted = are_fitted(index, first)
+            fitted, chooses = parts_of(index, first)
             first += len(x)
             value, target, center, deviation = (
                 im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
@@ -90,7 +90,7 @@ class _LayerNormPass:
             )
             z = (value - center) / np.sqrt(np.square(deviation) + norm.epsilon)
             self._line.add(im2col.flat(z[:, fitted]), im2col.flat(target[:, fitted]))
-            self._held.add(z=z[:, ~fitted], t=target[:, ~fitted])
+            self._held.add(z=z[:, chooses], t=target[:, chooses])
             if regress:
                 safe = np.where(deviation > 0, deviation, 1.0)
                 scaled = im2col.inputs(x, index) / safe[:, :, :1]

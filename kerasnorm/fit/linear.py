@@ -2,7 +2,7 @@
 
     min_{u, b} Σ ‖t − x·u − b‖² + λ ‖u − u₀‖²
 
-One sample in five is held out from the sums; of the kernel u₀ that the layer has and those of
+One sample in ten is held out from the sums; of the kernel u₀ that the layer has and those of
 several λ, the one stays that fits the held-out samples best.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasnorm.fit.im2col import Im2Col, Index
 from kerasnorm.fit.regression import RidgeRegression
-from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, are_fitted
+from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of
 from kerasnorm.math.r_squared import r_squared
 
 # From a batch of the source, and places in it, what is to be given there.
@@ -69,11 +69,11 @@ def ridge_sums(
     ridge, held, first = RidgeRegression(), HeldOutRows(), 0
     for x, t in data():
         index = im2col.sample(im2col.output_shape(x), sampling.rows(im2col.size), sampling.random)
-        fitted = are_fitted(index, first)
+        fitted, chooses = parts_of(index, first)
         row = im2col.inputs(x, index) if features is None else features(x, index)
         target = targets(t, index)
         ridge.add(row[:, fitted], target[:, fitted])
-        held.add(x=row[:, ~fitted], y=target[:, ~fitted])
+        held.add(x=row[:, chooses], y=target[:, chooses])
         first += len(x)
     return ridge, held
 

@@ -1,4 +1,4 @@
-"""Which rows of the data a layer is fitted on, and which are held out from that."""
+"""Which rows of the data a layer is fitted on, and which choose among the fits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kerasnorm.fit.split import FROM_FITS, from_fits
+from kerasnorm.fit.split import PERIOD, chooses, is_fitted
 
 # What a layer is fitted on. Batch by batch, and as often as it is called, (x, t): what the swapped
 # model feeds the layer, and the source's activation that it is to reproduce.
@@ -37,11 +37,11 @@ class Sampling:
     def step(self, shape: tuple[int, ...], size: int) -> int:
         """Of how many batches, with outputs of this shape, one is enough to sample rows from.
 
-        All are read where a batch may have no sample that is held out, and as many as it takes to
+        All are read where a batch may have no sample that chooses, and as many as it takes to
         see some dozens of samples.
         """
         positions, samples = int(np.prod(shape[:-1])), shape[0]
-        if samples < FROM_FITS:
+        if samples < PERIOD:
             return 1
         most = max(1, self.batches * samples // _LEAST_SAMPLES)
         return min(self.batches, most, max(1, positions // (_POSITIONS_PER_ROW * self.rows(size))))
@@ -73,11 +73,12 @@ class HeldOutRows:
         return np.concatenate(self._parts[name], axis=-2)
 
 
-def are_fitted(index: tuple[np.ndarray, ...], first: int) -> np.ndarray:
-    """Which of some sampled rows are fitted: by sample, so that held-out samples are unseen.
+def parts_of(index: tuple[np.ndarray, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of some sampled rows are fitted, and which choose: by sample, so that those are unseen.
 
     Args:
         index: The rows' places in a batch, whose first entries are the samples.
         first: The number of the batch's first sample.
     """
-    return ~from_fits(first + index[0])
+    number = first + index[0]
+    return is_fitted(number), chooses(number)

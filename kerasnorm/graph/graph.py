@@ -68,6 +68,11 @@ class Graph:
         """Whether the owner computes by Python code, so that only whole layers can be replaced."""
         return self.arguments is not None
 
+    @property
+    def has_fixed_batch(self) -> bool:
+        """Whether it takes batches of one size only."""
+        return any(tensor.shape[0] is not None for tensor in tree.flatten(self.inputs))
+
     def producer(self, tensor) -> Call:
         """The call that computes a tensor."""
         return self._producers[id(tensor)]

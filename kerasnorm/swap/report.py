@@ -164,7 +164,8 @@ class Report:
 
     def remarks(self) -> list[str]:
         """What there is to say beside the table: how good the fit is, notes, repairs."""
-        lines = [] if self.agreement is None else [str(self.agreement)]
+        found = self.agreement
+        lines = [] if found is None else [str(found), found.of_others()]
         if self.poor:
             lines.append(
                 f"warning: {len(self.poor)} sites keep less than half of their activation (R² "

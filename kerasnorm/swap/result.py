@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
-from keras import tree
 
 from kerasnorm.compare.agreement import agreement, fits
 from kerasnorm.compare.differences import differences
@@ -15,7 +14,7 @@ from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.split import HeldOutSamples
 from kerasnorm.swap.report import Report
-from kerasnorm.targets.site_record import SiteRecord
+from kerasnorm.targets.site_record import SiteRecord, Verdict
 
 
 @dataclass(frozen=True)
@@ -90,17 +89,19 @@ class Swap:
         return differences(self._models, inputs)
 
 
-def with_fit(record: SiteRecord, scores: dict[str, float]) -> SiteRecord:
+def with_fit(
+    record: SiteRecord, scores: dict[str, float], verdict: Verdict | None = None
+) -> SiteRecord:
     if record.name not in scores:
         return record
-    return dataclasses.replace(record, verdict="calibrated", fit=scores[record.name])
+    verdict = verdict or record.verdict
+    return dataclasses.replace(record, verdict=verdict, fit=scores[record.name])
 
 
 def measure(report: Report, models: ModelPair, held_out: HeldOutSamples, *, sites: bool) -> None:
     """Report how far the models agree on what was held out; on request at each site too."""
     arrays = held_out.arrays
-    of_one_size = any(t.shape[0] is not None for t in tree.flatten(models.source.root.inputs))
-    if arrays is None or of_one_size:
+    if arrays is None or models.source.root.has_fixed_batch:
         return
     report.agreement, report.on_random_inputs = agreement(models, arrays), None
     if sites:

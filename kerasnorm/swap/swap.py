@@ -7,24 +7,22 @@ from typing import Any
 import keras
 
 from kerasnorm.clone.default_input import is_unbuilt, stand_in
-from kerasnorm.clone.rebuild import Rebuilt, rebuild
+from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.agreement import random_agreement
 from kerasnorm.compare.differences import check_equal, check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
-from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.data_check import FirstSamples, check_data
-from kerasnorm.fit.fit_model import FitTask, fit_model
-from kerasnorm.fit.split import HeldOutSamples
+from kerasnorm.fit.data_check import check_data
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
+from kerasnorm.swap.calibrate import calibrate
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
 from kerasnorm.targets import TARGETS
-from kerasnorm.targets.plan import FitRequest
+from kerasnorm.targets.site_record import Verdict
 
 
 def swap_norms(
@@ -54,7 +52,10 @@ def swap_norms(
     With data, layer after layer is fitted on what the swapped model feeds it, other linear layers
     behind the first site included; a step is kept where it fits held-out rows better. A model
     small enough for that to take no more than a minute or two is then trained on the same data,
-    as `distill` does, for up to 20 epochs. A BatchNorm called with `training=True` has no stored
+    as `distill` does, for up to 20 epochs. Of ten samples in a row, eight are fitted to and
+    trained on, one chooses and one is for the report alone: what stored statistics gave, what the
+    fits made of it or what training did stays by whose answers are nearest the source's on those
+    that choose. A BatchNorm called with `training=True` has no stored
     form and is refused, unless it is frozen.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
@@ -116,30 +117,31 @@ def swap_norms(
     models = pair_models(model_graphs, rebuilt.graphs, rebuilt.counterpart, decision.sites)
     unlike_data: list[str] = []
     if data is not None and requests:
-        reconstruction, held_out = Reconstruction(model_graphs, memory_budget), HeldOutSamples()
-        first = FirstSamples()
-        batches = first.collect(input_batches(model_graphs.root, data, batch_size))
-        fitted = fit_model(
+        found = calibrate(
             model_graphs,
             rebuilt,
-            [_fit_task(name, request, rebuilt) for name, request in requests.items()],
-            reconstruction.collect(held_out.collect(batches)),
+            requests,
+            input_batches(model_graphs.root, data, batch_size),
+            starts_matched=all(
+                record.verdict == "matched" for record in report.sites if record.name in requests
+            ),
             damping=damping,
             seed=seed,
             memory_budget=memory_budget,
         )
-        report.sites = [with_fit(record, fitted.scores) for record in report.sites]
-        report.trained = reconstruction.run(rebuilt.model, fitted.layers, seed)
-        measure(report, models, held_out, sites=reconstruction.epochs > 0)
-        unlike_data = check_data(model_graphs.root, decision.sites, first.arrays(model_graphs.root))
-        unlike_data += reconstruction.notes
+        report.trained = found.trained
+        verdict: Verdict = "calibrated" if found.fitted or found.trained else "matched"
+        report.sites = [with_fit(record, found.scores, verdict) for record in report.sites]
+        measure(report, models, found.held_out, sites=found.remeasure)
+        first = found.first.arrays(model_graphs.root)
+        unlike_data = [*check_data(model_graphs.root, decision.sites, first), *found.notes]
     elif data is not None:
         unlike_data = ["the data is not used: nothing here is fitted"]
     exact = [record.name for record in report.sites if record.verdict in ("exact", "refused")]
     if len(exact) == len(report.sites):
-        found, uncompared = check_equal(models)
+        differences, uncompared = check_equal(models)
     else:
-        found, uncompared = check_finite(models)
+        differences, uncompared = check_finite(models)
         if data is None:
             if exact:
                 check_equal(models, only=exact)
@@ -153,7 +155,7 @@ def swap_norms(
         *_said_of([*_loading(model, "doubts"), *faults]),
     ]
     report.repairs = _loading(model, "repairs")
-    return Swap(rebuilt.model, report, found, models)
+    return Swap(rebuilt.model, report, differences, models)
 
 
 def inspect_norms(model: keras.Model) -> Report:
@@ -187,13 +189,6 @@ def inspect_norms(model: keras.Model) -> Report:
     ]
     notes += _said_of([*doubts, *_faults_outside_sites(model)])
     return Report(model.name, ", ".join(TARGETS), records, notes=notes, repairs=repairs)
-
-
-def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
-    """What a target asks for, with the layers that its edits made."""
-    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
-    layer = rebuilt.copies[id(request.layer)]
-    return FitTask(site, layer, request.target, request.source, plain)
 
 
 def _faults_outside_sites(model: keras.Model) -> list[Fault]:

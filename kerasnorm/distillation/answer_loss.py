@@ -1,0 +1,48 @@
+"""How far the answers of a copy are from its source's, on some samples."""
+
+from __future__ import annotations
+
+import numpy as np
+from keras import ops, tree
+
+from kerasnorm.distillation.losses import disagreement
+from kerasnorm.graph.execute import run
+from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.output_heads import heads_of
+
+_AT_ONCE = 32
+
+
+class AnswerLoss:
+    """The sum over a model's outputs of `Disagreement` with its source; infinite for NaN.
+
+    Args:
+        source: The source's graphs.
+        arrays: The samples, as flat inputs.
+    """
+
+    def __init__(self, source: ModelGraphs, arrays: list[np.ndarray]):
+        self._arrays = arrays
+        self._heads = heads_of(source)
+        self._expected = self._logits(source.root)
+        self._losses = [
+            disagreement(h, t) for h, t in zip(self._heads, self._expected, strict=True)
+        ]
+
+    def of(self, copy: Graph) -> float:
+        """That of a model with the same inputs and outputs."""
+        received = self._logits(copy)
+        found = sum(
+            float(loss(expected, logits))
+            for loss, expected, logits in zip(self._losses, self._expected, received, strict=True)
+        )
+        return found if np.isfinite(found) else np.inf
+
+    def _logits(self, graph: Graph) -> list[np.ndarray]:
+        parts = []
+        for first in range(0, len(self._arrays[0]), _AT_ONCE):
+            part = [array[first : first + _AT_ONCE] for array in self._arrays]
+            outputs = zip(self._heads, run(graph, part, tree.flatten(graph.outputs)), strict=True)
+            parts.append([ops.convert_to_numpy(head.logits(y)) for head, y in outputs])
+        return [np.concatenate(column) for column in zip(*parts, strict=True)]

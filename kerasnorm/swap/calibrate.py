@@ -1,0 +1,123 @@
+"""Fit a swapped model to its source, train it, and keep what answers most like the source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kerasnorm.clone.rebuild import Rebuilt
+from kerasnorm.distillation.answer_loss import AnswerLoss
+from kerasnorm.distillation.reconstruct import Reconstruction
+from kerasnorm.fit.data_check import FirstSamples
+from kerasnorm.fit.fit_model import FitTask, fit_model
+from kerasnorm.fit.split import HeldOutSamples, chooses
+from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.swap.stage import Stage
+from kerasnorm.targets.plan import FitRequest
+
+# Of fewer samples, an answer or two would decide.
+_LEAST_TO_CHOOSE = 4
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What came of the data.
+
+    Attributes:
+        scores: R² of each fitted site on held-out rows.
+        fitted: Whether the fits stay; where they do not, what stored statistics gave does.
+        trained: Whether what training made of either stays.
+        remeasure: Whether the sites' R² have to be taken again.
+        notes: What there is to say of it.
+        held_out: The samples for the report.
+        first: The first samples.
+    """
+
+    scores: dict[str, float]
+    fitted: bool
+    trained: bool
+    remeasure: bool
+    notes: list[str]
+    held_out: HeldOutSamples
+    first: FirstSamples
+
+
+def calibrate(
+    source: ModelGraphs,
+    rebuilt: Rebuilt,
+    requests: dict[str, FitRequest],
+    batches: Iterable[list[np.ndarray]],
+    *,
+    starts_matched: bool,
+    damping: float,
+    seed: int,
+    memory_budget: int,
+) -> Calibration:
+    """Set the layers of a swapped model that targets ask to be fitted.
+
+    Args:
+        source: The source's graphs.
+        rebuilt: The swapped model.
+        requests: What is to be fitted, by site.
+        batches: The data: flat inputs, batch by batch.
+        starts_matched: Whether the model as it is was matched from stored statistics.
+        damping: See `swap_norms`.
+        seed: Of the sampling, and of the order in training.
+        memory_budget: Bytes of activations to hold in memory.
+    """
+    first, held_out, choosing = FirstSamples(), HeldOutSamples(), HeldOutSamples(chooses)
+    reconstruction = Reconstruction(source, memory_budget)
+    collected = _collected(batches, first, held_out, choosing, reconstruction)
+    tasks = [_fit_task(name, request, rebuilt) for name, request in requests.items()]
+    norms = [task.layer for task in tasks]
+    start = Stage(rebuilt.model, norms) if starts_matched else None
+    fits = fit_model(
+        source, rebuilt, tasks, collected, damping=damping, seed=seed, memory_budget=memory_budget
+    )
+    answer_loss = _answer_loss(source, choosing)
+    root = rebuilt.graphs[id(source.root.owner)]
+    notes, fitted = [], True
+    least = answer_loss.of(root) if answer_loss else np.inf
+    if answer_loss and start:
+        stage = Stage(rebuilt.model, norms)
+        start.restore()
+        without = answer_loss.of(root)
+        fitted = least <= without
+        if fitted:
+            stage.restore()
+        else:
+            notes.append(
+                "the fits are left out: on the samples that choose, the answers from stored "
+                f"statistics are nearer the source's (loss {without:.3g}, fitted {least:.3g})"
+            )
+            least = without
+    stage = Stage(rebuilt.model, norms)
+    trained = reconstruction.run(rebuilt.model, fits.layers, seed)
+    notes += reconstruction.notes
+    if trained and answer_loss and answer_loss.of(root) > least:
+        notes.append("the training is left out: the answers were nearer the source's before it")
+        stage.restore()
+        trained = False
+    remeasure = trained or not fitted or reconstruction.epochs > 0
+    return Calibration(fits.scores, fitted, trained, remeasure, notes, held_out, first)
+
+
+def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterator[list[np.ndarray]]:
+    for collector in collectors:
+        batches = collector.collect(batches)
+    return iter(batches)
+
+
+def _answer_loss(source: ModelGraphs, choosing: HeldOutSamples) -> AnswerLoss | None:
+    arrays = choosing.at_least(_LEAST_TO_CHOOSE)
+    return None if arrays is None or source.root.has_fixed_batch else AnswerLoss(source, arrays)
+
+
+def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
+    """What a target asks for, with the layers that its edits made."""
+    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
+    layer = rebuilt.copies[id(request.layer)]
+    return FitTask(site, layer, request.target, request.source, plain)
