@@ -62,6 +62,7 @@ WITH_SHIFT = [
     (lambda: layers.DepthwiseConv2D(2, use_bias=False), (6, 7, 4), -1),
     (lambda: layers.SeparableConv1D(3, 2), (7, 4), -1),
     (lambda: layers.SeparableConv2D(3, 2, depth_multiplier=2), (6, 7, 4), -1),
+    (lambda: layers.SeparableConv2D(3, 2, use_bias=False), (6, 7, 4), -1),
 ]
 WITHOUT_SHIFT = [
     (lambda: layers.Conv1D(3, 2, padding="causal"), (7, 4), -1),

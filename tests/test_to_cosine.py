@@ -100,6 +100,20 @@ def test_the_next_layer_may_have_an_activation(activation):
     assert np.corrcoef(expected.ravel(), received.ravel())[0, 1] > 0.85
 
 
+@pytest.mark.parametrize("why", ["activity", "two calls"])
+def test_the_next_layer_must_be_called_once_and_not_be_penalized_for_its_output(why):
+    def make():
+        inputs = keras.Input((6,))
+        penalty = "l2" if why == "activity" else None
+        dense = layers.Dense(6, activity_regularizer=penalty, name="dense")
+        x = dense(layers.ReLU()(BN(name="bn")(inputs)))
+        return keras.Model(inputs, x if penalty else dense(x))
+
+    _, swap = swapped(make)
+    assert [site.becomes for site in swap.report.sites] == ["Affine"]
+    assert not cosines(swap.model)
+
+
 def test_data_is_needed():
     with pytest.raises(SwapError, match=r"needs data.*--data X\.npy"):
         kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "cosine")
