@@ -9,9 +9,11 @@ import pytest
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-# Of the answers' deviation. An entry of INT8 is off by up to 1/255 of the largest; through the
-# network that was 0.004 to 0.017.
-TOLERANCE = 0.03
+# Of the answers' deviation. An entry of 7 bits is off by up to 1/127 of the largest; through the
+# network that was 0.006 to 0.055.
+TOLERANCE = 0.08
+# 7 bits for weights: on x86 CPUs without VNNI, sums of two products of 8 bits may saturate.
+REDUCED = {"reduce_range": True}
 
 
 class Batches(quantization.CalibrationDataReader):
@@ -53,6 +55,7 @@ def test_static_quantization_keeps_the_answers(exported_residual, per_channel, t
         Batches(given.name, x[:150]),
         nodes_to_exclude=lengths(prepared),
         **how,
+        **REDUCED,
     )
     kinds = {node.op_type for node in onnx.load(quantized).graph.node}
     assert "QuantizeLinear" in kinds
@@ -70,5 +73,5 @@ def test_lengths_can_be_told_by_name(exported_residual, tmp_path):
 
 def test_dynamic_quantization_keeps_the_answers(exported_residual, tmp_path):
     _, path, x = exported_residual
-    quantization.quantize_dynamic(path, tmp_path / "int8.onnx")
+    quantization.quantize_dynamic(path, tmp_path / "int8.onnx", **REDUCED)
     assert error(path, tmp_path / "int8.onnx", x) < TOLERANCE
