@@ -56,15 +56,16 @@ class Builder:
 
     def custom_objects(self) -> dict[str, Any]:
         """The user's own classes and functions in use, by the names that configs call them by."""
-        found: dict[str, list[Any]] = {}
+        in_use: dict[Any, None] = {}  # in order, and each once
         root = self.model_graphs.root.owner
         for layer in (root, *keras_private.sublayers(root)):
-            objects: list[Any] = [type(layer)]
+            in_use[type(layer)] = None
             for value in vars(layer).values():
-                objects += [value if inspect.isfunction(value) else type(value)]
-            for thing in objects:
-                if module_of(thing) not in LIBRARIES:
-                    found.setdefault(thing.__name__, []).append(thing)
+                in_use[value if inspect.isfunction(value) else type(value)] = None
+        found: dict[str, list[Any]] = {}
+        for thing in in_use:
+            if module_of(thing) not in LIBRARIES:
+                found.setdefault(thing.__name__, []).append(thing)
         # where one name means two things, a config cannot tell which; clones of one function have
         # one code
         return {

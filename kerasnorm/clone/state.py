@@ -58,7 +58,8 @@ def assign_copy(variable: keras.Variable, value: Any) -> None:
     `assign` alone keeps the same array on JAX, and a training step there deletes the arrays that it
     replaces: training the one would take the other's weights away.
     """
-    variable.assign(keras.ops.copy(value))
+    is_jax = keras.backend.backend() == "jax"
+    variable.assign(keras.ops.copy(value) if is_jax else value)
 
 
 def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
