@@ -128,6 +128,13 @@ def test_places_where_the_source_overflows_do_not_count():
     assert sums.differences[1] == 0
 
 
+def test_a_sample_whose_answer_is_not_finite_is_infinitely_far():
+    expected = np.array([[1.0], [2.0], [4.0]])
+    sums = SampleSums()
+    sums.add(expected, np.array([[1.0], [np.nan], [np.inf]]), -1, 3)
+    np.testing.assert_array_equal(sums.differences, [0, np.inf, np.inf])
+
+
 @pytest.mark.parametrize("truth", [0.5, 0.9, 0.98])
 @pytest.mark.parametrize("places", [1, 20])
 def test_the_interval_of_a_share_holds_the_truth_as_often_as_it_says(truth, places):

@@ -97,6 +97,7 @@ def test_the_next_layer_may_have_an_activation(activation):
     source, swap = swapped(make)
     x = data_for(source, seed=1)
     expected, received = np.asarray(source(x)), np.asarray(swap.model(x))
+    # 0.888 and more were seen; the length of an input is lost, and that of noise is worth something
     assert np.corrcoef(expected.ravel(), received.ravel())[0, 1] > 0.85
 
 

@@ -107,8 +107,7 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONC
                 rows = equal.reshape(-1, 1).astype(np.float64)
                 shares.append(by_sample(rows, samples).mean((1, 2)))
         same += [np.mean(shares, 0)] if shares else []
-    squares = np.mean([sums.differences for sums in found], 0)
-    differences = np.sqrt(squares[np.isfinite(squares)])
+    differences = np.sqrt(np.mean([sums.differences for sums in found], 0))
     fit = float(np.mean([sums.r_squared for sums in found]))
     agreed = np.concatenate(same) if same else None
     return Agreement(
@@ -117,7 +116,7 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONC
         fit=fit,
         interval=share_interval(agreed) if agreed is not None else fit_interval(found),
         worst=float(differences.max(initial=0)),
-        changed=float(np.mean(differences > _CHANGED)) if len(differences) else 0.0,
+        changed=float(np.mean(differences > _CHANGED)),
     )
 
 

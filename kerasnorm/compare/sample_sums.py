@@ -14,11 +14,7 @@ _DEVIATIONS = 1.96
 
 
 class SampleSums:
-    """What one output of a model has in each sample beside another model's, as sums in float64.
-
-    Attributes:
-        residual: Σ (t − t̂)² of each sample.
-    """
+    """What one output of a model has in each sample beside another model's, as sums in float64."""
 
     def __init__(self) -> None:
         self._parts: list[tuple[np.ndarray, ...]] = []
@@ -69,8 +65,12 @@ class SampleSums:
 
     @property
     def differences(self) -> np.ndarray:
-        """The mean square of each sample's difference over that of the source's deviation."""
+        """The mean square of each sample's difference over that of the source's deviation.
+
+        Infinite where the other model's output is not finite.
+        """
         residual, spread = self.of_samples()
+        residual = np.where(np.isfinite(residual), residual, np.inf)
         scale = float(spread.mean())
         if scale <= 0:
             return np.where(residual == 0, 0.0, np.inf)
