@@ -230,7 +230,7 @@ def test_training_that_brings_nothing_is_said(monkeypatch):
     assert not trained.report.trained
     (note,) = (note for note in trained.report.notes if "trained" in note)
     assert note.startswith("trained for 1 epochs after the fits, which brought nothing (loss ")
-    assert note.endswith("): the fits stay")
+    assert note.endswith("): it is left out")
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, "layer", data).model.get_weights()
     for a, b in zip(trained.model.get_weights(), fitted, strict=True):

@@ -106,7 +106,7 @@ class Reconstruction:
         better = history.after != history.before
         before, after = history.before["loss"], history.after["loss"]
         brought = f"brought the loss on held-out samples from {before:.3g} to {after:.3g}"
-        brought = brought if better else f"brought nothing (loss {before:.3g}): the fits stay"
+        brought = brought if better else f"brought nothing (loss {before:.3g}): it is left out"
         self.notes.append(f"trained for {self.epochs} epochs after the fits, which {brought}")
         return better
 
