@@ -7,6 +7,7 @@ from kerasnorm.cli import quiet_start as quiet_start  # before Keras starts Tens
 from kerasnorm import layers as layers
 from kerasnorm.distillation.distill import distill as distill
 from kerasnorm.errors import ExportError as ExportError
+from kerasnorm.errors import FidelityWarning as FidelityWarning
 from kerasnorm.errors import KerasNormError as KerasNormError
 from kerasnorm.errors import LoadError as LoadError
 from kerasnorm.errors import SwapError as SwapError

@@ -57,6 +57,20 @@ class ExportError(KerasNormError):
     """A model could not be written as a correct ONNX file."""
 
 
+class FidelityWarning(UserWarning):
+    """A swapped model may answer otherwise than its source does.
+
+    `swap_norms` gives one for each reason: sites or outputs that keep less than half of what the
+    source has there, data unlike what the model was trained on, models that could not be compared,
+    and training that brought nothing. Each is in `report.warnings` as well.
+
+    Example:
+
+    >>> import warnings
+    >>> warnings.simplefilter("ignore", FidelityWarning)
+    """
+
+
 @dataclass(frozen=True)
 class Refusal:
     """Why one thing of several is not done, as a value that travels to the report.

@@ -25,6 +25,11 @@ _START = time.monotonic()
 _DAY = int(os.environ.setdefault("KERASNORM_DAY", str(datetime.date.today().toordinal())))
 
 
+def pytest_configure(config):
+    # Most models here are untrained: what is lost of them is no subject of most tests.
+    config.addinivalue_line("filterwarnings", "ignore::kerasnorm.FidelityWarning")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """A test draws the same numbers whichever tests ran before it."""

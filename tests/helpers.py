@@ -81,6 +81,31 @@ def has_channels_first(dtype: str) -> bool:
     return True
 
 
+@functools.cache
+def has_einsum_with_dots(dtype: str) -> bool:
+    """Whether the backend's einsum is right, gradients included, where the equation has dots.
+
+    In TensorFlow that depends on the dtype and on the CPU's instructions; see
+    findings/tensorflow_einsum_with_dots_wrong_in_16_bits.sh.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x, k, w = (tf.cast(rng.normal(size=s), dtype) for s in ((2, 3, 4), (4, 3), (2, 3, 3)))
+
+    def computed(equation):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = tf.einsum(equation, x, k)
+            total = tf.reduce_sum(y * w)
+        return [tf.cast(value, "float32").numpy() for value in (y, tape.gradient(total, x))]
+
+    pairs = zip(computed("...x,xy->...y"), computed("abx,xy->aby"), strict=True)
+    return all(np.allclose(a, b, atol=0.1) for a, b in pairs)
+
+
 def loaded(name: str):
     """A trained model of the test material."""
     path = material("models", name)

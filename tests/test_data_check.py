@@ -24,8 +24,8 @@ def images(count=100, seed=0):
 
 
 def warnings_of(model, data, target="layer"):
-    notes = kerasnorm.swap_norms(model, target, data).report.notes
-    return [note for note in notes if "unlike" in note]
+    found = kerasnorm.swap_norms(model, target, data).report.warnings
+    return [warning for warning in found if "unlike" in warning]
 
 
 @pytest.mark.parametrize(
@@ -65,5 +65,5 @@ def test_batches_of_one_and_batches_of_a_fixed_size(closed_form):
         outputs = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
         model = keras.Model(inputs, outputs)
         kerasnorm.estimate_statistics(model, iter([x]))
-        notes = kerasnorm.swap_norms(model, "layer", x, batch_size=size or 1).report.notes
-        assert not any("unlike" in note for note in notes), notes
+        report = kerasnorm.swap_norms(model, "layer", x, batch_size=size or 1).report
+        assert not any("unlike" in warning for warning in report.warnings), report.warnings

@@ -173,7 +173,7 @@ def test_a_site_that_fits_badly_is_warned_of():
     randomize(source, x)
     report = kerasnorm.swap_norms(source, "cosine", x).report
     assert report.poor == list(report.sites)
-    assert "warning: 1 sites keep less than half" in str(report)
+    assert "warning: 1 site keeps less than half" in str(report)
 
 
 def test_large_models_are_not_trained(monkeypatch):
@@ -228,9 +228,9 @@ def test_training_that_brings_nothing_is_said(monkeypatch):
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     trained = kerasnorm.swap_norms(source, "layer", data)
     assert not trained.report.trained
-    (note,) = (note for note in trained.report.notes if "trained" in note)
-    assert note.startswith("trained for 1 epochs after the fits, which brought nothing (loss ")
-    assert note.endswith("): it is left out")
+    (warning,) = (text for text in trained.report.warnings if "trained" in text)
+    assert warning.startswith("trained for 1 epochs after the fits, which brought nothing (loss ")
+    assert warning.endswith("): it is left out")
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, "layer", data).model.get_weights()
     for a, b in zip(trained.model.get_weights(), fitted, strict=True):

@@ -39,10 +39,12 @@ class Reconstruction:
 
     Attributes:
         notes: Why `run` did not train, or what training brought.
+        doubts: That it brought nothing.
     """
 
     def __init__(self, source: ModelGraphs, memory_budget: int):
         self.notes: list[str] = []
+        self.doubts: list[str] = []
         self._source = source
         self._room = memory_budget // 4
         self._kept: list[list[np.ndarray]] = []
@@ -105,9 +107,13 @@ class Reconstruction:
         )
         better = history.after != history.before
         before, after = history.before["loss"], history.after["loss"]
-        brought = f"brought the loss on held-out samples from {before:.3g} to {after:.3g}"
-        brought = brought if better else f"brought nothing (loss {before:.3g}): it is left out"
-        self.notes.append(f"trained for {self.epochs} epochs after the fits, which {brought}")
+        done = f"trained for {self.epochs} epochs after the fits, which brought"
+        if better:
+            self.notes.append(
+                f"{done} the loss on held-out samples from {before:.3g} to {after:.3g}"
+            )
+        else:
+            self.doubts.append(f"{done} nothing (loss {before:.3g}): it is left out")
         return better
 
 

@@ -46,7 +46,7 @@ class FirstSamples:
 
 
 def check_data(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list[str]:
-    """A warning where the first BatchNorm meets something else than it did in training.
+    """What to be warned of where the first BatchNorm meets something else than it did in training.
 
     Args:
         root: The source's own graph.
@@ -65,7 +65,7 @@ def check_data(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> 
         shift = float(np.median(np.abs(rows.mean(axis=0) - known.mean) / stored))
         if not (1 / _TIMES < spread < _TIMES and shift < _DEVIATIONS):
             return [
-                "warning: these inputs are unlike those that the model was trained on: at "
+                "these inputs are unlike those that the model was trained on: at "
                 f"'{site.name}' their deviation is {spread:.2g} times the stored one, and their "
                 f"mean {shift:.2g} stored deviations away. Scale them as for training"
             ]

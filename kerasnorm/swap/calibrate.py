@@ -32,6 +32,7 @@ class Calibration:
         trained: Whether what training made of either stays.
         remeasure: Whether the sites' R² have to be taken again.
         notes: What there is to say of it.
+        doubts: That training was tried and brought nothing.
         held_out: The samples for the report.
         first: The first samples.
     """
@@ -41,6 +42,7 @@ class Calibration:
     trained: bool
     remeasure: bool
     notes: list[str]
+    doubts: list[str]
     held_out: HeldOutSamples
     first: FirstSamples
 
@@ -97,12 +99,13 @@ def calibrate(
     stage = Stage(rebuilt.model, norms)
     trained = reconstruction.run(rebuilt.model, fits.layers, seed)
     notes += reconstruction.notes
+    doubts = list(reconstruction.doubts)
     if trained and answer_loss and answer_loss.of(root) > least:
-        notes.append("the training is left out: the answers were nearer the source's before it")
+        doubts.append("the training is left out: the answers were nearer the source's before it")
         stage.restore()
         trained = False
     remeasure = trained or not fitted or reconstruction.epochs > 0
-    return Calibration(fits.scores, fitted, trained, remeasure, notes, held_out, first)
+    return Calibration(fits.scores, fitted, trained, remeasure, notes, doubts, held_out, first)
 
 
 def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterator[list[np.ndarray]]:

@@ -30,7 +30,9 @@ class Report:
         target: What was asked for: "weight", "layer", "cosine", or "mixed".
         sites: One record for each BatchNorm call.
         layers: The name in the result of each layer of the source; paths for nested models.
-        notes: What could not be kept, in plain sentences.
+        notes: What could not be kept, and what was done, in plain sentences.
+        doubts: What speaks against the result beside what `agreement` and the sites' `fit` say:
+            data unlike what the model was trained on, models that could not be compared.
         repairs: What was mended while loading the source.
         agreement: With the source, where data was given.
         on_random_inputs: The same on seeded random inputs, where the swap is not exact and no data
@@ -44,6 +46,7 @@ class Report:
     sites: list[SiteRecord]
     layers: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
     agreement: Agreement | None = None
     on_random_inputs: Agreement | None = None
@@ -58,6 +61,31 @@ class Report:
     def poor(self) -> list[SiteRecord]:
         """The sites that fit badly: more of the source's activation is lost than kept."""
         return [site for site in self.sites if site.fit is not None and site.fit < _POOR]
+
+    @property
+    def warnings(self) -> list[str]:
+        """Why the swapped model may answer otherwise than its source, in plain sentences.
+
+        `swap_norms` gives each as a `FidelityWarning`.
+        """
+        found = []
+        if self.poor:
+            found.append(
+                f"{_sites(len(self.poor))} less than half of their activation (R² below {_POOR}): "
+                f"{', '.join(site.name for site in self.poor)}. More data, `distill` or `damping` "
+                "may help"
+            )
+        if self.agreement is not None and self.agreement.fit < _POOR:
+            found.append(
+                f"the outputs keep less than half of the source's (R² below {_POOR}): is the data "
+                "scaled as for training?"
+            )
+        if self.on_random_inputs is not None and self.on_random_inputs.fit < _POOR:
+            found.append(
+                f"on random inputs the outputs keep less than half of the source's (R² below "
+                f"{_POOR}): give `data`, unlabeled samples (--data X.npy), to fit to"
+            )
+        return [*found, *self.doubts]
 
     def counts(self) -> dict[str, int]:
         """How many sites became what, most frequent first."""
@@ -89,6 +117,7 @@ class Report:
             "sites": [dataclasses.asdict(site) for site in self.sites],
             "layers": dict(self.layers),
             "notes": list(self.notes),
+            "warnings": self.warnings,
             "repairs": list(self.repairs),
             **{
                 name: None if (found := getattr(self, name)) is None else dataclasses.asdict(found)
@@ -166,29 +195,14 @@ class Report:
         """What there is to say beside the table: how good the fit is, notes, repairs."""
         found = self.agreement
         lines = [] if found is None else [str(found), found.of_others()]
-        if self.poor:
-            lines.append(
-                f"warning: {len(self.poor)} sites keep less than half of their activation (R² "
-                f"below {_POOR}): {', '.join(site.name for site in self.poor)}. More data, "
-                "`distill` or `damping` may help"
-            )
         if self.agreement is not None and self.agreement.samples < _FEW:
             lines.append(f"{self.agreement.samples} samples tell little: more data tells more")
-        if self.agreement is not None and self.agreement.fit < _POOR:
-            lines.append(
-                f"warning: the outputs keep less than half of the source's (R² below {_POOR}): is "
-                "the data scaled as for training?"
-            )
         if self.on_random_inputs is not None:
             lines.append(
                 f"{self.on_random_inputs.on('random inputs')}, which does not say how the model "
                 "does on what it is for"
             )
-            if self.on_random_inputs.fit < _POOR:
-                lines.append(
-                    "warning: on random inputs the outputs keep less than half of the source's "
-                    f"(R² below {_POOR}): give `data`, unlabeled samples (--data X.npy), to fit to"
-                )
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return [*lines, *self.notes, *(f"repaired: {repair}" for repair in self.repairs)]
 
     def show(self, console: Any) -> None:
@@ -206,6 +220,10 @@ class Report:
         with console.capture() as capture:
             self.show(console)
         return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _sites(count: int) -> str:
+    return "1 site keeps" if count == 1 else f"{count} sites keep"
 
 
 def _calls(count: int) -> str:

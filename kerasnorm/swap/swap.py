@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import keras
@@ -11,7 +12,7 @@ from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.agreement import random_agreement
 from kerasnorm.compare.differences import check_equal, check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
-from kerasnorm.errors import DataError, SwapError
+from kerasnorm.errors import DataError, FidelityWarning, SwapError
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import check_data
 from kerasnorm.graph.model_graphs import graphs_of
@@ -61,7 +62,8 @@ def swap_norms(
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies and the compile state (the optimizer's slots aside) are kept.
     Regularizers and constraints go on meaning a weight as it was before a scale was folded in.
-    What cannot be kept is in `report.notes`, new names are in `report.layers`.
+    What cannot be kept is in `report.notes`, new names are in `report.layers`, and what speaks
+    against the result is in `report.warnings`, each of them a `FidelityWarning` as well.
     Before it returns, both models are run on seeded random inputs and compared at every site.
 
     Args:
@@ -115,7 +117,7 @@ def swap_norms(
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(model_graphs, edits)
     models = pair_models(model_graphs, rebuilt.graphs, rebuilt.counterpart, decision.sites)
-    unlike_data: list[str] = []
+    of_data: list[str] = []
     if data is not None and requests:
         found = calibrate(
             model_graphs,
@@ -134,9 +136,10 @@ def swap_norms(
         report.sites = [with_fit(record, found.scores, verdict) for record in report.sites]
         measure(report, models, found.held_out, sites=found.remeasure)
         first = found.first.arrays(model_graphs.root)
-        unlike_data = [*check_data(model_graphs.root, decision.sites, first), *found.notes]
+        report.doubts = [*check_data(model_graphs.root, decision.sites, first), *found.doubts]
+        of_data = found.notes
     elif data is not None:
-        unlike_data = ["the data is not used: nothing here is fitted"]
+        of_data = ["the data is not used: nothing here is fitted"]
     exact = [record.name for record in report.sites if record.verdict in ("exact", "refused")]
     if len(exact) == len(report.sites):
         differences, uncompared = check_equal(models)
@@ -147,14 +150,16 @@ def swap_norms(
                 check_equal(models, only=exact)
             report.on_random_inputs = random_agreement(models)
     report.layers = rebuilt.layers
+    report.doubts += uncompared
     report.notes = [
-        *unlike_data,
+        *of_data,
         *decision.notes(),
         *rebuilt.notes,
-        *uncompared,
         *_said_of([*_loading(model, "doubts"), *faults]),
     ]
     report.repairs = _loading(model, "repairs")
+    for warning in report.warnings:
+        warnings.warn(f"{model.name}: {warning}", FidelityWarning, stacklevel=2)
     return Swap(rebuilt.model, report, differences, models)
 
 
