@@ -56,7 +56,7 @@ def test_behind_a_linear_layer_all_of_batch_norm_is_folded_into_it():
     np.testing.assert_allclose(conv.bias, beta - mean * scale, rtol=1e-5, atol=1e-6)
     center = beta.mean()
     spread = np.sqrt((beta**2 + scale**2 * variance).mean() - center**2)
-    np.testing.assert_allclose(norm.gamma, np.full(6, spread), rtol=1e-6)
+    np.testing.assert_allclose(norm.gamma, np.full(6, spread * np.sqrt(1 + 1e-5)), rtol=1e-6)
     np.testing.assert_allclose(norm.beta, np.full(6, center), rtol=1e-5)
     assert isinstance(norm, LayerNorm)
     assert norm.axis == "sample"
@@ -76,6 +76,17 @@ def test_epsilon_is_a_share_of_the_variance_that_is_normalized(size, damping):
     spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
     layer = kerasnorm.swap_norms(source, "layer", damping=damping).model.get_layer("bn")
     assert layer.epsilon == pytest.approx((damping or 1e-5) * spread**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("make", [tiny_models.dense_bn, tiny_models.bn_after_activation])
+def test_with_much_damping_only_the_mean_of_each_sample_is_lost(make):
+    source = on_rows(make)
+    norm = source.get_layer("bn")
+    x = np.random.default_rng(1).normal(size=(50, 5)).astype("float32")
+    model = kerasnorm.swap_norms(source, "layer", damping=1e6).model
+    own, swapped = (keras.Model(m.input, m.get_layer("bn").output)(x) for m in (source, model))
+    expected = own - np.mean(own, -1, keepdims=True) + np.mean(norm.beta)
+    np.testing.assert_allclose(swapped, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_epsilon_of_an_activation_that_never_varies_is_that_of_keras():
@@ -102,7 +113,7 @@ def test_elsewhere_an_affine_takes_the_map():
     np.testing.assert_allclose(affine.kernel, scale, rtol=1e-5)
     np.testing.assert_allclose(affine.bias, beta - mean * scale, rtol=1e-4, atol=1e-6)
     spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
-    np.testing.assert_allclose(norm.gamma, np.full(4, spread), rtol=1e-5)
+    np.testing.assert_allclose(norm.gamma, np.full(4, spread * np.sqrt(1 + 1e-5)), rtol=2e-6)
     np.testing.assert_allclose(norm.beta, np.full(4, beta.mean()), rtol=1e-5)
     assert norm.axis == -1
     (site,) = swap.report.sites
@@ -343,6 +354,20 @@ def test_every_form_of_data_gives_the_same():
 def test_wrong_data(data, message):
     with pytest.raises(kerasnorm.KerasNormError, match=message):
         kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "layer", data)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5, 4.0])
+def test_a_fit_divides_by_what_the_layer_norm_divides_by(damping, closed_form):
+    source = randomized(tiny_models.conv_bn_relu, images())
+    swap = kerasnorm.swap_norms(source, "layer", images(400, seed=1), damping=damping)
+    x = images(200, seed=2)
+    # gain and bias of least squares on samples that were not fitted to are about the same
+    y = np.asarray(keras.Model(source.input, source.get_layer("bn").output)(x)).reshape(-1, 6)
+    z = np.asarray(keras.Model(swap.model.input, swap.model.get_layer("bn").output)(x)).reshape(
+        -1, 6
+    )
+    slope = [np.polyfit(a, b, 1)[0] for a, b in zip(z.T, y.T, strict=True)]
+    np.testing.assert_allclose(slope, 1, atol=0.05)
 
 
 def test_damping_is_a_share_of_the_variance():

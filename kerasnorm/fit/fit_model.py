@@ -163,7 +163,7 @@ def _fit_of(item: FitTask, damping: float) -> Callable[[FitData, Sampling], floa
         )
     if item.plain is None or not has_rows(item.plain):
         return lambda data, sampling: fit_gain_and_bias(item.layer, data, sampling)
-    return lambda data, sampling: fit_layer_norm(item.plain, item.layer, data, sampling, damping)
+    return lambda data, sampling: fit_layer_norm(item.plain, item.layer, data, sampling)
 
 
 def _in_between(

@@ -1,10 +1,10 @@
 """Fit a LayerNorm and the linear layer in front of it.
 
-With μ_n, σ_n the statistics of the map U·x + c as it is and ḡ = mean σ_n,
+With μ_n, σ_n the statistics of the map U·x + c as it is, d_n = sqrt(σ_n² + ε) and ḡ = mean d_n,
 
-    t ≈ ḡ·(U·x + c − μ_n)/σ_n + b
+    t ≈ ḡ·(U·x + c − μ_n)/d_n + b
 
-is linear in U and b: the regression of t + ḡ·(μ_n − c)/σ_n on ḡ·x/σ_n. Gain and bias follow by
+is linear in U and b: the regression of t + ḡ·(μ_n − c)/d_n on ḡ·x/d_n. Gain and bias follow by
 least squares, with U and without.
 """
 
@@ -25,10 +25,9 @@ from kerasnorm.math.r_squared import r_squared
 
 # The share of the features' mean square that the kernel is drawn to where it came from.
 _KERNEL_SHARE = 1e-2
-_LEAST_EPSILON = 1e-5
 
 
-def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling, share: float) -> float:
+def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling) -> float:
     """Fit kernel, gain and bias; a step is kept where it fits held-out rows better.
 
     Args:
@@ -36,7 +35,6 @@ def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling, sha
         norm: The LayerNorm that alone reads it; its gain and bias are set.
         data: See `FitData`.
         sampling: See `Sampling`.
-        share: Damping: ε as a share of the mean σ².
 
     Returns:
         R² on held-out rows.
@@ -44,7 +42,6 @@ def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling, sha
     im2col = Im2Col(plain)
     start = (as_float64(norm.gamma), as_float64(norm.beta))
     before = _LayerNormPass(plain, norm, im2col, data, sampling, regress=True)
-    norm.epsilon = max(share, _LEAST_EPSILON) * before.mean_square or norm.epsilon
     kernel, bias = im2col.matrix(), as_float64(plain.bias)
     candidates = [
         (before.score(*start), start, kernel),
@@ -70,7 +67,7 @@ class _LayerNormPass:
         self._im2col = im2col
         self._line, self._ridge = ChannelwiseRegression(), RidgeRegression()
         self._held = HeldOutRows()
-        deviations: list[np.ndarray] = []
+        divisors: list[np.ndarray] = []
         first = 0
         for number, (x, t) in enumerate(data()):
             step = sampling.step(im2col.output_shape(x), im2col.size)
@@ -78,28 +75,26 @@ class _LayerNormPass:
                 first += len(x)
                 continue
             y = plain(x)
-            center, deviation = _moments(norm, y)
-            deviations.append(deviation.reshape(len(x), -1).mean(1, dtype=np.float64))
+            center, divisor = _center_and_divisor(norm, y)
+            divisors.append(divisor.reshape(len(x), -1).mean(1, dtype=np.float64))
             y = as_array(y)
             index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
             fitted, chooses = parts_of(index, first)
             first += len(x)
-            value, target, center, deviation = (
+            value, target, center, divisor = (
                 im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
-                for v in (y, t, center, deviation)
+                for v in (y, t, center, divisor)
             )
-            z = (value - center) / np.sqrt(np.square(deviation) + norm.epsilon)
+            safe = np.where(divisor > 0, divisor, 1.0)
+            z = (value - center) / safe
             self._line.add(im2col.flat(z[:, fitted]), im2col.flat(target[:, fitted]))
             self._held.add(z=z[:, chooses], t=target[:, chooses])
             if regress:
-                safe = np.where(deviation > 0, deviation, 1.0)
                 scaled = im2col.inputs(x, index) / safe[:, :, :1]
                 known = (center - im2col.bias()[:, None]) / safe
                 wanted = np.concatenate([target, known], axis=2)
                 self._ridge.add(scaled[:, fitted], wanted[:, fitted])
-        every = np.concatenate(deviations)
-        self.mean_deviation = float(every.mean())
-        self.mean_square = float(np.square(every).mean())
+        self.mean_divisor = float(np.concatenate(divisors).mean())
         self.line = self._line.solve()
 
     def score(self, gain: np.ndarray, bias: np.ndarray) -> float:
@@ -108,7 +103,7 @@ class _LayerNormPass:
 
     def refitted(self, prior: np.ndarray) -> np.ndarray | None:
         """A new kernel, drawn toward the old one; None where the map does not vary."""
-        scale = self.mean_deviation
+        scale = self.mean_divisor
         if not scale:
             return None
         # of (t + ḡ·m) on ḡ·x: t and m have the same features, so that their kernels add up
@@ -117,9 +112,10 @@ class _LayerNormPass:
         return to_target / scale + to_mean
 
 
-def _moments(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation over what a LayerNorm normalizes together."""
+def _center_and_divisor(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a LayerNorm subtracts, and what it divides by."""
     axes = tuple(range(1, len(y.shape))) if norm.axis == "sample" else norm.axis
     y = ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
     center, variance = ops.moments(y, axes, keepdims=True)
-    return ops.convert_to_numpy(center), np.sqrt(ops.convert_to_numpy(variance))
+    square = ops.convert_to_numpy(variance).astype(np.float64) + norm.epsilon
+    return ops.convert_to_numpy(center), np.sqrt(square)

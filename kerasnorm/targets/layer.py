@@ -118,13 +118,14 @@ class LayerTarget(Target):
         if plan.case == _AFFINE_ONLY:
             return {site.call: fold_into.as_affine(site, name, found)}
         raw = plan.case == _RAW
-        if raw:
-            center, spread = _sample_statistics(found.mean, found.variance)
-            gain, bias = found.scale * spread, found.beta + found.scale * (center - found.mean)
-        else:
-            center, spread = _sample_statistics(found.beta, np.square(found.scale) * found.variance)
-            gain, bias = np.full_like(found.scale, spread), np.full_like(found.scale, center)
+        variances = found.variance if raw else np.square(found.scale) * found.variance
+        center, spread = _sample_statistics(found.mean if raw else found.beta, variances)
         epsilon = max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
+        typical = float(np.sqrt(spread**2 + epsilon))  # what the layer norm divides by
+        if raw:
+            gain, bias = found.scale * typical, found.beta + found.scale * (center - found.mean)
+        else:
+            gain, bias = np.full_like(found.scale, typical), np.full_like(found.scale, center)
         norm = _layer_norm(plan, name, epsilon, gain, bias)
         if partner is not None:
             folded = fold_into.with_map_folded_in(partner, found)
