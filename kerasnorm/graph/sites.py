@@ -112,12 +112,6 @@ def _opaque_layers(model_graphs: ModelGraphs) -> Iterator[tuple[keras.Layer, str
             yield graph.owner, path, f"no call of it is seen in the code of '{graph.owner.name}'"
 
 
-def has_plain_kernel(layer: Any) -> bool:
-    """Whether a layer's kernel is one variable: not quantized, no LoRA factors beside it."""
-    quantized = getattr(layer, "quantization_mode", None) is not None
-    return not quantized and not getattr(layer, "lora_enabled", False)
-
-
 def is_plain_linear(layer: Any) -> bool:
     """Whether a layer is of a linear class of the table itself, its kernel one variable."""
-    return kernels.kernel_class(layer) is type(layer) and has_plain_kernel(layer)
+    return kernels.kernel_class(layer) is type(layer) and kernels.has_plain_kernel(layer)

@@ -18,7 +18,6 @@ from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.linear_partner import adds_bias_along
-from kerasnorm.graph.sites import has_plain_kernel
 from kerasnorm.layers import Affine, BatchNorm, kernels
 
 
@@ -83,7 +82,7 @@ def as_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> 
     inputs, letter, output = kernels.einsum_letters(layer.equation)
     diagonal = inputs == output and len(letter) == 1 and layer.bias_axes in (None, letter)
     linear = layer.activation is keras.activations.linear
-    if not (diagonal and linear and "." not in inputs and has_plain_kernel(layer)):
+    if not (diagonal and linear and "." not in inputs and kernels.has_plain_kernel(layer)):
         return None
 
     def make() -> keras.Layer:
