@@ -6,6 +6,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 import warnings
 
 import keras
@@ -67,3 +68,14 @@ def test_everything_public_is_documented(name, value):
     assert first.endswith((".", ":")), f"{name}: {first}"
     if not (inspect.isclass(value) and issubclass(value, Exception)) or name == "KerasNormError":
         assert ">>>" in text, f"{name} has no example"
+
+
+def test_modules_named_in_docstrings_exist():
+    rooms = {name.split(".")[1] for name in MODULES}
+    named = {
+        word
+        for name in MODULES
+        for word in re.findall(r"`(\w+\.\w+)\b", importlib.import_module(name).__doc__ or "")
+        if word.split(".")[0] in rooms
+    }
+    assert {f"kerasnorm.{word}" for word in named} <= set(MODULES)

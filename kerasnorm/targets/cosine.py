@@ -2,7 +2,7 @@
 
 With x̂ = x/‖x‖ (of each patch, for a convolution), a cosine-normalized layer with gain and outer
 bias is y = u·x̂ + b, where u = g·w/‖w‖ is any vector: what fits BatchNorm's output best has a
-closed form (`fit.fit_layer.fit_cosine`). Stored statistics alone do not tell how long x is.
+closed form (`fit.cosine_norm`). Stored statistics alone do not tell how long x is.
 
 1. Behind a linear layer that CosineNorm can wrap: that layer takes the cosine, and BatchNorm's
    output is what it is fitted to. Grouped and depthwise convolutions take that with all channels
