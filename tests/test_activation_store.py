@@ -24,11 +24,12 @@ def test_what_is_put_comes_back(budget, tmp_path, monkeypatch):
         for key in ("a", "b")
         for batch in range(4)
     }
+    arrays["b", 4] = np.asarray(2.5, "float32")
     for (key, batch), array in arrays.items():
         store.put(key, batch, array)
     store.drop("a")
-    for batch in range(4):
-        np.testing.assert_array_equal(store.get("b", batch), arrays["b", batch])
+    for batch in range(5):
+        np.testing.assert_array_equal(store.get("b", batch), arrays["b", batch], strict=True)
     assert not os.listdir(tmp_path)  # the files have no name that a kill could leave behind
     with pytest.raises(KeyError):
         store.get("a", 0)
@@ -41,6 +42,14 @@ def test_memory_is_given_back():
         store.put(key, 0, np.zeros(12))
         assert not store._files, "each array fits once the one before is dropped"
         store.drop(key)
+
+
+def test_what_is_put_again_takes_the_place_of_what_was_held():
+    store = ActivationStore(100)
+    for number in range(50):
+        store.put("a", 0, np.full(12, number))
+        assert not store._files
+        np.testing.assert_array_equal(store.get("a", 0), [number] * 12)
 
 
 def test_nothing_is_left_where_the_process_is_killed(tmp_path):

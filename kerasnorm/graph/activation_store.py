@@ -26,6 +26,11 @@ def _size(value: Any) -> int:
     return int(np.prod(value.shape)) * itemsize
 
 
+def _in_memory(held: Any) -> int:
+    """The bytes of what is held: an array, or a tuple that says where in a file it is."""
+    return 0 if isinstance(held, tuple) else _size(held)
+
+
 class ActivationStore:
     """Holds the activations between two steps of a calibration.
 
@@ -45,12 +50,13 @@ class ActivationStore:
     def put(self, key: Hashable, batch: int, array: Any) -> None:
         """Keep an array or a tensor; a tensor stays one while it is in memory."""
         held = self._held.setdefault(key, {})
+        self._used -= _in_memory(held.pop(batch, ()))
         size = _size(array)
         if self._used + size <= self._budget:
             self._used += size
             held[batch] = array
             return
-        array = np.ascontiguousarray(as_array(array))
+        array = np.asarray(as_array(array), order="C")  # of shape () too
         if key not in self._files:
             self._files[key] = tempfile.TemporaryFile()  # noqa: SIM115
         file = self._files[key]
@@ -69,8 +75,7 @@ class ActivationStore:
 
     def drop(self, key: Hashable) -> None:
         for found in self._held.pop(key, {}).values():
-            if not isinstance(found, tuple):
-                self._used -= _size(found)
+            self._used -= _in_memory(found)
         if key in self._files:
             self._files.pop(key).close()
 
