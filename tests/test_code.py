@@ -184,6 +184,17 @@ def test_code_that_cannot_be_followed_is_refused_by_name(layer):
         kerasnorm.swap_norms(source, "weight", strict=True)
 
 
+def test_a_batch_norm_called_where_code_is_followed_and_where_not_is_refused_there():
+    own = tiny_code.RawTensorFlow(name="own")
+    source = functional(own, layers.Dense(4), own.norm)
+    x = rows(source)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight")
+    verdicts = {site.name: site.verdict for site in swap.report.sites}
+    assert verdicts == {"norm": "exact", "own/norm": "refused"}
+    assert_same(source, swap.model, x)
+
+
 def test_a_model_that_cannot_be_followed_is_refused_by_name():
     class Net(keras.Model):
         def __init__(self):

@@ -48,7 +48,7 @@ class Site:
 
 @dataclass(frozen=True)
 class OpaqueBatchNorm:
-    """A BatchNorm inside another layer, none of whose calls is seen."""
+    """A BatchNorm inside another layer, whose calls of it are not seen."""
 
     name: str
     reason: str
@@ -88,11 +88,14 @@ def find_sites(model_graphs: ModelGraphs) -> tuple[list[Site], list[OpaqueBatchN
                     Site(unique(model_graphs.path(graph, layer)), call, graph, axis % rank)
                 )
     seen = {id(site.layer) for site in sites}
+    told: set[int] = set()
     opaque: list[OpaqueBatchNorm] = []
     for holder, path, reason in _opaque_layers(model_graphs):
+        # code that was followed holds many whose calls are sites
+        known = told | seen if id(holder) in model_graphs.graphs else told
         for inner in keras_private.sublayers(holder):
-            if is_batch_norm(inner) and id(inner) not in seen:
-                seen.add(id(inner))
+            if is_batch_norm(inner) and id(inner) not in known:
+                told.add(id(inner))
                 opaque.append(OpaqueBatchNorm(unique(f"{path}{inner.name}"), reason))
     return sites, opaque
 
