@@ -246,6 +246,14 @@ def test_time_distributed():
     assert not [la for la in all_layers(swap.model) if sites.is_batch_norm(la)]
 
 
+def test_time_distributed_on_whole_numbers():
+    inputs = keras.Input((6, 1), dtype="int32")
+    source = keras.Model(inputs, layers.TimeDistributed(tiny_code.OneHot(5, name="own"))(inputs))
+    x = np.random.default_rng(0).integers(5, size=(16, 6, 1))
+    randomize(source, x)
+    assert_exact(source, kerasnorm.swap_norms(source, "weight", strict=True), x)
+
+
 def test_time_distributed_in_training_mode_is_refused():
     inputs = keras.Input((6, 4))
     layer = layers.TimeDistributed(layers.BatchNormalization(name="norm"), name="steps")

@@ -121,6 +121,26 @@ class NormTwice(keras.Model):
         return self.norm(ops.relu(self.norm(self.dense(x))))
 
 
+@keras.saving.register_keras_serializable("tiny_code")
+class OneHot(layers.Layer):
+    """Code that takes whole numbers only."""
+
+    def __init__(self, size, **kwargs):
+        super().__init__(**kwargs)
+        self.size, self.norm = size, BN(name="norm")
+
+    def build(self, shape):
+        self.norm.build((*shape, self.size))
+
+    def call(self, x):
+        if not keras.backend.is_int_dtype(x.dtype):
+            raise TypeError(x.dtype)
+        return self.norm(ops.one_hot(x, self.size))
+
+    def compute_output_shape(self, shape):
+        return (*shape, self.size)
+
+
 class RawTensorFlow(layers.Layer):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)

@@ -43,15 +43,12 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
     if keras_private.is_graph_with_code(layer):
         raise TraceError("it has a graph, and a `call` of its own around it")
     kwargs = {k: v for k, v in kwargs.items() if k != "training"}
-    entries = {
-        id(t): keras.Input(batch_shape=t.shape, dtype=t.dtype, sparse=t.sparse)
-        for t in tensors_among(args, kwargs)
-    }
+    entries = {id(t): _input_like(t, t.shape) for t in tensors_among(args, kwargs)}
     args, kwargs = tree.map_structure(lambda v: entries.get(id(v), v), (args, kwargs))
     inputs = list(entries.values())
     with keras_private.unrecorded([layer, *keras_private.sublayers(layer)]):
         if isinstance(layer, keras.layers.TimeDistributed):
-            step = keras.Input(batch_shape=(inputs[0].shape[0], *inputs[0].shape[2:]))
+            step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
             return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
         accepts_training = "training" in keras_private.call_parameters(layer)
         more = {"training": False} if accepts_training else {}
@@ -85,6 +82,10 @@ def _said(error: Exception) -> str:
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
     telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
     return next(filter(None, telling), repr(error))
+
+
+def _input_like(tensor, shape: tuple):
+    return keras.Input(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse)
 
 
 def _outputs(function, args: tuple, kwargs: dict[str, Any]):
