@@ -15,6 +15,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 from keras.src.backend.common.variables import AutocastScope
+from keras.src.layers.layer import CallContext
 from keras.src.models.functional import Functional
 from keras.src.saving.keras_saveable import KerasSaveable
 from keras.src.saving.serialization_lib import SafeModeScope
@@ -50,9 +51,7 @@ def stored_value(variable: keras.Variable):
 
 def sublayers(layer) -> list[keras.Layer]:
     """Every layer inside a layer, to any depth, in Keras's own order; not the layer itself."""
-    if not isinstance(layer, keras.Layer):
-        return []
-    return layer._flatten_layers(include_self=False)
+    return layer._flatten_layers(include_self=False) if isinstance(layer, keras.Layer) else []
 
 
 def input_layer(tensor) -> keras.layers.InputLayer:
@@ -102,6 +101,27 @@ def unrecorded(layers: Iterable[keras.Layer]) -> Iterator[None]:
     finally:
         for record, length in zip(records, lengths, strict=True):
             del record[length:]
+
+
+def in_call_of(layer: keras.Layer, training: bool) -> contextlib.AbstractContextManager[None]:
+    """Have layers that are told no `training` take it as inside a call of another layer.
+
+    That is the one of that call, or what a layer called in between was told.
+    """
+    context = CallContext(layer)
+    context.set_value("training", training)
+    return _global_attribute("current_call_ctx", context)
+
+
+@contextlib.contextmanager
+def _global_attribute(name: str, value: Any) -> Iterator[None]:
+    """Have Keras know something of this thread meanwhile."""
+    before = global_state.get_global_attribute(name)
+    global_state.set_global_attribute(name, value)
+    try:
+        yield
+    finally:
+        global_state.set_global_attribute(name, before)
 
 
 def run_on(copy, original, counterpart: Callable[[Any], Any]) -> None:
@@ -310,14 +330,9 @@ def watched_variables(watch: Callable[[Any], None]) -> Iterator[None]:
 @contextlib.contextmanager
 def deferred_variables(watch: Callable[[Any], None]) -> Iterator[None]:
     """Call a function for each variable that this thread makes, none of which gets a value."""
-    name = "uninitialized_variables"  # where Keras lists those of a thread
-    before = global_state.get_global_attribute(name)
-    global_state.set_global_attribute(name, _Watched(watch))
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        global_state.set_global_attribute(name, before)
+    listed = _global_attribute("uninitialized_variables", _Watched(watch))
+    with listed, keras.StatelessScope(initialize_variables=False):
+        yield
 
 
 class _Watched(list):

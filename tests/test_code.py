@@ -220,6 +220,36 @@ def test_training_is_passed_on():
     assert "training=True" in site.reason
 
 
+TRAINS = "it is called with training=True, so that its batch decides"
+TAKEN_IN = "taken in by 'dense'"
+
+
+@pytest.mark.parametrize(
+    ("training", "steps", "reason"),
+    [
+        (None, {"dropout": None, "norm": None}, f"{TAKEN_IN}, across 'dropout'"),
+        (None, {"dropout": True, "norm": None}, TRAINS),
+        (None, {"aside": True, "norm": None}, TRAINS),
+        (None, {"norm": None, "dropout": True}, TAKEN_IN),
+        (None, {"dropout": True, "norm": False}, "(Dropout) in front of it is called with"),
+        (None, {"dropout": True, "within": None}, TRAINS),
+        (True, {"norm": None}, TRAINS),
+        (True, {"norm": False}, TAKEN_IN),
+        (True, {"within": None}, TRAINS),
+    ],
+)
+def test_what_is_told_to_train_in_code(training, steps, reason):
+    inputs = keras.Input((4,))
+    block = tiny_code.Steps(steps, name="block")
+    source = keras.Model(inputs, block(inputs, training=training))
+    randomize(source, rows(source))
+    swap = kerasnorm.swap_norms(source, "weight")
+    site = next(site for site in swap.report.sites if "no call" not in site.reason)
+    assert reason in site.reason
+    assert (site.verdict == "refused") == (reason is TRAINS)
+    assert_same(source, swap.model, rows(source))
+
+
 def test_time_distributed():
     """Around a BatchNorm, a model with one, and a layer with code."""
     stack = keras.Sequential(

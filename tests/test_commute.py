@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_models
 from fidelity import assert_exact, randomize
+from keras import layers
 
 import kerasnorm
 
@@ -96,6 +97,15 @@ def test_what_is_in_the_way(name, partner, reason):
 def test_a_layer_of_fewer_digits_is_not_crossed():
     site, *_ = kerasnorm.inspect_norms(tiny_models.crossed_in_another_dtype()).sites
     assert "computes in another dtype" in site.reason
+
+
+def test_dropout_that_is_on_at_inference_is_not_crossed():
+    inputs = keras.Input((4,))
+    x = layers.Dropout(0.5, name="on")(layers.Dense(3, name="linear")(inputs), training=True)
+    norm = layers.BatchNormalization(name="bn")
+    site = site_of(randomized(keras.Model(inputs, norm(x, training=False))))
+    assert site.partner is None
+    assert "'on' (Dropout) in front of it is called with training=True" in site.reason
 
 
 def test_crossing_trains():

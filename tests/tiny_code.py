@@ -230,6 +230,45 @@ class TrainingInside(keras.Model):
         return self.stored(ops.relu(x), training=training)
 
 
+class Within(layers.Layer):
+    """A BatchNorm in code that knows no `training`."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.norm = BN(name="norm")
+
+    def build(self, shape):
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x)
+
+
+class Steps(layers.Layer):
+    """Dense, and then layers by the names of attributes, each told its own `training`."""
+
+    def __init__(self, steps, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = steps
+        self.dense, self.dropout = layers.Dense(4, name="dense"), layers.Dropout(0.5)
+        self.norm, self.within = BN(name="norm"), Within(name="within")
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build(shape)
+        self.within.build(shape)
+
+    def call(self, x):
+        x = self.dense(x)
+        for name, training in self.steps.items():
+            told = {} if training is None else {"training": training}
+            if name == "aside":
+                self.dropout(x, **told)
+            else:
+                x = getattr(self, name)(x, **told)
+        return x
+
+
 class WithSubmodels(keras.Model):
     """Models with graphs inside a model with code."""
 

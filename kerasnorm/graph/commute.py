@@ -25,13 +25,15 @@ _GLOBAL = (
     _layers.GlobalAveragePooling1D, _layers.GlobalAveragePooling2D, _layers.GlobalAveragePooling3D,
     _layers.GlobalMaxPooling1D, _layers.GlobalMaxPooling2D, _layers.GlobalMaxPooling3D,
 )  # fmt: skip
+_DROPOUTS = (
+    _layers.Dropout, _layers.SpatialDropout1D, _layers.SpatialDropout2D, _layers.SpatialDropout3D,
+)  # fmt: skip
 _MEANS = {
     *_GLOBAL[:3],
     _layers.AveragePooling1D, _layers.AveragePooling2D, _layers.AveragePooling3D,
     _layers.Cropping1D, _layers.Cropping2D, _layers.Cropping3D,
     _layers.UpSampling1D, _layers.UpSampling2D, _layers.UpSampling3D,
-    _layers.Dropout, _layers.SpatialDropout1D, _layers.SpatialDropout2D, _layers.SpatialDropout3D,
-    _layers.Identity,
+    *_DROPOUTS, _layers.Identity,
 }  # fmt: skip
 _LARGEST = {
     *_GLOBAL[3:], _layers.MaxPooling1D, _layers.MaxPooling2D, _layers.MaxPooling3D,
@@ -51,8 +53,13 @@ def commutes(call: Call) -> bool:
     return type(layer) in _MEANS | _LARGEST | _PADDED
 
 
-def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> Refusal | None:
-    """Why the map a·x + c along `axis` of a call's output cannot cross it; None if it can."""
+def obstacle(
+    call: Call, axis: int, scale: np.ndarray, shift: np.ndarray, *, trains: bool
+) -> Refusal | None:
+    """Why the map a·x + c along `axis` of a call's output cannot cross it; None if it can.
+
+    `trains` is whether the call runs with `training=True`.
+    """
     layer: Any = call.operation
     name = f"'{layer.name}' ({type(layer).__name__})"
     masked = len(call.inputs) > 1 or keras_private.attached_mask(call.inputs[0]) is not None
@@ -60,6 +67,8 @@ def obstacle(call: Call, axis: int, scale: np.ndarray, shift: np.ndarray) -> Ref
         return Refusal(f"{name} in front of it has a mask")
     if type(layer) not in _ELEMENTWISE and axis != _channels_of_output(call):
         return Refusal(f"{name} in front of it mixes entries along axis {axis}")
+    if trains and type(layer) in _DROPOUTS:  # 1
+        return Refusal(f"{name} in front of it is called with training=True")
     if type(layer) in _LARGEST and (scale < 0).any():  # 2
         return Refusal(f"{name} in front of it takes the largest, and some gamma is negative")
     if type(layer) in _PADDED and (shift != 0).any():  # 3

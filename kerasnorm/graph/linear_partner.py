@@ -84,7 +84,8 @@ def linear_partner(
             break
         if layer.compute_dtype != site.layer.compute_dtype:  # 5
             return Refusal(f"{_called(layer)} computes in another dtype")
-        obstacle = commute.obstacle(call, axis, found.scale, found.shift)  # 2
+        trains = call in model_graphs.trained
+        obstacle = commute.obstacle(call, axis, found.scale, found.shift, trains=trains)  # 2
         if obstacle is not None:
             return obstacle
         axis = commute.axis_before(call, axis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,8 +30,8 @@ class ModelGraphs:
         paths: The path of each owner in front of its layers' names: "" or "backbone/".
         calls: How many calls of each operation there are, by `id`, in all graphs together; that
             a layer whose own calls are not seen holds another is one more call of the other.
-        called_in_training: The `id` of each owner that some call, or some call of a model around
-            it, runs with `training=True`.
+        trained: The calls that run with `training=True`: told so themselves, or by a call of a
+            model around them, or in code by the layer that is called before.
         opaque: Why a layer that was to be opened could not be traced, by `id`.
         holders: The `id` of each layer whose own calls are not seen.
     """
@@ -39,7 +40,7 @@ class ModelGraphs:
     graphs: dict[int, Graph] = field(default_factory=dict)
     paths: dict[int, str] = field(default_factory=dict)
     calls: Counter = field(default_factory=Counter)
-    called_in_training: set[int] = field(default_factory=set)
+    trained: set[Call] = field(default_factory=set)
     opaque: dict[int, str] = field(default_factory=dict)
     holders: set[int] = field(default_factory=set)
 
@@ -73,9 +74,8 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> ModelGr
             break
         opaque.update(dict.fromkeys(odd, "it is called in several ways"))
     for graph in found.graphs.values():
-        for call in graph.calls:
-            if id(call.operation) in found.graphs and call.kwargs.get("training"):
-                _mark_called_in_training(found, call.operation)
+        for call in itertools.compress(graph.calls, _trains(graph)):
+            _mark_trained(found, call)
     return found
 
 
@@ -134,7 +134,7 @@ def _runs_as(graph: Graph, call: Call) -> bool:
         other = trace(call.operation, call.args, call.kwargs)
     except TraceError:
         return False
-    return _form(graph) == _form(other)
+    return _form(graph) == _form(other) and _trains(graph) == _trains(other)
 
 
 def _form(graph: Graph) -> list[tuple]:
@@ -145,11 +145,21 @@ def _form(graph: Graph) -> list[tuple]:
             call.operation if isinstance(call.operation, keras.Layer) else type(call.operation),
             [numbers[id(t)] for t in call.inputs],
             [(len(t.shape), t.dtype, graph.is_output(t)) for t in call.outputs],
-            bool(call.kwargs.get("training")),
         )
         for call in graph.calls
         if not call.is_input
     ]
+
+
+def _trains(graph: Graph, *, traced_in_training: bool = False) -> list[bool]:
+    """Which calls of a graph run in training of themselves.
+
+    In code, a layer without the argument has the layers in it train where those around it do, of
+    which nothing is recorded: it counts as one that does where any other does.
+    """
+    told = [call.kwargs.get("training") for call in graph.calls]
+    inside = traced_in_training or (graph.is_code and any(told))
+    return [inside if value is None else bool(value) for value in told]
 
 
 def _call_signature(call: Call) -> str:
@@ -188,8 +198,24 @@ def _traced_model(model: keras.Model) -> Graph:
         ) from error
 
 
-def _mark_called_in_training(found: ModelGraphs, owner) -> None:
-    found.called_in_training.add(id(owner))
-    for call in found.graphs[id(owner)].calls:
-        if id(call.operation) in found.graphs and call.kwargs.get("training") is not False:
-            _mark_called_in_training(found, call.operation)
+def _mark_trained(found: ModelGraphs, call: Call) -> None:
+    if call in found.trained:
+        return
+    found.trained.add(call)
+    inner = found.graphs.get(id(call.operation))
+    for other in [] if inner is None else _trained_with_owner(inner):
+        _mark_trained(found, other)
+
+
+def _trained_with_owner(graph: Graph) -> list[Call]:
+    """The calls that run in training where their graph's owner is called so."""
+    if graph.arguments is None:  # Keras tells all layers of a model, in the place of their own
+        return graph.calls
+    args, kwargs = graph.arguments
+    try:
+        other = trace(graph.owner, args, kwargs, training=True)
+    except TraceError:
+        return graph.calls
+    if _form(other) != _form(graph):
+        return graph.calls
+    return list(itertools.compress(graph.calls, _trains(other, traced_in_training=True)))

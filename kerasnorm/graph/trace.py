@@ -22,8 +22,10 @@ class TraceError(Exception):
     """The code of a layer cannot be followed; the text says why."""
 
 
-def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
-    """The graph of a layer's `call`, at inference.
+def trace(
+    layer: keras.Layer, args: tuple, kwargs: dict[str, Any], *, training: bool = False
+) -> Graph:
+    """The graph of a layer's `call`, in which each layer that knows `training` is told it.
 
     Variables, losses and random states stay as they are, and Keras's own record of calls too.
 
@@ -31,6 +33,7 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
         layer: A built layer, or a model with a `call` of its own.
         args: What it is called with: symbolic tensors, in any structure, and constants.
         kwargs: The same by name.
+        training: Whether it is called in training, or at inference.
 
     Raises:
         TraceError: If the code cannot be followed, or the layer is not built.
@@ -46,12 +49,13 @@ def trace(layer: keras.Layer, args: tuple, kwargs: dict[str, Any]) -> Graph:
     entries = {id(t): _input_like(t, t.shape) for t in tensors_among(args, kwargs)}
     args, kwargs = tree.map_structure(lambda v: entries.get(id(v), v), (args, kwargs))
     inputs = list(entries.values())
-    with keras_private.unrecorded([layer, *keras_private.sublayers(layer)]):
+    layers = [layer, *keras_private.sublayers(layer)]
+    with keras_private.unrecorded(layers), keras_private.in_call_of(layer, training):
         if isinstance(layer, keras.layers.TimeDistributed):
             step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
             return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
         accepts_training = "training" in keras_private.call_parameters(layer)
-        more = {"training": False} if accepts_training else {}
+        more = {"training": training} if accepts_training else {}
         outputs = _outputs(layer.call, args, {**kwargs, **more})
         return Graph(layer, inputs, outputs, (args, kwargs))
 

@@ -90,8 +90,7 @@ def statistics_of_call(site: Site, model_graphs: ModelGraphs) -> StoredStatistic
     # code cannot be told to use another layer for one call out of several
     calls = [call for call in site.graph.calls if call.operation is site.layer]
     together = calls if site.graph.is_code else [site.call]
-    trains = any(call.kwargs.get("training") for call in together)
-    if site.layer.trainable and (trains or id(site.graph.owner) in model_graphs.called_in_training):
+    if site.layer.trainable and not model_graphs.trained.isdisjoint(together):
         return Refusal("it is called with training=True, so that its batch decides")
     if not has_known_call(site.layer):
         return Refusal(f"{type(site.layer).__name__} computes in its own way")
