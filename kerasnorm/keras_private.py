@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -91,16 +92,23 @@ def bare_operation(operation):
     return new
 
 
+_recording = threading.RLock()
+
+
 @contextlib.contextmanager
 def unrecorded(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """Have some layers forget, in the end, the symbolic calls that are made of them meanwhile."""
-    records = [r for layer in layers for r in (layer._inbound_nodes, layer._outbound_nodes)]
-    lengths = [len(record) for record in records]
-    try:
-        yield
-    finally:
-        for record, length in zip(records, lengths, strict=True):
-            del record[length:]
+    """Have some layers forget, in the end, the symbolic calls that are made of them meanwhile.
+
+    Other threads wait: in one record their calls would lie between.
+    """
+    with _recording:
+        records = [r for layer in layers for r in (layer._inbound_nodes, layer._outbound_nodes)]
+        lengths = [len(record) for record in records]
+        try:
+            yield
+        finally:
+            for record, length in zip(records, lengths, strict=True):
+                del record[length:]
 
 
 def in_call_of(layer: keras.Layer, training: bool) -> contextlib.AbstractContextManager[None]:
@@ -179,19 +187,6 @@ def node_of(tensor):
     """The record of the symbolic call that gave a tensor."""
     history = tensor._keras_history
     return history.operation._inbound_nodes[history.node_index]
-
-
-def operations_between(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
-    """The operations that made some tensors from others, the last first."""
-    known, waiting, found = {id(tensor) for tensor in inputs}, list(outputs), []
-    while waiting:
-        tensor = waiting.pop()
-        if id(tensor) not in known:
-            known.add(id(tensor))
-            node = node_of(tensor)
-            found.append(node.operation)
-            waiting.extend(node.input_tensors)
-    return list(dict.fromkeys(found))
 
 
 # What a constructor may have set differently from what every new layer has.

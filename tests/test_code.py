@@ -369,3 +369,24 @@ def test_code_with_a_layer_of_its_class_is_refused_by_name():
     with pytest.raises(SwapError, match="whose copy calls the source's own 'scale'"):
         kerasnorm.swap_norms(net, "weight")
     assert records(net) == before
+
+
+@keras.saving.register_keras_serializable("test_code")
+class Remembers(tiny_code.Block):
+    """A block that keeps what it was last called on."""
+
+    def call(self, x, training=None):
+        self.last = self.dense.last = x
+        return super().call(x, training=training)
+
+
+def test_what_code_keeps_of_its_calls_stays_as_it_was():
+    source = functional(Remembers(4, name="block"))
+    block = source.get_layer("block")
+    source(rows(source))
+    before = block.last
+    kerasnorm.inspect_norms(source)
+    assert block.last is before is block.dense.last
+    del block.last
+    kerasnorm.inspect_norms(source)
+    assert not hasattr(block, "last")

@@ -194,3 +194,30 @@ def test_many_threads_get_what_one_gets():
     for _ in range(2):
         together = in_threads(*[functools.partial(work, n % 3) for n in range(6)])
         assert all(weights_equal(alone[n % 3], results) for n, results in enumerate(together))
+
+
+@keras.saving.register_keras_serializable("test_threads")
+class Long(layers.Layer):
+    """Code of many calls."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.steps = [layers.Dense(4) for _ in range(30)]
+        self.norm = layers.BatchNormalization(name="norm")
+
+    def build(self, shape):
+        for step in (*self.steps, self.norm):
+            step.build(shape)
+
+    def call(self, x):
+        for step in self.steps:
+            x = step(x)
+        return self.norm(x)
+
+
+def test_one_model_is_looked_at_in_many_threads():
+    model = keras.Sequential([keras.Input((4,)), Long(name="long")])
+    alone = kerasnorm.inspect_norms(model).sites
+    for _ in range(3):
+        for report in in_threads(*[functools.partial(kerasnorm.inspect_norms, model)] * 3):
+            assert report.sites == alone

@@ -7,8 +7,10 @@ values cannot be followed.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -27,7 +29,8 @@ def trace(
 ) -> Graph:
     """The graph of a layer's `call`, in which each layer that knows `training` is told it.
 
-    Variables, losses and random states stay as they are, and Keras's own record of calls too.
+    Variables, losses and random states stay as they are, attributes that the code sets, and Keras's
+    own record of calls too.
 
     Args:
         layer: A built layer, or a model with a `call` of its own.
@@ -50,7 +53,11 @@ def trace(
     args, kwargs = tree.map_structure(lambda v: entries.get(id(v), v), (args, kwargs))
     inputs = list(entries.values())
     layers = [layer, *keras_private.sublayers(layer)]
-    with keras_private.unrecorded(layers), keras_private.in_call_of(layer, training):
+    with (
+        keras_private.unrecorded(layers),
+        keras_private.in_call_of(layer, training),
+        _attributes_kept(layers),
+    ):
         if isinstance(layer, keras.layers.TimeDistributed):
             step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
             return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
@@ -86,6 +93,19 @@ def _said(error: Exception) -> str:
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
     telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
     return next(filter(None, telling), repr(error))
+
+
+@contextlib.contextmanager
+def _attributes_kept(layers: list[keras.Layer]) -> Iterator[None]:
+    """Give layers back, in the end, the attributes that they had."""
+    before = [vars(layer).copy() for layer in layers]
+    try:
+        yield
+    finally:
+        for layer, attributes in zip(layers, before, strict=True):
+            for name in vars(layer).keys() - attributes.keys():
+                del vars(layer)[name]
+            vars(layer).update(attributes)
 
 
 def _input_like(tensor, shape: tuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -136,7 +136,7 @@ class FunctionalBuilder:
 
     def name_operations(self, outputs: Any) -> None:
         """Give operations that came about beside the layers, as of masks, names of their own."""
-        found = keras_private.operations_between(tree.flatten(outputs), ())
+        found = _operations_between(tree.flatten(outputs), ())
         taken = {operation.name for operation in found if isinstance(operation, keras.Layer)}
         for operation in found:
             if not isinstance(operation, keras.Layer):
@@ -152,8 +152,21 @@ class FunctionalBuilder:
         """Call operations, whose own names could be those of layers of the file."""
         result = function(inputs, **arguments)
         given = tree.flatten((inputs, arguments))
-        for operation in keras_private.operations_between(tree.flatten(result), given):
+        for operation in _operations_between(tree.flatten(result), given):
             number = self._used[name]
             self._used[name] += 1
             operation.name = self._allowed(f"{name}.{number}" if number else name)
         return result
+
+
+def _operations_between(outputs: Iterable[Any], inputs: Iterable[Any]) -> list[Any]:
+    """The operations that made some tensors from others, the last first."""
+    known, waiting, found = {id(tensor) for tensor in inputs}, list(outputs), []
+    while waiting:
+        tensor = waiting.pop()
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            node = keras_private.node_of(tensor)
+            found.append(node.operation)
+            waiting.extend(node.input_tensors)
+    return list(dict.fromkeys(found))
