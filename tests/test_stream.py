@@ -13,7 +13,9 @@ from kerasnorm.graph.activation_store import ActivationStore
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.stream import ActivationStream
 
-MODELS = ("pre_activation", "nested", "structured", "shared_bn", "masked", "sequential")
+MODELS = (
+    "pre_activation", "nested", "structured", "called_by_name", "shared_bn", "masked", "sequential",
+)  # fmt: skip
 
 
 def stream_of(model, store):

@@ -185,6 +185,15 @@ def structured():
     return keras.Model(inputs, outputs, name="structured")
 
 
+def called_by_name():
+    """A model of a list of inputs, called on a dict."""
+    ends = keras.Input((4,), name="z"), keras.Input((3,), name="a")
+    x = layers.Concatenate()([layers.Dense(2, name=f"of_{end.name}")(end) for end in ends])
+    inner = keras.Model(ends, BN(name="bn")(x), name="inner")
+    inputs = keras.Input((4,)), keras.Input((3,))
+    return keras.Model(inputs, inner({"z": inputs[0], "a": inputs[1]}), name="called_by_name")
+
+
 def masked():
     inputs = keras.Input((7, 4))
     x = layers.Dense(5, name="dense")(layers.Masking()(inputs))

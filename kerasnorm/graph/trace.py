@@ -78,7 +78,10 @@ def fed_by(graph: Graph, call: Call) -> list:
     if graph.is_code:
         return tensors_among(call.args, call.kwargs)
     # a model with a graph is given a mask too, which is no input of the graph
-    return tree.flatten(call.args[0] if call.args else call.kwargs["inputs"])
+    given = call.args[0] if call.args else call.kwargs["inputs"]
+    if isinstance(given, dict) and not isinstance(graph.inputs, dict):
+        given = [given[tensor.name] for tensor in tree.flatten(graph.inputs)]
+    return tree.flatten(given)
 
 
 def fed(graph: Graph, arrays: list) -> list:
