@@ -5,6 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 import pytest
+import tiny_code
 import tiny_models
 from fidelity import all_layers, randomize
 from keras import layers
@@ -195,3 +196,25 @@ def test_a_frozen_batch_norm_runs_on_stored_statistics_in_training_too(to):
         np.testing.assert_allclose(swap.model(x), expected, rtol=1e-5, atol=1e-5)
     norm.trainable = True
     assert "training=True" in kerasnorm.swap_norms(source, to).report.refused[0].reason
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda **penalty: layers.Activation("linear", **penalty),
+        lambda **penalty: layers.TimeDistributed(layers.Dense(3), **penalty),
+        lambda **penalty: layers.TimeDistributed(tiny_code.Block(3), **penalty),
+    ],
+    ids=["a layer that is crossed", "a wrapper", "a wrapper of code"],
+)
+@pytest.mark.parametrize("to", TARGETS)
+def test_the_penalty_of_outputs_in_front_of_a_batch_norm_is_what_it_was(between, to):
+    inputs = keras.Input((5, 4))
+    x = between(activity_regularizer="l2")(layers.Dense(3)(inputs))
+    source = keras.Model(inputs, BN(name="bn")(x))
+    x = data_for(source)
+    randomize(source, x)
+    swapped = kerasnorm.swap_norms(source, to, sites=["bn"]).model
+    for model in (source, swapped):
+        model(x)
+    assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING)

@@ -16,7 +16,7 @@ from kerasnorm.clone.by_attributes import (
     tells_no_config,
 )
 from kerasnorm.clone.functional import clone_plain_model
-from kerasnorm.clone.objects import Objects
+from kerasnorm.clone.objects import Objects, copied
 from kerasnorm.clone.operation import clone_operation
 from kerasnorm.clone.state import carry_functions, carry_name, is_keras_own
 from kerasnorm.errors import SwapError
@@ -37,7 +37,12 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
     if keras_private.has_graph(layer) and keras_private.is_plain(layer):
         return clone_plain_model(layer, _copy_operation)
     if type(layer) is keras.layers.TimeDistributed:  # whose config needs one of the layer in it
-        return type(layer)(copy_layer(layer.layer), name=layer.name, dtype=layer.dtype_policy)
+        return type(layer)(
+            copy_layer(layer.layer),
+            activity_regularizer=copied(layer.activity_regularizer),
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
     try:
         config = {**layer.get_config(), **changes}
         copy = type(layer).from_config(Objects(_copied_array).clone(_accepted(type(layer), config)))

@@ -129,6 +129,11 @@ class Objects:
         return clone
 
 
+def copied(value: Any) -> Any:
+    """A copy of what hangs on a layer, such as a penalty; layers and variables stay the same."""
+    return Objects(lambda part: part.copy() if isinstance(part, np.ndarray) else part).clone(value)
+
+
 def is_state(value: Any) -> bool:
     """Whether something has values of its own, which training or a user may change."""
     kinds = (

@@ -60,8 +60,8 @@ def linear_partner(
     3. read by nothing but the BatchNorm, which passes on the mask it was given,
     4. called once, in all graphs of the model; and in a layer's own code, which cannot be told to
        use another layer for one of several calls, the BatchNorm must be called once too,
-    5. of the same compute dtype, and without an activity regularizer, which would see the
-       normalized output instead,
+    5. like all in between, of the same compute dtype, and without an activity regularizer, which
+       would see the normalized output instead,
     6. with output units along the axis that the BatchNorm normalizes,
     7. with a bias that Keras adds along that axis (see `adds_bias_along`).
     """
@@ -85,6 +85,8 @@ def linear_partner(
         if layer.compute_dtype != site.layer.compute_dtype:  # 5
             return Refusal(f"{_called(layer)} computes in another dtype")
         trains = call in model_graphs.trained
+        if layer.activity_regularizer is not None:  # 5
+            return Refusal(f"{_called(layer)} has an activity regularizer")
         obstacle = commute.obstacle(call, axis, found.scale, found.shift, trains=trains)  # 2
         if obstacle is not None:
             return obstacle
