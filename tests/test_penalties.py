@@ -218,3 +218,34 @@ def test_the_penalty_of_outputs_in_front_of_a_batch_norm_is_what_it_was(between,
     for model in (source, swapped):
         model(x)
     assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING)
+
+
+@pytest.mark.parametrize("to", [*TARGETS, "cosine"])
+def test_penalties_are_no_object_of_the_source(to):
+    def penalties():
+        kinds = {
+            "regularizer": keras.regularizers.L2(0.1),
+            "constraint": keras.constraints.MaxNorm(),
+        }
+        return {f"gamma_{kind}": penalty for kind, penalty in kinds.items()}
+
+    inputs = keras.Input((4,))
+    x = layers.Dense(4, kernel_regularizer="l2", kernel_constraint="max_norm")(inputs)
+    x = BN(activity_regularizer="l2")(x)
+    source = keras.Model(inputs, BN(activity_regularizer="l2", **penalties())(layers.ReLU()(x)))
+    data = data_for(source) if to == "cosine" else None
+    models = [source, kerasnorm.swap_norms(source, to, data).model]
+    if to == "weight":
+        models.append(kerasnorm.fold_norms(models[-1]))
+    seen = set()
+    for model in models:
+        own = [
+            value
+            for part in (*all_layers(model), *model.variables)
+            for name, value in vars(part).items()
+            if name.endswith(("regularizer", "constraint")) and value is not None
+        ]
+        own += [x for p in own for x in vars(p).values() if hasattr(x, "get_config")]
+        assert own
+        assert seen.isdisjoint(map(id, own))
+        seen |= {id(penalty) for penalty in own}

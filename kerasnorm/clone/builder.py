@@ -17,7 +17,7 @@ from kerasnorm.clone.model_attributes import carry_attributes
 from kerasnorm.clone.objects import LIBRARIES, module_of
 from kerasnorm.clone.operation import clone_operation
 from kerasnorm.clone.replace_sublayer import replace_sublayer
-from kerasnorm.clone.state import copy_state
+from kerasnorm.clone.state import copy_state, own_penalties
 from kerasnorm.clone.traced_layer import clone_traced, trace_again
 from kerasnorm.graph.graph import Call, Graph, graph_of
 from kerasnorm.graph.model_graphs import ModelGraphs
@@ -194,6 +194,7 @@ class Builder:
     def _replacement(self, edit: Replace) -> keras.Layer:
         if id(edit) not in self.copies:
             layer = self.copies[id(edit)] = edit.make()
+            own_penalties(layer)
             self.skip_init(layer)
             self._filled.append((edit, layer))
         return self.copies[id(edit)]

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kerasnorm import keras_private
-from kerasnorm.clone.objects import Objects, is_state, leads_to
+from kerasnorm.clone.objects import Objects, copied, is_state, leads_to
 from kerasnorm.errors import SwapError
 
 
@@ -50,6 +50,14 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(of_source, of_target, strict=True):
         if new.trainable != old.trainable:
             new.trainable = old.trainable
+
+
+def own_penalties(layer: keras.Layer) -> None:
+    """Have a layer that is not built yet share no regularizer or constraint with another."""
+    for part in (layer, *keras_private.sublayers(layer)):
+        for name, value in vars(part).copy().items():
+            if name.endswith(("regularizer", "constraint")):
+                setattr(part, name, copied(value))
 
 
 def assign_copy(variable: keras.Variable, value: Any) -> None:
