@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -184,6 +185,11 @@ def test_functions_of_no_layer_are_the_same_ones():
 
 
 LEAKED: dict = {}
+MODULE = types.ModuleType("a_module")
+
+
+class Registry:
+    layer = None
 
 
 class ByItself:
@@ -200,7 +206,21 @@ def _leaked():
     return LEAKED["layer"]
 
 
+MODULE.Registry = Registry
+
+
+class OfRegistry(Registry):
+    """An object that reads what its class holds."""
+
+    def __call__(self, x):
+        return x * self.layer.scale
+
+
 LEADING_OUT = {
+    "a module": lambda layer: lambda x: x * MODULE.layer.scale,
+    "a class": lambda layer: lambda x: x * Registry.layer.scale,
+    "a class in a module": lambda layer: lambda x: x * MODULE.Registry.layer(x),
+    "the class of an object": lambda layer: OfRegistry(),
     "a global name": lambda layer: lambda x: x * LEAKED["layer"].scale,
     "a global function": lambda layer: lambda x: x * _leaked().scale,
     "a compiled function": lambda layer: tf.function(lambda x: x * layer.scale),
@@ -215,9 +235,10 @@ LEADING_OUT = {
         *(("by attributes", function) for function in LEADING_OUT),
         ("by config", "a global name"),
         ("by config", "a global function"),
+        ("by config", "a module"),
     ],
 )
-def test_what_leads_to_the_source_is_refused(path, function):
+def test_what_leads_to_the_source_is_refused(path, function, monkeypatch):
     class Own(CLASSES[path]):
         def __init__(self, **kwargs):
             super().__init__(**kwargs)
@@ -227,7 +248,8 @@ def test_what_leads_to_the_source_is_refused(path, function):
             return {"name": super().get_config()["name"]}
 
     source = model_of(Own(name="scale"))
-    LEAKED["layer"] = source.get_layer("scale")
+    LEAKED["layer"] = MODULE.layer = source.get_layer("scale")
+    monkeypatch.setattr(Registry, "layer", source.get_layer("scale"))
     with pytest.raises(
         SwapError,
         match=r"layer 'scale': The copy of a layer must use no layer or variable of its source\. "

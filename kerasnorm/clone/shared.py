@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -25,8 +26,8 @@ def check_nothing_shared(source: keras.Layer, clone: keras.Layer) -> None:
     """Check that nothing in a clone leads to a layer or variable in its source.
 
     Looked at are attributes, regularizers, constraints and the methods of users' classes, and what
-    these hold: containers, plain objects, functions with their closures, defaults and the global
-    names in their code.
+    these hold: containers, plain objects and their classes, functions with their closures, defaults
+    and the global names in their code, attributes of modules and classes among them.
 
     Raises:
         SwapError: If something does, by the name of the layer that holds it.
@@ -36,7 +37,7 @@ def check_nothing_shared(source: keras.Layer, clone: keras.Layer) -> None:
     seen: dict[int, Any] = {}
     for layer in (clone, *keras_private.sublayers(clone)):
         for where, value in (*_held(layer), *_methods(type(layer))):
-            for part in reached([value], _named_in_code, seen):
+            for part in reached([value], _named_by_class_or_code, seen):
                 for inner in [part] if id(part) in own else [part, *_inside(part)]:
                     if id(_storage(inner)) in of_source:
                         _refuse(layer, where, of_source[id(_storage(inner))])
@@ -116,24 +117,41 @@ def _is_users(value: Any) -> bool:
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Any]]:
-    """The functions in the body of a user's class and its bases."""
+    """What is in the body of a user's class and its bases, functions above all."""
     for base in cls.__mro__:
         if module_of(base) not in LIBRARIES:
             for name, value in vars(base).items():
-                if isinstance(value, property):
-                    value = value.fget
-                elif isinstance(value, (staticmethod, classmethod)):
-                    value = value.__func__
-                yield f"method `{name}`", value
+                yield f"method `{name}`", _function_of(value)
 
 
-def _named_in_code(value: Any) -> list[Any]:
-    """What the global names mean that a user's function reads."""
-    if not isinstance(value, types.FunctionType) or module_of(value) in LIBRARIES:
-        return []
-    codes, names = [value.__code__], set()
-    for code in codes:
-        loads = (step for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
-        names |= {step.argval for step in loads}
+def _function_of(member: Any) -> Any:
+    """The function in a member of a class's body, or the member itself."""
+    if isinstance(member, property):
+        return member.fget
+    return member.__func__ if isinstance(member, (staticmethod, classmethod)) else member
+
+
+def _named_by_class_or_code(value: Any) -> list[Any]:
+    """What the class of a user's object holds; what a user's function reads by global names."""
+    if not isinstance(value, types.FunctionType):
+        return [member for _, member in _methods(type(value))]
+    codes, found = [value.__code__], []
+    for code in codes if module_of(value) not in LIBRARIES else ():
+        named: Any = None
+        for step in dis.get_instructions(code):
+            if step.opname == "LOAD_GLOBAL":
+                named = value.__globals__.get(step.argval)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and _is_namespace(named):
+                named = _function_of(inspect.getattr_static(named, step.argval, None))
+            elif step.opname != "EXTENDED_ARG":
+                named = None
+            found.append(named)
         codes += filter(lambda constant: isinstance(constant, types.CodeType), code.co_consts)
-    return [value.__globals__[name] for name in names if name in value.__globals__]
+    return found
+
+
+def _is_namespace(value: Any) -> bool:
+    """Whether something is a module or class of the user's."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.split(".")[0] not in LIBRARIES
+    return isinstance(value, type) and module_of(value) not in LIBRARIES
