@@ -320,6 +320,68 @@ def test_a_layer_that_is_called_in_two_places_stays_one(make):
     np.testing.assert_allclose(swap.model(x), model(x), atol=1e-6)
 
 
+@keras.saving.register_keras_serializable(package="test_copying")
+class MakesItsLayerLate(layers.Layer):
+    def build(self, shape):
+        self.dense = layers.Dense(4)
+        self.dense.build(shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+@keras.saving.register_keras_serializable(package="test_copying")
+class HolderWithConfig(layers.Layer):
+    def __init__(self, shared, **kwargs):
+        super().__init__(**kwargs)
+        self.late, self.shared = MakesItsLayerLate(), shared
+
+    def build(self, shape):
+        self.late.build(shape)
+
+    def call(self, x):
+        return self.shared(self.late(x))
+
+    def get_config(self):
+        shared = keras.saving.serialize_keras_object(self.shared)
+        return {**super().get_config(), "shared": shared}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("shared")), **config)
+
+
+def test_a_layer_stays_one_beside_a_layer_that_is_made_late():
+    dense = layers.Dense(4, name="dense")
+    inputs = keras.Input((4,))
+    x = layers.BatchNormalization(name="norm")(dense(inputs))
+    model = keras.Model(inputs, HolderWithConfig(dense, name="holder")(x))
+    swapped = kerasnorm.swap_norms(model, "weight", strict=True).model
+    assert swapped.get_layer("holder").shared is swapped.get_layer("dense")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    np.testing.assert_allclose(swapped(x), model(x), atol=1e-5)
+
+
+class Tied(layers.Layer):
+    """Takes the kernel of another layer, and not the layer."""
+
+    def __init__(self, other, **kwargs):
+        super().__init__(**kwargs)
+        self.kernel = other.kernel
+
+    def call(self, x):
+        return x @ self.kernel
+
+
+def test_layers_that_share_a_variable_alone_are_refused():
+    dense = layers.Dense(4, name="dense")
+    inputs = keras.Input((4,))
+    x = layers.ReLU()(dense(inputs))
+    model = keras.Model(inputs, layers.BatchNormalization()(Tied(dense, name="tied")(x)))
+    with pytest.raises(SwapError, match=r"layer 'tied': What layers share .* a Tied whose copy"):
+        kerasnorm.swap_norms(model, "weight")
+
+
 def test_a_layer_that_is_held_twice_and_called_in_code():
     """The graph calls it too, so that the code has to be given the graph's own clone of it."""
     dense = layers.Dense(4, name="dense")

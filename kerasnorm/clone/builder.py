@@ -19,6 +19,7 @@ from kerasnorm.clone.operation import clone_operation
 from kerasnorm.clone.replace_sublayer import replace_sublayer
 from kerasnorm.clone.state import copy_state, own_penalties
 from kerasnorm.clone.traced_layer import clone_traced, trace_again
+from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Call, Graph, graph_of
 from kerasnorm.graph.model_graphs import ModelGraphs
 
@@ -103,7 +104,10 @@ class Builder:
     def carry_state(self) -> None:
         """Give the new layers their weights, once all of them are built."""
         for source, clone in self._carried:
+            self._share_inner_layers(source, clone)  # those of a late `build` too
+        for source, clone in self._carried:
             copy_state(source, clone)
+        self._check_what_is_shared()
         for edit, layer in self._filled:
             edit.fill(layer)
 
@@ -217,17 +221,30 @@ class Builder:
 
     def _share_inner_layers(self, holder: keras.Layer, clone: keras.Layer) -> None:
         """What a layer holds that is held or called elsewhere too stays one layer in the clone."""
-        inside = list(
-            zip(keras_private.sublayers(holder), keras_private.sublayers(clone), strict=False)
-        )
-        if any(type(source) is not type(own) for source, own in inside):
+        sources, copies = keras_private.sublayers(holder), keras_private.sublayers(clone)
+        if list(map(type, sources)) != list(map(type, copies)):
             return
-        for source, own in inside:
+        for source, own in zip(sources, copies, strict=True):
             is_shared = self.model_graphs.calls[id(source)] > 1
             if is_shared and id(source) not in self.model_graphs.graphs:
                 shared = self.copies.setdefault(id(source), own)
                 if shared is not own:
                     replace_sublayer(clone, own, shared)
+
+    def _check_what_is_shared(self) -> None:
+        """Raise SwapError where copies do not share the variables that their sources share."""
+        of_sources: set[int] = set()
+        of_clones: set[int] = set()
+        for source, clone in self._carried:
+            of_sources.update(map(id, source.variables))
+            of_clones.update(map(id, clone.variables))
+            if len(of_sources) != len(of_clones):
+                raise SwapError(
+                    f"What layers share must be one thing in their copies too. Received a "
+                    f"{type(source).__name__} whose copy has variables of its own for shared ones.",
+                    layer=source.name,
+                    hint="Have layers share a layer that each of them holds, not its variables.",
+                )
 
     def _record_tensors(self, graph: Graph, tensors: dict[int, Any]) -> None:
         self.tensors.update({(id(graph.owner), key): new for key, new in tensors.items()})
