@@ -280,6 +280,45 @@ def test_frozen_layers(conv, norm):
     assert any("was frozen" in note for note in swap.report.notes) == (conv != norm)
 
 
+@pytest.mark.parametrize(
+    ("to", "frozen", "becomes", "trains"),
+    [
+        ("weight", ["linear/kernel"], "linear", {"g", "bias"}),
+        ("weight", ["linear/kernel", "bn/gamma"], "linear", {"bias"}),
+        ("weight", ["linear/bias", "bn/gamma"], "linear", {"g", "kernel"}),
+        ("layer", ["linear/kernel"], "linear", {"bias"}),
+        ("cosine", ["linear/kernel"], "linear", {"bias"}),
+        ("weight", ["late/gamma"], "late", {"bias"}),
+        ("weight", ["late/beta"], "late", {"g"}),
+        ("layer", ["late/gamma"], "late_affine", {"bias"}),
+    ],
+)
+def test_frozen_variables(to, frozen, becomes, trains):
+    source = with_frozen(*frozen)
+    swapped = kerasnorm.swap_norms(source, to, batch(source) if to == "cosine" else None).model
+    assert {v.name for v in swapped.get_layer(becomes).trainable_variables} == trains
+
+
+def test_frozen_variables_stay_frozen_in_folded_layers():
+    source = with_frozen("linear/kernel", "bn/gamma", "head/kernel")
+    folded = kerasnorm.fold_norms(kerasnorm.swap_norms(source, "weight").model)
+    assert [layer.name for layer in folded.layers[1:]] == ["linear", "relu", "head"]
+    for name in ("linear", "head"):
+        assert [v.name for v in folded.get_layer(name).trainable_variables] == ["bias"]
+
+
+def with_frozen(*paths):
+    inputs = keras.Input((5,))
+    x = layers.BatchNormalization(name="bn")(layers.Dense(4, name="linear")(inputs))
+    x = layers.BatchNormalization(name="late")(layers.ReLU(name="relu")(x))
+    source = keras.Model(inputs, layers.Dense(2, name="head")(x))
+    randomize(source, batch(source))
+    for path in paths:
+        layer, name = path.split("/")
+        getattr(source.get_layer(layer), name).trainable = False
+    return source
+
+
 def test_a_frozen_model_stays_frozen():
     source = tiny_models.nested()
     source.trainable = False

@@ -189,5 +189,7 @@ def _cosine(partner: Partner, name: str, found: StoredStatistics | None, penalty
         new.g.assign(new.g * new.lengths())
         new.layer.bias.assign(np.broadcast_to(bias, new.layer.bias.shape))
         new.trainable = layer.trainable
+        fold_into.freeze_alike(new.layer, layer)
+        fold_into.freeze(new.g, kernels.output_kernel(layer).variable)
 
     return Replace(make, fill)

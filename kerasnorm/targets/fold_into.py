@@ -101,6 +101,7 @@ def with_map_folded_in(partner: Partner, found: StoredStatistics) -> Replace:
             kernel.variable.assign(weight)
         new.bias.assign(folded_bias(partner, found))
         new.trainable = layer.trainable
+        freeze_alike(new, layer)
 
     return Replace(make, fill)
 
@@ -131,8 +132,24 @@ def as_affine(site: Site, name: str, found: StoredStatistics, *, penalized: bool
     def fill(new: Any) -> None:
         new.kernel.assign(found.scale)
         new.bias.assign(found.shift)
+        freeze(new.kernel, source.gamma)
+        freeze(new.bias, source.beta)
 
     return Replace(make, fill)
+
+
+def freeze_alike(new: Any, layer: Any) -> None:
+    """Have single kernels, and the bias, of a linear layer not train where another's do not."""
+    sources = kernels.kernels_of(layer)
+    for gain, kernel in kernels.kernels_of(new).items():
+        freeze(kernel.variable, sources[gain].variable)
+    freeze(new.bias, layer.bias)
+
+
+def freeze(variable: keras.Variable | None, source: keras.Variable | None) -> None:
+    """Have a variable not train where its source does not."""
+    if variable is not None and source is not None and not source.trainable:
+        variable.trainable = False
 
 
 def lost_penalties(site: Site, weights: Sequence[str]) -> list[str]:

@@ -136,6 +136,7 @@ def _filling(layer: Any, weight: np.ndarray, bias: np.ndarray | None):
         if bias is not None:
             new.bias.assign(bias.reshape(new.bias.shape))
         new.trainable = layer.trainable
+        fold_into.freeze_alike(new, layer)
 
     return fill
 

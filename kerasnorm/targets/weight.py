@@ -75,10 +75,11 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
     def fill(plain: keras.Layer) -> None:
         if "use_bias" not in changes and "bias_axes" not in changes:
             copy_state(inner, plain)
-        weights = layer.normalized_kernels()
+        weights, sources = layer.normalized_kernels(), kernels.kernels_of(inner)
         for gain, kernel in kernels.kernels_of(plain).items():
             kernel.variable.assign(weights[gain])
-            kernel.variable.trainable = plain.trainable
+            trains = getattr(layer, gain).trainable or sources[gain].variable.trainable
+            kernel.variable.trainable = plain.trainable and trains
         if layer.mean_only:
             bias = plain.bias if inner.bias is not None else keras.ops.zeros_like(plain.bias)
             shift = Contraction(plain, rank).units_to_bias(layer.moving_mean)
@@ -186,7 +187,7 @@ def _taken_in(partner: Partner, name: str, site: Site, found: StoredStatistics) 
 
 
 def _as_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
-    source = site.layer
+    source: Any = site.layer
 
     def make() -> keras.Layer:
         affine = Affine(axis=site.axis - site.rank, name=name, dtype=source.dtype_policy)
@@ -196,7 +197,9 @@ def _as_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
         new.layer.bias.assign(found.shift)
         (kernel,) = kernels.kernels_of(new.layer).values()
         _fill_weight(kernel, new.g, np.ones_like(found.scale), found.scale)
-        _set_flags(new, source, source)
+        new.trainable = source.trainable
+        fold_into.freeze(new.g, source.gamma)
+        fold_into.freeze(new.layer.bias, source.beta)
 
     mask = frozenset(["mask"]) if has_own_mask(site) else frozenset()
     return Replace(make, fill, keywords=frozenset(["inputs", *mask]))
@@ -218,8 +221,13 @@ def _fill_weight(
     gain.assign(np.broadcast_to(scale * length.reshape(kernel.unit_shape), kernel.unit_shape))
 
 
-def _set_flags(new: WeightNorm, linear: keras.Layer, batch_norm: keras.Layer) -> None:
-    """The kernel and bias train as the linear layer did, g also where only the BatchNorm did."""
+def _set_flags(new: WeightNorm, linear: keras.Layer, batch_norm: Any) -> None:
+    """The kernel and bias train as the linear layer did, g also where only gamma did."""
     new.trainable = linear.trainable or batch_norm.trainable
     if new.layer.trainable != linear.trainable:
         new.layer.trainable = linear.trainable
+    fold_into.freeze_alike(new.layer, linear)
+    gamma = batch_norm.gamma
+    if not batch_norm.trainable or (gamma is not None and not gamma.trainable):
+        for gain, kernel in kernels.kernels_of(linear).items():
+            fold_into.freeze(getattr(new, gain), kernel.variable)
