@@ -110,6 +110,10 @@ class CosineTarget(Target):
                 f"'{site.name}': it shared gamma and beta with its other calls; "
                 f"'{partner.layer.name}' has a gain and bias of its own"
             )
+        if plan.case == _OWN:
+            notes += fold_into.frozen_apart(
+                partner, site, of_partner="kernel, g and bias train", of_batch_norm="nothing trains"
+            )
         return notes
 
 

@@ -167,6 +167,21 @@ def lost_penalties(site: Site, weights: Sequence[str]) -> list[str]:
     return notes
 
 
+def frozen_apart(partner: Partner, site: Site, *, of_partner: str, of_batch_norm: str) -> list[str]:
+    """A note where one of a BatchNorm and its partner is frozen, on what trains in their place.
+
+    `of_partner` and `of_batch_norm` say what does where that alone was not frozen.
+    """
+    if partner.layer.trainable == site.layer.trainable:
+        return []
+    frozen, trains = (
+        (partner.layer.name, of_batch_norm)
+        if site.layer.trainable
+        else (site.layer.name, of_partner)
+    )
+    return [f"'{site.name}': '{frozen}' was frozen and the other was not; {trains}"]
+
+
 def erased_penalties(partner: Partner, found: StoredStatistics) -> list[str]:
     """A note where gamma erases units of a kernel, and with them what penalized these."""
     layer, erased = partner.layer, int((found.scale == 0).sum())

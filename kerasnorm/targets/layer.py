@@ -157,7 +157,12 @@ class LayerTarget(Target):
                 f"'{site.name}': it shared gamma and beta with its other calls; they are folded "
                 f"into '{partner.layer.name}' here"
             )
-        return notes
+        return notes + fold_into.frozen_apart(
+            partner,
+            site,
+            of_partner="kernel and bias train, which gamma and beta are folded into",
+            of_batch_norm="gamma and beta of the LayerNorm train",
+        )
 
 
 def _free(name: str, site: Site) -> str:

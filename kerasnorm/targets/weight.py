@@ -154,14 +154,9 @@ class WeightTarget(Target):
                 f"'{site.name}': it shared gamma and beta with its other calls; "
                 f"'{plan.name}' has a gain and bias of its own"
             )
-        if partner.layer.trainable != layer.trainable:
-            frozen, free = (
-                (partner.layer.name, "g trains")
-                if layer.trainable
-                else (layer.name, "kernel, g and bias train")
-            )
-            notes.append(f"'{site.name}': '{frozen}' was frozen and the other was not; {free}")
-        return notes
+        return notes + fold_into.frozen_apart(
+            partner, site, of_partner="kernel, g and bias train", of_batch_norm="g trains"
+        )
 
 
 def _taken_in(partner: Partner, name: str, site: Site, found: StoredStatistics) -> Replace:
