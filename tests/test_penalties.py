@@ -11,6 +11,7 @@ from fidelity import all_layers, randomize
 from keras import layers
 
 import kerasnorm
+from kerasnorm import SwapError
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 
 BN = layers.BatchNormalization
@@ -178,6 +179,45 @@ def test_a_folded_model_has_none_that_only_this_package_knows(to):
     assert not any(
         isinstance(value, own) for v in folded.variables for value in (v.regularizer, v.constraint)
     )
+
+
+def penalizing(layer):
+    """A model with this layer between others that cannot take it in."""
+    inputs = keras.Input((6, 4))
+    x = layers.ReLU()(layers.Dense(4)(layers.ReLU()(inputs)))
+    return keras.Model(inputs, layers.ReLU()(layer(x)))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda **k: kerasnorm.WeightNorm(layers.Dense(3), **k),
+        lambda **k: kerasnorm.WeightNorm(layers.Dense(3, **k)),
+        lambda **k: kerasnorm.WeightNorm(layers.Dense(3, **k), mean_only="batch"),
+        lambda **k: kerasnorm.WeightNorm(layers.LSTM(3), **k),
+        lambda **k: kerasnorm.WeightNorm(kerasnorm.Affine(), **k),
+        lambda **k: kerasnorm.WeightNorm(kerasnorm.Affine(**k)),
+        kerasnorm.Affine,
+        kerasnorm.BatchNorm,
+        kerasnorm.LayerNorm,
+        lambda **k: kerasnorm.LayerNorm(axis="sample", **k),
+    ],
+)
+def test_the_penalty_of_outputs_stays_where_a_layer_is_folded(layer):
+    source = penalizing(layer(activity_regularizer=keras.regularizers.L2(0.3)))
+    folded = kerasnorm.fold_norms(source)
+    assert not any(isinstance(la, kerasnorm.WeightNorm) for la in all_layers(folded))
+    x = data_for(source, rows=5)
+    expected, received = [[model(x), penalty(model)][1] for model in (source, folded)]
+    assert received == pytest.approx(expected, rel=ROUNDING)
+    assert received > 0
+
+
+def test_two_penalties_of_one_output_are_not_folded():
+    inner = layers.Dense(3, activity_regularizer="l2")
+    source = penalizing(kerasnorm.WeightNorm(inner, activity_regularizer="l1", name="normed"))
+    with pytest.raises(SwapError, match=r"'normed' \(it penalizes its output, and the"):
+        kerasnorm.fold_norms(source)
 
 
 @pytest.mark.parametrize("to", ["weight", "layer"])

@@ -54,6 +54,7 @@ def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusa
             bias_regularizer=layer.bias_regularizer,
             kernel_constraint=layer.kernel_constraint,
             bias_constraint=layer.bias_constraint,
+            activity_regularizer=layer.activity_regularizer,
             trainable=layer.trainable,
             dtype=layer.dtype_policy,
             name=name,

@@ -47,6 +47,9 @@ from kerasnorm.targets.target import Edits, Target
 
 
 def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | Refusal:
+    both = layer.activity_regularizer is not None and layer.layer.activity_regularizer is not None
+    if both and not layer.mean_only:
+        return Refusal("it penalizes its output, and the layer in it does too")
     return fold_weight_norm_if_exact(layer, calls, name) or Refusal(
         "its mean has no place in a bias"
     )
@@ -62,6 +65,8 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
     if layer.mean_only == "layer":
         return None
     changes: dict[str, Any] = {"name": name}
+    if layer.activity_regularizer is not None:
+        changes["activity_regularizer"] = layer.activity_regularizer
     if layer.mean_only and not _bias_lies_right(layer, calls):
         return None
     if layer.mean_only and inner.bias is None:
