@@ -11,7 +11,7 @@ from fidelity import all_layers, randomize
 from keras import layers
 
 import kerasnorm
-from kerasnorm import SwapError
+from kerasnorm import Affine, SwapError, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 
 BN = layers.BatchNormalization
@@ -181,6 +181,53 @@ def test_a_folded_model_has_none_that_only_this_package_knows(to):
     )
 
 
+RESTRICTED = {"regularizer": keras.regularizers.L2(0.1), "constraint": keras.constraints.NonNeg()}
+
+
+@pytest.mark.parametrize("kind", RESTRICTED)
+@pytest.mark.parametrize(
+    ("last", "gone", "kept"),
+    [
+        (lambda **k: [WeightNorm(layers.Dense(4, **k))], ["kernel"], ["bias"]),
+        (
+            lambda **k: [WeightNorm(layers.SeparableConv1D(4, 2, **k))],
+            ["depthwise", "pointwise"],
+            ["bias"],
+        ),
+        (lambda **k: [WeightNorm(layers.LSTM(4, **k))], ["kernel", "recurrent"], ["bias"]),
+        (
+            lambda **k: [WeightNorm(layers.Dense(4, **k), mean_only="batch")],
+            ["kernel", "bias"],
+            [],
+        ),
+        (lambda **k: [Affine(), layers.Conv1D(4, 2, **k)], ["kernel", "bias"], []),
+        (lambda **k: [Affine(use_bias=False), layers.Conv1D(4, 2, **k)], ["kernel"], ["bias"]),
+        (
+            lambda **k: [Affine(), layers.SeparableConv1D(4, 2, **k)],
+            ["depthwise", "bias"],
+            ["pointwise"],
+        ),
+    ],
+)
+def test_what_restricts_a_weight_that_a_fold_changes_is_left_out(last, gone, kept, kind):
+    arguments = {f"{weight}_{kind}": RESTRICTED[kind] for weight in gone + kept}
+    source = keras.Sequential([keras.Input((5, 4)), layers.ReLU(), *last(**arguments)])
+    for variable in source.variables:
+        variable.assign(np.random.default_rng(0).normal(size=variable.shape))
+    folded = kerasnorm.fold_norms(source).layers[-1]
+    assert [w for w in gone + kept if getattr(folded, f"{w}_{kind}") is not None] == kept
+
+
+def test_a_step_of_training_does_not_move_a_folded_model():
+    source = behind("Dense", kernel_constraint="non_neg")
+    folded = kerasnorm.fold_norms(kerasnorm.swap_norms(source, "weight").model)
+    x = data_for(source)
+    before = folded.predict(x, verbose=0)
+    folded.compile(keras.optimizers.SGD(1e-9), "mse")
+    folded.fit(x, before, verbose=0)
+    np.testing.assert_allclose(folded.predict(x, verbose=0), before, rtol=1e-4, atol=1e-4)
+
+
 def penalizing(layer):
     """A model with this layer between others that cannot take it in."""
     inputs = keras.Input((6, 4))
@@ -191,13 +238,13 @@ def penalizing(layer):
 @pytest.mark.parametrize(
     "layer",
     [
-        lambda **k: kerasnorm.WeightNorm(layers.Dense(3), **k),
-        lambda **k: kerasnorm.WeightNorm(layers.Dense(3, **k)),
-        lambda **k: kerasnorm.WeightNorm(layers.Dense(3, **k), mean_only="batch"),
-        lambda **k: kerasnorm.WeightNorm(layers.LSTM(3), **k),
-        lambda **k: kerasnorm.WeightNorm(kerasnorm.Affine(), **k),
-        lambda **k: kerasnorm.WeightNorm(kerasnorm.Affine(**k)),
-        kerasnorm.Affine,
+        lambda **k: WeightNorm(layers.Dense(3), **k),
+        lambda **k: WeightNorm(layers.Dense(3, **k)),
+        lambda **k: WeightNorm(layers.Dense(3, **k), mean_only="batch"),
+        lambda **k: WeightNorm(layers.LSTM(3), **k),
+        lambda **k: WeightNorm(Affine(), **k),
+        lambda **k: WeightNorm(Affine(**k)),
+        Affine,
         kerasnorm.BatchNorm,
         kerasnorm.LayerNorm,
         lambda **k: kerasnorm.LayerNorm(axis="sample", **k),
@@ -206,7 +253,7 @@ def penalizing(layer):
 def test_the_penalty_of_outputs_stays_where_a_layer_is_folded(layer):
     source = penalizing(layer(activity_regularizer=keras.regularizers.L2(0.3)))
     folded = kerasnorm.fold_norms(source)
-    assert not any(isinstance(la, kerasnorm.WeightNorm) for la in all_layers(folded))
+    assert not any(isinstance(la, WeightNorm) for la in all_layers(folded))
     x = data_for(source, rows=5)
     expected, received = [[model(x), penalty(model)][1] for model in (source, folded)]
     assert received == pytest.approx(expected, rel=ROUNDING)
@@ -215,7 +262,7 @@ def test_the_penalty_of_outputs_stays_where_a_layer_is_folded(layer):
 
 def test_two_penalties_of_one_output_are_not_folded():
     inner = layers.Dense(3, activity_regularizer="l2")
-    source = penalizing(kerasnorm.WeightNorm(inner, activity_regularizer="l1", name="normed"))
+    source = penalizing(WeightNorm(inner, activity_regularizer="l1", name="normed"))
     with pytest.raises(SwapError, match=r"'normed' \(it penalizes its output, and the"):
         kerasnorm.fold_norms(source)
 

@@ -28,8 +28,8 @@ def fold_norms(model: keras.Model) -> keras.Model:
     it becomes an EinsumDense. Every BatchNorm becomes a BatchNormalization, every LayerNorm a
     LayerNormalization or a GroupNormalization of one group. The result loads where kerasnorm is
     not installed, but for models of Keras 1 and 2 with `hard_sigmoid`, whose function it keeps.
-    Regularizers and constraints that mean a weight before a scale was folded into it
-    (`RescaledRegularizer`, `RescaledConstraint`) have no plain equivalent and are left out.
+    Regularizers and constraints of a weight that changes (a kernel that becomes g·v/‖v‖ or takes
+    an Affine in, and what a swap rescaled) have no plain equivalent and are left out.
 
     Args:
         model: A built Functional or Sequential model.

@@ -14,7 +14,7 @@ With y = a·x + c, one of a and c per channel:
       transposes, whose outputs see different parts of the kernel, c must be 0 (a kernel of size 1
       sees all or nothing of itself: there "same" and "causal" do not pad).
 
-The arithmetic is done in float64.
+What penalizes or constrains a weight that changes is left out. The arithmetic is done in float64.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import Affine, kernels
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.fold_into import float64
+from kerasnorm.targets.plain import drop_penalties
 from kerasnorm.targets.plan import name_of_partner
 from kerasnorm.targets.target import Edits
 
@@ -117,13 +118,22 @@ def _taking_in(layer: Any, call: Call, axis: int, found: StoredStatistics) -> Re
     weight = float64(first)
     a = _along(found.scale, axes, weight.shape, layer)
     if not shifts:
-        return Replace(lambda: copy_layer(layer), _filling(layer, weight * a, None))
+        return Replace(_making(layer, {}, ("bias",)), _filling(layer, weight * a, None))
     more = _units_of(layer, weight * _along(found.shift, axes, weight.shape, layer))
     changes = _with_bias(layer, call, more.shape)
     if changes is None:
         return None
     bias = more if layer.bias is None else float64(layer.bias) + more.reshape(layer.bias.shape)
-    return Replace(lambda: copy_layer(layer, **changes), _filling(layer, weight * a, bias))
+    return Replace(_making(layer, changes, ()), _filling(layer, weight * a, bias))
+
+
+def _making(layer: Any, changes: dict[str, Any], kept: tuple[str, ...]):
+    def make() -> keras.Layer:
+        new = copy_layer(layer, **changes)
+        drop_penalties(new, ("activity", "pointwise", *kept))
+        return new
+
+    return make
 
 
 def _filling(layer: Any, weight: np.ndarray, bias: np.ndarray | None):

@@ -21,6 +21,21 @@ from kerasnorm.graph.linear_partner import adds_bias_along
 from kerasnorm.layers import Affine, BatchNorm, kernels
 
 
+def drop_penalties(layer: keras.Layer, kept: tuple[str, ...]) -> None:
+    """Take the regularizers and constraints off a new, unbuilt layer that gets other weights.
+
+    They meant the weights of its source.
+
+    Args:
+        layer: The layer; those in it count too.
+        kept: How the names of arguments begin that go on meaning the same.
+    """
+    for part in (layer, *keras_private.sublayers(layer)):
+        for name in list(vars(part)):
+            if name.endswith(("_regularizer", "_constraint")) and not name.startswith(kept):
+                setattr(part, name, None)
+
+
 def leave_for_now(layer: Affine, calls: list[Call], name: str) -> None:
     """An Affine waits until it is known what can be merged (`targets.merge_affine`)."""
 

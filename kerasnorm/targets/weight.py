@@ -42,6 +42,7 @@ from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import Affine, WeightNorm, kernels
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.targets import fold_into
+from kerasnorm.targets.plain import drop_penalties
 from kerasnorm.targets.plan import Plan, name_of_partner
 from kerasnorm.targets.target import Edits, Target
 
@@ -58,6 +59,7 @@ def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace
 def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -> Replace | None:
     """The wrapped layer with kernel w and, for mean-only batch norm, bias b − moving mean.
 
+    What penalizes or constrains v, or a bias that takes a mean in, is left out.
     None for `mean_only="layer"`, whose mean is another one for each sample, and where Keras would
     add the bias along another axis.
     """
@@ -77,6 +79,11 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
             changes["use_bias"] = True
     rank = len(calls[0].inputs[0].shape)
 
+    def make() -> keras.Layer:
+        plain = copy_layer(inner, **changes)
+        drop_penalties(plain, kept=("activity",) if layer.mean_only else ("activity", "bias"))
+        return plain
+
     def fill(plain: keras.Layer) -> None:
         if "use_bias" not in changes and "bias_axes" not in changes:
             copy_state(inner, plain)
@@ -90,7 +97,7 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
             shift = Contraction(plain, rank).units_to_bias(layer.moving_mean)
             plain.bias.assign(bias - shift)
 
-    return Replace(lambda: copy_layer(inner, **changes), fill)
+    return Replace(make, fill)
 
 
 def _bias_lies_right(layer: WeightNorm, calls: list[Call]) -> bool:
