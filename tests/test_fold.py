@@ -109,6 +109,43 @@ def test_names_do_not_collide():
     model = keras.Model(inputs, WeightNorm(layers.Dense(3, name="dense"), name="normed")(x))
     assert [layer.name for layer in kerasnorm.fold_norms(model).layers][1:] == ["dense", "normed"]
 
+    def twice(x):
+        for name in ("first", "second"):
+            x = WeightNorm(layers.Dense(3, name="dense"), name=name)(x)
+        return layers.ReLU()(x)
+
+    folded = kerasnorm.fold_norms(keras.Model(inputs, twice(inputs)))
+    assert [layer.name for layer in folded.layers][1:3] == ["dense", "second"]
+
+
+def test_outputs_keep_their_names():
+    inputs = keras.Input((4,))
+    normed = layers.BatchNormalization(name="out")(layers.Dense(3, name="dense")(inputs))
+    model = keras.Model(inputs, [normed, layers.Dense(2, name="beside")(inputs)])
+    model.compile("sgd", {"out": "mse", "beside": "mae"})
+    folded = kerasnorm.fold_norms(kerasnorm.swap_norms(model, "weight").model)
+    assert folded.output_names == ["out", "beside"]
+    folded.evaluate(np.ones((4, 4)), [np.ones((4, 3)), np.ones((4, 2))], verbose=0)
+
+
+def test_a_layer_is_folded_for_all_the_models_that_call_it():
+    norm = layers.BatchNormalization()
+    small, large = keras.Input((4, 4, 3)), keras.Input((8, 8, 3))
+    inner = keras.Model(small, layers.ReLU()(norm(layers.ReLU()(small))))
+    x = layers.AveragePooling2D(2)(layers.ReLU()(norm(layers.ReLU()(large))))
+    model = kerasnorm.swap_norms(keras.Model(large, inner(x)), "weight").model
+    folded = kerasnorm.fold_norms(model)
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(folded(image), model(image), rtol=1e-5, atol=1e-5)
+    assert len(folded.variables) == 2  # it is one layer still
+
+
+def test_an_affine_called_on_two_ranks_is_named():
+    affine, inputs = Affine(name="affine"), keras.Input((5, 4))
+    ends = [affine(layers.ReLU()(inputs)), affine(layers.ReLU()(inputs)[:, 0])]
+    with pytest.raises(SwapError, match=r"'affine' \(its inputs differ in how many axes"):
+        kerasnorm.fold_norms(keras.Model(inputs, ends))
+
 
 def test_a_model_of_plain_layers_is_copied():
     model = tiny_models.dense_bn()

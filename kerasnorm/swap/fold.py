@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 
 from kerasnorm import keras_private
@@ -11,13 +13,16 @@ from kerasnorm.compare.differences import check_equal
 from kerasnorm.compare.tensor_pairs import pair_outputs
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.layers import Affine, BatchNorm, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 from kerasnorm.targets import TARGETS, merge_affine
 from kerasnorm.targets.plain import as_affine, fold_affine, fold_batch_norm, leave_for_now
 from kerasnorm.targets.target import Fold
 from kerasnorm.targets.weight import fold_weight_norm_if_exact
+
+# The calls of one layer, each with the graph it is in.
+Places = list[tuple[Graph, Call]]
 
 
 def fold_norms(model: keras.Model) -> keras.Model:
@@ -92,23 +97,23 @@ def _fold(
 ) -> keras.Model:
     source = graphs_of(model)
     edits: dict[Call, Replace] = {}
-    done: dict[int, Replace] = {}
     stuck: list[str] = []
-    for graph in source.graphs.values():
-        taken = {call.operation.name for call in graph.calls}
-        path = source.paths[id(graph.owner)]
-        for layer, calls in _by_layer(graph):
-            if id(layer) in done:  # shared with a graph seen before
-                edits.update(dict.fromkeys(calls, done[id(layer)]))
-            elif type(layer) in folds:
-                fold = folds[type(layer)](layer, calls, _plain_name(layer, taken))
-                if isinstance(fold, Replace):
-                    done[id(layer)] = fold
-                    edits.update(dict.fromkeys(calls, fold))
-                elif fold is not None:
-                    stuck.append(f"'{path}{layer.name}' ({fold.reason})")
-            elif not keras_private.has_graph(layer):
-                stuck += _own_layers(layer, path)
+    names = {
+        id(graph.owner): {call.operation.name for call in graph.calls}
+        for graph in source.graphs.values()
+    }
+    for places in _by_layer(source):
+        graph, first = places[0]
+        layer, path = first.operation, source.paths[id(graph.owner)]
+        if type(layer) in folds:
+            calls = [call for _, call in places]
+            fold = folds[type(layer)](layer, calls, _plain_name(source.root, places, names))
+            if isinstance(fold, Replace):
+                edits.update(dict.fromkeys(calls, fold))
+            elif fold is not None:
+                stuck.append(f"'{path}{layer.name}' ({fold.reason})")
+        elif not keras_private.has_graph(layer):
+            stuck += _own_layers(layer, path)
     if stuck and not leave_others:
         raise SwapError(
             "Only layers with an exact equivalent among keras.layers can be folded. Received "
@@ -121,16 +126,26 @@ def _fold(
     return rebuild(source, edits).model
 
 
-def _by_layer(graph: Graph) -> list[tuple[keras.Layer, list[Call]]]:
-    calls: dict[int, list[Call]] = {}
-    for call in graph.calls:
-        calls.setdefault(id(call.operation), []).append(call)
-    return [(group[0].operation, group) for group in calls.values()]
+def _by_layer(source: ModelGraphs) -> list[Places]:
+    """The calls of each layer, in all graphs."""
+    places: dict[int, Places] = {}
+    for graph in source.graphs.values():
+        for call in graph.calls:
+            places.setdefault(id(call.operation), []).append((graph, call))
+    return list(places.values())
 
 
-def _plain_name(layer: keras.Layer, taken: set[str]) -> str:
+def _plain_name(root: Graph, places: Places, names: dict[int, set[str]]) -> str:
+    """That of the wrapped layer, unless it is taken or the wrapper's names an output."""
+    layer: Any = places[0][1].operation
     inner = getattr(layer, "layer", layer).name
-    return layer.name if inner in taken - {layer.name} else inner
+    beside = [names[id(graph.owner)] for graph, _ in places]
+    names_output = any(graph is root and root.is_output(call.output) for graph, call in places)
+    if names_output or any(inner in taken for taken in beside):
+        return layer.name
+    for taken in beside:
+        taken.add(inner)
+    return inner
 
 
 def _own_layers(layer, path: str) -> list[str]:

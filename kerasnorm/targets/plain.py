@@ -46,6 +46,8 @@ def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusa
         return Refusal("it passes on a mask, which EinsumDense would drop")
     shapes = [call.output.shape for call in calls]
     rank = len(shapes[0])
+    if any(len(shape) != rank for shape in shapes):
+        return Refusal("its inputs differ in how many axes they have")
     axis = layer.axis % rank
     if layer.use_bias and not all(
         adds_bias_along(axis, shape, layer.kernel.shape[0]) for shape in shapes
