@@ -478,6 +478,20 @@ def test_a_batch_norm_that_stays_in_one_place_keeps_its_name_there():
     assert isinstance(swap.model.get_layer("bn_swapped").layer, Affine)
 
 
+@pytest.mark.parametrize(
+    ("to", "taken", "names"),
+    [
+        ({"bn": "weight", "bn#2": "layer"}, "bn_2", {"bn", "bn_2_"}),
+        ({"bn": "weight"}, "bn_swapped", {"bn", "bn_swapped_"}),
+    ],
+)
+def test_a_name_beside_a_batch_norm_is_not_given_twice(to, taken, names):
+    norm, inputs = layers.BatchNormalization(name="bn"), keras.Input((4,))
+    source = keras.Model(inputs, layers.Dense(4, name=taken)(norm(layers.ReLU()(norm(inputs)))))
+    swapped = kerasnorm.swap_norms(source, to).model
+    assert names <= {layer.name for layer in swapped.layers}
+
+
 def test_nested_models_are_named_by_path():
     report = kerasnorm.swap_norms(tiny_models.nested(), "weight").report
     assert [site.name for site in report.sites] == [

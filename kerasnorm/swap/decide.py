@@ -63,15 +63,19 @@ class Decision:
 
         It is where the BatchNorm stays in another place, or is swapped in another way there.
         """
-        site = plan.site
-        name = site.layer.name
-        places = [self.plans.get(other) for other in self.sites if other.layer is site.layer]
-        taken = {call.operation.name for call in site.graph.calls}
-        while None in places and name in taken:
-            name += "_swapped"
-        rules = dict.fromkeys(p.rule for p in places if p is not None and p.in_place)
+        layer = plan.site.layer
+        places = [site for site in self.sites if site.layer is layer]
+        plans = [self.plans.get(site) for site in places]
+        rules = dict.fromkeys(p.rule for p in plans if p is not None and p.in_place)
         number = [*rules, plan.rule].index(plan.rule)
-        return name + (f"_{number + 1}" if number else "")
+        if None not in plans and not number:
+            return layer.name
+        name = layer.name + ("_swapped" if None in plans else "")
+        name += f"_{number + 1}" if number else ""
+        taken = {call.operation.name for site in places for call in site.graph.calls}
+        while name in taken:
+            name += "_"
+        return name
 
 
 def decide(
