@@ -180,8 +180,20 @@ def test_code_that_cannot_be_followed_is_refused_by_name(layer):
     assert by_name["own/norm"].verdict == "refused"
     assert "inside 'own': its code cannot be followed on symbolic" in by_name["own/norm"].reason
     assert_same(source, swap.model, x)
-    with pytest.raises(SwapError, match=r"`strict` allows no refused site.*'own/norm'"):
-        kerasnorm.swap_norms(source, "weight", strict=True)
+    for asked in (
+        {"to": "weight"},
+        {"to": {"own/norm": "weight"}},
+        {"to": "weight", "sites": ["own/norm"]},
+        {"to": "weight", "sites": lambda site: site.verdict == "refused"},
+    ):
+        with pytest.raises(SwapError, match=r"`strict` allows no refused site.*'own/norm'"):
+            kerasnorm.swap_norms(source, **asked, strict=True)
+    for left in (
+        {"to": {"bn": "weight"}},
+        {"to": "weight", "sites": ["bn"]},
+        {"to": "weight", "sites": lambda site: site.verdict == "exact"},
+    ):
+        assert not kerasnorm.swap_norms(source, **left, strict=True).report.refused
 
 
 def test_a_batch_norm_called_where_code_is_followed_and_where_not_is_refused_there():

@@ -100,7 +100,7 @@ def decide(
         if isinstance(plan, Plan):
             plans[site] = plan
         records.append(_record(site, targets[site.name], plan))
-    records += [_opaque_record(inner, to if isinstance(to, str) else "none") for inner in opaque]
+    records += [_opaque_record(inner, targets.get(inner.name, "none")) for inner in opaque]
     return Decision(model_graphs, found, plans, records)
 
 
@@ -111,8 +111,8 @@ def _targets(
     opaque: list[OpaqueBatchNorm],
     model_graphs: ModelGraphs,
 ) -> dict[str, str]:
-    """The target of each site that is to be swapped."""
-    names = [site.name for site in found]
+    """The target of each site that is to be swapped, of those not seen too."""
+    names = [*(site.name for site in found), *(inner.name for inner in opaque)]
     wanted: dict[str, Any] = dict(to) if isinstance(to, dict) else dict.fromkeys(names, to)
     for target in (*wanted.values(), *([] if isinstance(to, dict) else [to])):
         if not isinstance(target, str) or target not in TARGETS:
@@ -121,11 +121,9 @@ def _targets(
                 f"Received: to={target!r}."
             )
     if callable(sites):
-        chosen = {
-            site.name
-            for site in found
-            if site.name in wanted and sites(_checked(site, wanted[site.name], model_graphs))
-        }
+        shown = [_checked(s, wanted[s.name], model_graphs) for s in found if s.name in wanted]
+        shown += [_opaque_record(s, wanted[s.name]) for s in opaque if s.name in wanted]
+        chosen = {record.name for record in shown if sites(record)}
     elif isinstance(sites, str):
         raise SwapError(
             f"`sites` must be a list of names or a predicate. Received: sites={sites!r}.",
@@ -133,7 +131,7 @@ def _targets(
         )
     else:
         chosen = set(wanted if sites is None else sites)
-    unknown = sorted((chosen | set(wanted)) - set(names) - {inner.name for inner in opaque})
+    unknown = sorted((chosen | set(wanted)) - set(names))
     if unknown:
         raise SwapError(
             f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
