@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kerasnorm.compare.measures import channel_differences
+from kerasnorm.compare.measures import channel_differences, relative_difference
 from kerasnorm.compare.sample_sums import SampleSums, fit_interval, share_interval
 
 WAVE = np.array([1.0, -1.0, 1.0, -1.0], "float32")
@@ -99,6 +99,13 @@ def test_what_is_not_finite_in_both_is_not_compared():
 def test_other_shapes_are_infinitely_far_apart_and_empty_ones_are_not():
     assert channel_differences(np.zeros((4, 2)), np.zeros((4, 1))) == [np.inf]
     np.testing.assert_array_equal(channel_differences(np.zeros((0, 3)), np.zeros((0, 3))), [0] * 3)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_relative_difference_is_finite_only_where_all_is(value):
+    ones, other = np.ones(2), np.array([1.0, value])
+    for pair in ((ones, other), (other, ones), (other, other)):
+        assert not np.isfinite(relative_difference(*pair)[0])
 
 
 # Intervals

@@ -80,7 +80,8 @@ def as_rows(values: np.ndarray, axis: int = -1) -> np.ndarray:
 def relative_difference(reference: np.ndarray, answer: np.ndarray) -> tuple[float, float]:
     """(max|Δ| / max|reference|, max|reference|); the difference is infinite if shapes differ.
 
-    Where the reference is zero all over, the difference itself. NaN if anything is not finite.
+    Where the reference is zero all over, the difference itself. NaN or infinite if anything is not
+    finite.
 
     Example:
 
