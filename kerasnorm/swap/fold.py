@@ -17,7 +17,7 @@ from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.layers import Affine, BatchNorm, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 from kerasnorm.targets import TARGETS, merge_affine
-from kerasnorm.targets.plain import as_affine, fold_affine, fold_batch_norm, leave_for_now
+from kerasnorm.targets.plain import fold_affine, fold_batch_norm, leave_for_now, unfold_affine
 from kerasnorm.targets.target import Fold
 from kerasnorm.targets.weight import fold_weight_norm_if_exact
 
@@ -84,7 +84,7 @@ def fold_weight_norms(model: keras.Model, *, always_copy: bool = False) -> keras
     """
     folds: dict[type, Fold] = {
         WeightNorm: fold_weight_norm_if_exact,
-        keras.layers.EinsumDense: as_affine,
+        keras.layers.EinsumDense: unfold_affine,
     }
     return _fold(model, folds, leave_others=True, always_copy=always_copy)
 

@@ -95,7 +95,7 @@ def fold_batch_norm(layer: BatchNorm, calls: list[Call], name: str) -> Replace:
     )
 
 
-def as_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> Replace | None:
+def unfold_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> Replace | None:
     """The way back from `fold_affine`."""
     inputs, letter, output = kernels.einsum_letters(layer.equation)
     diagonal = inputs == output and len(letter) == 1 and layer.bias_axes in (None, letter)

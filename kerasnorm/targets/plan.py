@@ -60,7 +60,7 @@ class Plan:
             self.becomes,
             partner=None if partner is None else partner.path,
             across=() if partner is None else partner.paths_across,
-            reason=self.reason or _taken_in(partner),
+            reason=self.reason or _reason(partner),
         )
 
 
@@ -108,7 +108,7 @@ def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> 
     return site.layer.name if names_output else partner.layer.name
 
 
-def _taken_in(partner: Partner | None) -> str:
+def _reason(partner: Partner | None) -> str:
     if partner is None:
         return ""
     commuted = ", ".join(f"'{call.operation.name}'" for call in partner.commuted)

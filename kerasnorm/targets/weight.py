@@ -148,9 +148,9 @@ class WeightTarget(Target):
         """The edits of a plan; weight norm has no scale to damp."""
         site, partner = plan.site, plan.partner
         if partner is None:
-            return {site.call: _as_affine(site, name, plan.statistics)}
+            return {site.call: _wrapped_affine(site, name, plan.statistics)}
         return {
-            partner.call: _taken_in(partner, plan.name, site, plan.statistics),
+            partner.call: _wrapped_partner(partner, plan.name, site, plan.statistics),
             site.call: Skip(into=plan.name),
         }
 
@@ -171,7 +171,7 @@ class WeightTarget(Target):
         )
 
 
-def _taken_in(partner: Partner, name: str, site: Site, found: StoredStatistics) -> Replace:
+def _wrapped_partner(partner: Partner, name: str, site: Site, found: StoredStatistics) -> Replace:
     layer = partner.layer
 
     def make() -> keras.Layer:
@@ -193,7 +193,7 @@ def _taken_in(partner: Partner, name: str, site: Site, found: StoredStatistics) 
     return Replace(make, fill)
 
 
-def _as_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
+def _wrapped_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
     source: Any = site.layer
 
     def make() -> keras.Layer:
