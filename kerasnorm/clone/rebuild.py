@@ -16,8 +16,6 @@ from kerasnorm import keras_private
 from kerasnorm.clone.builder import Builder
 from kerasnorm.clone.compile_state import carry_compile_state
 from kerasnorm.clone.edits import Edits
-from kerasnorm.clone.edits import Replace as Replace
-from kerasnorm.clone.edits import Skip as Skip
 from kerasnorm.clone.shared import check_nothing_shared
 from kerasnorm.clone.skip_init import skipped_initializers
 from kerasnorm.graph.graph import Graph
