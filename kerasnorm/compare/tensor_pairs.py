@@ -25,6 +25,7 @@ class TensorPair:
         expected: The symbolic tensor in the source.
         received: The symbolic tensor in the copy.
         axis: The channel axis.
+        exact: Whether both are to be the same but for rounding.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TensorPair:
     expected: Any
     received: Any
     axis: int = -1
+    exact: bool = True
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,11 @@ class ModelPair:
     def pairs(self) -> tuple[TensorPair, ...]:
         """All that is compared."""
         return self.sites + self.outputs
+
+    def pair(self, name: str, graph: Graph, tensor: Any) -> TensorPair:
+        """A tensor of a graph of the source, and what the copy has in its place."""
+        received = self.counterpart(graph, tensor)
+        return TensorPair(name, graph, tensor, received, _channel_axis(graph, tensor))
 
     def of_source(self) -> ModelPair:
         """The source beside itself."""

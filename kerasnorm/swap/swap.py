@@ -10,7 +10,7 @@ import keras
 from kerasnorm.clone.default_input import is_unbuilt, stand_in
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.agreement import random_agreement
-from kerasnorm.compare.differences import check_equal, check_finite
+from kerasnorm.compare.differences import check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.errors import DataError, FidelityWarning, SwapError
 from kerasnorm.fit.data import input_batches
@@ -19,6 +19,7 @@ from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.calibrate import calibrate
+from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
@@ -89,9 +90,9 @@ def swap_norms(
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
             a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
-            `strict` and something was refused, or an
-            exact swap differs from the source by more than rounding. DataError, which is one, if
-            `damping`, or the data, is not as above.
+            `strict` and something was refused, or what is exact, or not swapped, differs from
+            the source by more than rounding. DataError, which is one, if `damping`, or the data,
+            is not as above.
 
     Example:
 
@@ -117,6 +118,7 @@ def swap_norms(
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(model_graphs, edits)
     models = pair_models(model_graphs, rebuilt.graphs, rebuilt.counterpart, decision.sites)
+    differences, uncompared = check_copy(models, decision.plans.values())
     of_data: list[str] = []
     if data is not None and requests:
         found = calibrate(
@@ -140,14 +142,10 @@ def swap_norms(
         of_data = found.notes
     elif data is not None:
         of_data = ["the data is not used: nothing here is fitted"]
-    exact = [record.name for record in report.sites if record.verdict in ("exact", "refused")]
-    if len(exact) == len(report.sites):
-        differences, uncompared = check_equal(models)
-    else:
-        differences, uncompared = check_finite(models)
+    if any(plan.verdict != "exact" for plan in decision.plans.values()):
+        differences, more = check_finite(models)
+        uncompared += [note for note in more if note not in uncompared]
         if data is None:
-            if exact:
-                check_equal(models, only=exact)
             report.on_random_inputs = random_agreement(models)
     report.layers = rebuilt.layers
     report.doubts += uncompared

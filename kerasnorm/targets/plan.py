@@ -44,6 +44,12 @@ class Plan:
     reason: str = ""
 
     @property
+    def calls(self) -> list[Call]:
+        """The calls that get other layers, in the graph's order."""
+        calls = [self.site.call, *([] if self.partner is None else [self.partner.call])]
+        return sorted(calls, key=self.site.graph.calls.index)
+
+    @property
     def rule(self) -> str:
         """Target and case, as the report has them."""
         return f"to_{self.target} {self.case}"
