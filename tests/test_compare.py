@@ -221,7 +221,7 @@ def test_what_cannot_be_had_in_float32_is_said():
     assert swap.model.get_layer("head").quantization_mode == "int8"
 
 
-# What is not exact beside what is
+# What hides a difference
 
 
 class Times(layers.Layer):
@@ -244,6 +244,48 @@ def with_factor(build, shape=(16,), factor=5.0):
 
 def norm(x, name="bn"):
     return layers.BatchNormalization(name=name)(x)
+
+
+def test_positive_inputs_show_what_is_not_finite_on_others():
+    def build(x, times):
+        return times(norm(layers.Dense(4)(keras.ops.log(x))))
+
+    swap = kerasnorm.swap_norms(with_factor(build, factor=1.0), "weight")
+    assert np.isfinite(list(swap.differences.values())).all()
+    assert not swap.report.warnings
+    wrong = with_factor(build)
+    with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
+        kerasnorm.swap_norms(wrong, "weight")
+
+
+@pytest.mark.parametrize("to", ["weight", "layer"])
+def test_where_nothing_is_finite_nothing_is_said_to_agree(to):
+    def build(x, times):
+        found = norm(layers.Dense(4)(x))
+        return [found, times(norm(layers.Dense(4)(keras.ops.log(-1 - x * x)), "never"))]
+
+    swap = kerasnorm.swap_norms(with_factor(build), to)
+    names = ["never", "output 1"] if to == "weight" else ["output 1"]
+    assert [name in swap.differences for name in names]
+    assert all(np.isnan(swap.differences[name]) for name in names)
+    assert np.isfinite([swap.differences[name] for name in ("bn", "output 0")]).all()
+    said = [w for w in swap.report.warnings if "is compared with its source, which is not" in w]
+    assert len(said) >= len(names)
+    for name in names:
+        assert any(f"channel of '{name}'" in warning for warning in said)
+    assert np.isnan(swap.compare()["never"])
+
+
+def test_what_is_infinite_in_both_is_the_same():
+    source = with_factor(
+        lambda x, t: keras.ops.where(norm(layers.Dense(4)(x)) > 1e9, x[:, :4], -np.inf)
+    )
+    swap = kerasnorm.swap_norms(source, "weight")
+    assert swap.differences["output 0"] == 0
+    assert not swap.report.warnings
+
+
+# What is not exact beside what is
 
 
 def in_front(x, times):

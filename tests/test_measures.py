@@ -91,7 +91,9 @@ def test_what_is_not_finite_in_both_is_not_compared():
     received[3, 1] = np.inf
     np.testing.assert_allclose(channel_differences(expected, received), [0.5, np.inf])
     nothing = np.full((4, 2), np.nan)
-    np.testing.assert_allclose(channel_differences(nothing, nothing), [0, 0])
+    np.testing.assert_allclose(channel_differences(nothing, nothing), [np.nan] * 2)
+    expected[:, 1] = received[:, 1] = np.inf
+    np.testing.assert_allclose(channel_differences(expected, received), [0.5, 0])
     assert (channel_differences(nothing, np.zeros((4, 2))) == np.inf).all()
     assert (channel_differences(np.zeros((4, 2)), nothing) == np.inf).all()
 

@@ -8,6 +8,7 @@ beside one of large numbers. Each channel is judged by its own spread.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -15,7 +16,7 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.compare.in_float32 import SIXTEEN_BITS, in_float32
-from kerasnorm.compare.measures import channel_differences
+from kerasnorm.compare.measures import as_rows, channel_differences
 from kerasnorm.compare.random_inputs import (
     NotComparableError,
     random_inputs,
@@ -54,13 +55,14 @@ def differences(models: ModelPair, inputs: Any = None) -> dict[str, float]:
         NotComparableError: If the source cannot be run.
     """
     arrays = random_batch(models) if inputs is None else tree.flatten(inputs)
-    return {v.name: float(_of_channels(v).max()) for v in SideBySide(models).run(arrays)}
+    return {v.name: _worst(_of_channels(v)) for v in SideBySide(models).run(arrays)}
 
 
 def check_equal(models: ModelPair) -> tuple[dict[str, float], list[str]]:
     """Raise SwapError where two models differ by more than rounding; otherwise how far they do.
 
-    The inputs are seeded random numbers. Behind each tensor that is compared both models go on
+    The inputs are seeded random numbers, and positive ones too where the source is not finite.
+    Behind each tensor that is compared both models go on
     from what the source has there, so that each is judged by what was computed since the last one.
     A channel may be off by what is allowed for the dtype; where its weights amplify rounding, by 8
     times what moving them by one rounding step does to this channel in the source.
@@ -80,8 +82,8 @@ def check_equal(models: ModelPair) -> tuple[dict[str, float], list[str]]:
         return found, notes
     with in_float32(models) as wide:
         if wide is not None:
-            in_wide, more = _checked(wide, "float32")
-            return (found, notes) if found else (in_wide, more)
+            in_wide, notes = _checked(wide, "float32")
+            return found or in_wide, notes
     return found, [
         *notes,
         f"compared in {dtype} alone, whose rounding may hide differences of less than "
@@ -99,7 +101,7 @@ def check_finite(models: ModelPair) -> tuple[dict[str, float], list[str]]:
     found, broken = {}, []
     try:
         for values in SideBySide(models).run(random_batch(models)):
-            found[values.name] = float(_of_channels(values, dtype).max())
+            found[values.name] = _worst(_of_channels(values, dtype))
             if (np.isfinite(values.expected) & ~np.isfinite(values.received)).any():
                 broken.append(values.name)
     except NotComparableError as reason:
@@ -157,29 +159,70 @@ def _of_channels(values: Values, dtype: str = "float32") -> np.ndarray:
     """
     expected, received, axis = values.expected, values.received, values.pair.axis
     if dtype == "float16" and expected.shape == received.shape:
-        finite = np.isfinite(expected).all(axis if expected.ndim > 1 else -1, keepdims=True)
+        rows, others = as_rows(expected, axis), as_rows(received, axis)
+        finite = np.isfinite(rows).all(1, keepdims=True)
         if not finite.all():
-            expected, received = (np.where(finite, v, np.nan) for v in (expected, received))
+            expected, received = (np.where(finite, v, np.nan) for v in (rows, others))
+            axis = -1
     return channel_differences(expected, received, axis)
+
+
+def _worst(channels: np.ndarray) -> float:
+    """The largest of some differences; NaN where none of them is a number."""
+    return float(np.fmax.reduce(channels))
 
 
 def _checked(models: ModelPair, dtype: str) -> tuple[dict[str, float], list[str]]:
     """What `check_equal` returns, for what is rounded in a dtype."""
-    judged = {}
     try:
         # sites are seen before any saturation
         arrays = random_batch(models) if models.sites else unsaturated_batch(models)
-        for values in SideBySide(models, stepwise=True).run(arrays):
-            if values.pair.exact:
-                judged[values.name] = _of_channels(values, dtype)
+        found = _judged(models, arrays, dtype)
+        unseen = [name for name, channels in found.items() if np.isnan(channels).any()]
+        if unseen:
+            positive = [np.abs(a) if a.dtype.name in EPSILONS else a for a in arrays]
+            again = _judged(models, positive, dtype, unseen)
+            found |= {name: np.fmax(found[name], again[name]) for name in unseen}
     except NotComparableError as reason:
         return {}, [_not_compared(reason)]
-    allowed = _allowed(models, arrays, judged, dtype)
-    off = [name for name, channels in judged.items() if not (channels <= allowed[name]).all()]
+    unseen = [name for name in unseen if np.isnan(found[name]).any()]
+    notes = [
+        f"not every channel of '{name}' is compared with its source, which is not finite there on "
+        "random inputs, positive ones neither"
+        for name in unseen
+    ]
+    return {name: _worst(channels) for name, channels in found.items()}, notes
+
+
+def _judged(
+    models: ModelPair, arrays: list[np.ndarray], dtype: str, names: Collection[str] | None = None
+) -> dict[str, np.ndarray]:
+    """How far each channel is off where two models are to be the same.
+
+    Args:
+        models: The models.
+        arrays: The inputs, flat.
+        dtype: That of the rounding.
+        names: What to look at; None for all.
+
+    Returns:
+        The differences by name, NaN where nothing is finite.
+
+    Raises:
+        SwapError: Where one is further off than rounding.
+    """
+    found: dict[str, np.ndarray] = {}
+    for values in SideBySide(models, stepwise=True).run(arrays):
+        pair, name = values.pair, values.name
+        if not pair.exact or (names is not None and name not in names):
+            continue
+        found[name] = _of_channels(values, dtype)
+    allowed = _allowed(models, arrays, found, dtype)
+    off = [name for name, channels in found.items() if (channels > allowed[name]).any()]
     if not off:
-        return {name: float(channels.max()) for name, channels in judged.items()}, []
-    name, channels = off[0], judged[off[0]]
-    channel = int(np.argmax(channels / allowed[name]))
+        return found
+    name, channels = off[0], found[off[0]]
+    channel = int(np.nanargmax(channels / allowed[name]))
     raise SwapError(
         f"The rewritten model differs from its source at '{name}', in channel {channel}, by "
         f"{channels[channel]:.2g} of its standard deviations on random inputs; allowed is "
@@ -200,13 +243,13 @@ def _allowed(
     """
     allowed = {name: np.full(len(d), OF_DEVIATION[dtype]) for name, d in found.items()}
     for seed in range(_MOVES):
-        if all((channels <= allowed[name]).all() for name, channels in found.items()):
+        if not any((channels > allowed[name]).any() for name, channels in found.items()):
             break
         moved = SideBySide(models.of_source(), stepwise=True, moved=(seed, EPSILONS[dtype]))
         for values in moved.run(arrays):
             if values.name in allowed:
                 movement = _ROUNDINGS * _of_channels(values, dtype)
-                allowed[values.name] = np.maximum(allowed[values.name], movement)
+                allowed[values.name] = np.fmax(allowed[values.name], movement)
     return allowed
 
 

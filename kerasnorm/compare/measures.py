@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 # Where a channel varies by less than this fraction of its size, its variation is mostly rounding.
@@ -27,7 +29,8 @@ def channel_differences(expected: np.ndarray, received: np.ndarray, axis: int = 
 
     Returns:
         One number for each channel. Infinite where one is finite and the other is not; where
-        neither is, nothing is compared. A single infinity if the shapes differ.
+        neither is, nothing is compared. NaN for a channel in which that is so all over, unless
+        both have the same infinities there. A single infinity if the shapes differ.
 
     Example:
 
@@ -40,15 +43,16 @@ def channel_differences(expected: np.ndarray, received: np.ndarray, axis: int = 
     expected, received = as_rows(expected, axis), as_rows(received, axis)
     if not expected.size:
         return np.zeros(expected.shape[1])
-    both_finite: np.ndarray | bool = True
-    unlike = np.zeros(expected.shape[1], bool)
+    both_finite: Any = True
+    unlike = uncompared = np.zeros(expected.shape[1], bool)
     if not (np.isfinite(expected).all() and np.isfinite(received).all()):
         both_finite = np.isfinite(expected)
         unlike = (both_finite != np.isfinite(received)).any(0)
         both_finite &= np.isfinite(received)
+        uncompared = ~both_finite.any(0) & (expected != received).any(0)
         expected, received = (np.where(both_finite, rows, 0) for rows in (expected, received))
-    spread = _spread(expected, both_finite)
-    return np.where(unlike, np.inf, np.abs(expected - received).max(0) / spread)
+    found = np.abs(expected - received).max(0) / _spread(expected, both_finite)
+    return np.where(unlike, np.inf, np.where(uncompared, np.nan, found))
 
 
 def _spread(rows: np.ndarray, which: np.ndarray | bool) -> np.ndarray:

@@ -75,7 +75,7 @@ class Swap:
             max|Δ| over the channel's standard deviation in the source's batch, of the worst
             channel, by site name, "backbone#2/bn" in the second call of a nested model; then for
             the model's outputs, "output 0", "output 1", …. Infinite where one model's answer is
-            finite and the other's is not.
+            finite and the other's is not, NaN where nothing is finite in either.
 
         Raises:
             SwapError: If the source itself cannot be run on the inputs.
