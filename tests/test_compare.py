@@ -285,6 +285,19 @@ def test_what_is_infinite_in_both_is_the_same():
     assert not swap.report.warnings
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_a_saturated_output_hides_nothing_behind_the_last_site(activation):
+    def build(x, times):
+        large = keras.initializers.RandomNormal(stddev=3e3)
+        logits = layers.Dense(3, kernel_initializer=large)(norm(layers.Dense(4)(x)))
+        return layers.Activation(activation)(times(logits))
+
+    with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
+        kerasnorm.swap_norms(with_factor(build), "weight")
+    swap = kerasnorm.swap_norms(with_factor(build, factor=1.0), "weight")
+    assert not swap.report.warnings
+
+
 # What is not exact beside what is
 
 

@@ -19,6 +19,7 @@ from kerasnorm.compare.in_float32 import SIXTEEN_BITS, in_float32
 from kerasnorm.compare.measures import as_rows, channel_differences
 from kerasnorm.compare.random_inputs import (
     NotComparableError,
+    is_saturated,
     random_inputs,
     scaled_off_saturation,
 )
@@ -61,7 +62,8 @@ def differences(models: ModelPair, inputs: Any = None) -> dict[str, float]:
 def check_equal(models: ModelPair) -> tuple[dict[str, float], list[str]]:
     """Raise SwapError where two models differ by more than rounding; otherwise how far they do.
 
-    The inputs are seeded random numbers, and positive ones too where the source is not finite.
+    The inputs are seeded random numbers: smaller or larger ones too where probabilities that the
+    models end in hide what is in front of them, and positive ones where the source is not finite.
     Behind each tensor that is compared both models go on
     from what the source has there, so that each is judged by what was computed since the last one.
     A channel may be off by what is allowed for the dtype; where its weights amplify rounding, by 8
@@ -175,13 +177,14 @@ def _worst(channels: np.ndarray) -> float:
 def _checked(models: ModelPair, dtype: str) -> tuple[dict[str, float], list[str]]:
     """What `check_equal` returns, for what is rounded in a dtype."""
     try:
-        # sites are seen before any saturation
-        arrays = random_batch(models) if models.sites else unsaturated_batch(models)
-        found = _judged(models, arrays, dtype)
+        arrays = random_batch(models)
+        found, saturated = _judged(models, arrays, dtype)
+        if saturated:
+            _judged(models, unsaturated_batch(models), dtype, saturated)
         unseen = [name for name, channels in found.items() if np.isnan(channels).any()]
         if unseen:
             positive = [np.abs(a) if a.dtype.name in EPSILONS else a for a in arrays]
-            again = _judged(models, positive, dtype, unseen)
+            again, _ = _judged(models, positive, dtype, unseen)
             found |= {name: np.fmax(found[name], again[name]) for name in unseen}
     except NotComparableError as reason:
         return {}, [_not_compared(reason)]
@@ -196,8 +199,8 @@ def _checked(models: ModelPair, dtype: str) -> tuple[dict[str, float], list[str]
 
 def _judged(
     models: ModelPair, arrays: list[np.ndarray], dtype: str, names: Collection[str] | None = None
-) -> dict[str, np.ndarray]:
-    """How far each channel is off where two models are to be the same.
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """How far each channel is off where two models are to be the same, and what is saturated.
 
     Args:
         models: The models.
@@ -206,21 +209,26 @@ def _judged(
         names: What to look at; None for all.
 
     Returns:
-        The differences by name, NaN where nothing is finite.
+        The differences by name, NaN where nothing is finite; and the names of outputs whose
+        probabilities are all 0 or 1.
 
     Raises:
         SwapError: Where one is further off than rounding.
     """
     found: dict[str, np.ndarray] = {}
+    saturated = []
     for values in SideBySide(models, stepwise=True).run(arrays):
         pair, name = values.pair, values.name
         if not pair.exact or (names is not None and name not in names):
             continue
         found[name] = _of_channels(values, dtype)
+        is_seen = not np.isnan(found[name]).any()
+        if is_seen and pair.graph.is_output(pair.expected) and is_saturated(values.expected):
+            saturated.append(name)
     allowed = _allowed(models, arrays, found, dtype)
     off = [name for name, channels in found.items() if (channels > allowed[name]).any()]
     if not off:
-        return found
+        return found, saturated
     name, channels = off[0], found[off[0]]
     channel = int(np.nanargmax(channels / allowed[name]))
     raise SwapError(

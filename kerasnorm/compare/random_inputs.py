@@ -91,12 +91,12 @@ def scaled_off_saturation(
             outputs = answer(scaled)
         except KerasNormError:  # not finite, or not taken
             continue
-        if not any(map(_is_saturated, outputs)):
+        if not any(map(is_saturated, outputs)):
             return scaled, outputs
     return arrays, answer(arrays)
 
 
-def _is_saturated(answer: np.ndarray) -> bool:
+def is_saturated(answer: np.ndarray) -> bool:
     """Whether probabilities are all next to 0 or 1."""
     if answer.dtype.name not in EPSILONS or not answer.size:
         return False
