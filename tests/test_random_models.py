@@ -66,7 +66,7 @@ def check(drawn: Drawn) -> Swap:
     before = [np.array(variable) for variable in model.variables]
     records = [len(layer._inbound_nodes) for layer in all_layers(model)]
     swap = kerasnorm.swap_norms(model, "weight")
-    assert not any("compared" in note for note in swap.report.notes)
+    assert not any("compared" in warning for warning in swap.report.warnings)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
     assert records == [len(layer._inbound_nodes) for layer in all_layers(model)]
     assert not {id(v) for v in model.variables} & {id(v) for v in swap.model.variables}
