@@ -25,12 +25,12 @@ def data_for(model, rows=60, seed=0):
     return rng.normal(size=(rows, *model.input_shape[1:])).astype("float32")
 
 
-def swapped(make, **arguments):
+def swapped(make, damping=0.0, **arguments):
     keras.utils.set_random_seed(0)
     source = make()
     x = data_for(source)
     randomize(source, x)
-    return source, kerasnorm.swap_norms(source, "cosine", x, **arguments)
+    return source, kerasnorm.swap_norms(source, "cosine", x, damping=damping, **arguments)
 
 
 def cosines(model):
@@ -140,7 +140,7 @@ def test_the_regression_finds_what_is_there(make):
     truth.set_weights([rng.normal(size=w.shape) for w in truth.get_weights()])
     stream = [(x, np.asarray(truth(x))) for x in batches]
     sampling = Sampling(len(batches), np.random.default_rng(1))
-    score = fit_cosine_norm(layer, None, lambda: iter(stream), sampling, 0.0)
+    score, _ = fit_cosine_norm(layer, None, lambda: iter(stream), sampling, [0.0])
     assert score > 0.999
     x = rng.normal(size=(4, 7, 7, 3)).astype("float32")
     expected = np.asarray(truth(x))
@@ -159,7 +159,7 @@ def test_inputs_of_any_size_are_fitted(scale):
         layer(x)
         layer.layer.kernel.assign(np.ones((6, 4)))
         stream = [((factor * x).astype("float32"), t)]
-        fit_cosine_norm(layer, None, lambda s=stream: iter(s), Sampling(1, rng), 0.0)
+        fit_cosine_norm(layer, None, lambda s=stream: iter(s), Sampling(1, rng), [0.0])
         gains.append(np.array(layer.g))
     np.testing.assert_allclose(gains[1], gains[0], rtol=1e-3)
 

@@ -47,17 +47,18 @@ def statistics(norm):
 
 def test_behind_a_linear_layer_all_of_batch_norm_is_folded_into_it():
     source = randomized(tiny_models.conv_bn_relu, images())
-    model = kerasnorm.swap_norms(source, "layer").model
+    model = kerasnorm.swap_norms(source, "layer", damping=0).model
     gamma, beta, mean, variance = statistics(source.get_layer("bn"))
-    scale = gamma / np.sqrt(variance + 1e-3)
     conv, norm = model.get_layer("conv"), model.get_layer("bn")
+    signs = np.sign(norm.gamma)
+    scale, beta = signs * gamma / np.sqrt(variance + 1e-3), signs * beta
     kernel = np.asarray(source.get_layer("conv").kernel, "float64")
     np.testing.assert_allclose(conv.kernel, kernel * scale, rtol=1e-6, atol=1e-7)
     np.testing.assert_allclose(conv.bias, beta - mean * scale, rtol=1e-5, atol=1e-6)
     center = beta.mean()
     spread = np.sqrt((beta**2 + scale**2 * variance).mean() - center**2)
-    np.testing.assert_allclose(norm.gamma, np.full(6, spread * np.sqrt(1 + 1e-5)), rtol=1e-6)
-    np.testing.assert_allclose(norm.beta, np.full(6, center), rtol=1e-5)
+    np.testing.assert_allclose(norm.gamma, signs * spread * np.sqrt(1 + 1e-5), rtol=1e-6)
+    np.testing.assert_allclose(norm.beta, signs * center, rtol=1e-5, atol=1e-7)
     assert isinstance(norm, LayerNorm)
     assert norm.axis == "sample"
     assert norm.epsilon == pytest.approx(1e-5 * spread**2, rel=1e-6)
@@ -72,9 +73,9 @@ def test_epsilon_is_a_share_of_the_variance_that_is_normalized(size, damping):
     for weight in (norm.gamma, norm.beta):
         weight.assign(size * weight)
     gamma, beta, _, variance = statistics(norm)
-    scale = gamma / np.sqrt(variance + 1e-3)
-    spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
     layer = kerasnorm.swap_norms(source, "layer", damping=damping).model.get_layer("bn")
+    scale, beta = gamma / np.sqrt(variance + 1e-3), np.sign(layer.gamma) * beta
+    spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
     assert layer.epsilon == pytest.approx((damping or 1e-5) * spread**2, rel=1e-5)
 
 
@@ -85,7 +86,9 @@ def test_with_much_damping_only_the_mean_of_each_sample_is_lost(make):
     x = np.random.default_rng(1).normal(size=(50, 5)).astype("float32")
     model = kerasnorm.swap_norms(source, "layer", damping=1e6).model
     own, swapped = (keras.Model(m.input, m.get_layer("bn").output)(x) for m in (source, model))
-    expected = own - np.mean(own, -1, keepdims=True) + np.mean(norm.beta)
+    signs = np.sign(model.get_layer("bn").gamma)
+    lost = np.mean(signs * (own - norm.beta), -1, keepdims=True)
+    expected = own - signs * lost
     np.testing.assert_allclose(swapped, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -105,16 +108,17 @@ def on_rows(make):
 
 def test_elsewhere_an_affine_takes_the_map():
     source = on_rows(tiny_models.bn_after_activation)
-    swap = kerasnorm.swap_norms(source, "layer")
+    swap = kerasnorm.swap_norms(source, "layer", damping=0)
     gamma, beta, mean, variance = statistics(source.get_layer("bn"))
-    scale = gamma / np.sqrt(variance + 1e-3)
     affine, norm = swap.model.get_layer("bn_affine"), swap.model.get_layer("bn")
     assert isinstance(affine, Affine)
+    signs = np.sign(norm.gamma)
+    scale, beta = signs * gamma / np.sqrt(variance + 1e-3), signs * beta
     np.testing.assert_allclose(affine.kernel, scale, rtol=1e-5)
     np.testing.assert_allclose(affine.bias, beta - mean * scale, rtol=1e-4, atol=1e-6)
     spread = np.sqrt((beta**2 + scale**2 * variance).mean() - beta.mean() ** 2)
-    np.testing.assert_allclose(norm.gamma, np.full(4, spread * np.sqrt(1 + 1e-5)), rtol=2e-6)
-    np.testing.assert_allclose(norm.beta, np.full(4, beta.mean()), rtol=1e-5)
+    np.testing.assert_allclose(norm.gamma, signs * spread * np.sqrt(1 + 1e-5), rtol=2e-6)
+    np.testing.assert_allclose(norm.beta, signs * beta.mean(), rtol=1e-5, atol=1e-7)
     assert norm.axis == -1
     (site,) = swap.report.sites
     assert (site.rule, site.becomes) == ("to_layer 2", "Affine, LayerNorm")
@@ -199,7 +203,7 @@ def test_code_takes_one_layer_so_the_raw_activation_is_normalized():
     scale = gamma / np.sqrt(variance + 1e-3)
     center = mean.mean()
     spread = np.sqrt((variance + mean**2).mean() - center**2)
-    swapped = kerasnorm.swap_norms(source, "layer").model.norm
+    swapped = kerasnorm.swap_norms(source, "layer", damping=0).model.norm
     np.testing.assert_allclose(swapped.gamma, scale * spread, rtol=1e-5)
     np.testing.assert_allclose(swapped.beta, beta + scale * (center - mean), rtol=1e-4, atol=1e-6)
 
@@ -244,7 +248,7 @@ def test_steps_of_a_sequence_do_not_see_each_other(kind, axis):
 def test_the_scale_of_what_a_layer_norm_reads_does_not_matter():
     """Pure: nothing of BatchNorm's own scale is left in the way."""
     source = randomized(tiny_models.conv_bn_relu, images())
-    model = kerasnorm.swap_norms(source, "layer", images(seed=1)).model
+    model = kerasnorm.swap_norms(source, "layer", images(seed=1), damping=0).model
     norm, conv = model.get_layer("bn"), model.get_layer("conv")
     y = conv(images(seed=2))
     expected = np.asarray(norm(y))

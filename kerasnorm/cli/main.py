@@ -76,6 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _complain(_one_line(problem), code)
 
 
+def _damping(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a number of at least 0, or auto. Received: {text}"
+        ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kerasnorm",
@@ -130,10 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument(
         "--damping",
-        type=float,
-        default=0.0,
-        metavar="A",
-        help="how far what is fitted may fall back to what BatchNorm computes; default 0",
+        type=_damping,
+        default="auto",
+        metavar="A|auto",
+        help="how far what is fitted may fall back to what BatchNorm computes, 0 not at all; "
+        "default auto, no further than held-out samples ask for",
     )
     swap.add_argument(
         "--seed",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from kerasnorm.fit.damping import first_enough
 from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
 from kerasnorm.fit.im2col import Im2Col, as_float64
 from kerasnorm.fit.linear import SHARES, best_of, pre_activation, ridge_sums
@@ -18,8 +20,8 @@ from kerasnorm.layers.linear_ops import has_rows
 
 
 def fit_cosine_norm(
-    layer: CosineNorm, source: Any, data: FitData, sampling: Sampling, share: float
-) -> float:
+    layer: CosineNorm, source: Any, data: FitData, sampling: Sampling, shares: Sequence[float]
+) -> tuple[float, int | None]:
     """Fit kernel, gain and bias; of those tried, the kernel stays that fits held-out rows best.
 
     Args:
@@ -28,38 +30,42 @@ def fit_cosine_norm(
             the activation itself.
         data: See `FitData`.
         sampling: See `Sampling`.
-        share: Damping as a share of the mean ‖x‖².
+        shares: Damping to try, as shares of the mean ‖x‖², from the least on.
 
     Returns:
-        R² on held-out rows.
+        R² on held-out rows, and which share was taken; None where the layer has no rows to measure
+        the length of, and stays without damping.
     """
     inner = layer.layer
     if not has_rows(inner):
-        return fit_gain_and_bias(layer, data, sampling)
+        return fit_gain_and_bias(layer, data, sampling), None
     im2col = Im2Col(inner)
-    if share:
-        layer.damping = float(np.sqrt(share * _mean_square(layer, im2col, data, sampling)))
+    mean_square = _mean_square(layer, im2col, data, sampling) if any(shares) else 0.0
     targets = im2col.outputs if source is None else pre_activation(Im2Col(source))
 
-    def normalized(x: np.ndarray, index) -> np.ndarray:
-        square = _squared_lengths(layer, im2col, x, index) + layer.damping**2
-        return im2col.inputs(x, index) / np.sqrt(np.where(square > 0, square, 1.0))
+    def normalized(x: np.ndarray, index) -> list[np.ndarray]:
+        length, rows = _squared_lengths(layer, im2col, x, index), im2col.inputs(x, index)
+        squares = [length + share * mean_square for share in shares]
+        return [rows / np.sqrt(np.where(square > 0, square, 1.0)) for square in squares]
 
-    ridge, held = ridge_sums(im2col, targets, data, sampling, normalized)
     direction = im2col.matrix() / _lengths(layer, im2col)
-    line = ChannelwiseRegression()
-    line.add(im2col.flat(held["x"] @ direction), im2col.flat(held["y"]))
-    gain, _ = line.solve()
-    prior = direction * im2col.grouped(gain[None])
-    found = [ridge.solve(prior, share) for share in SHARES]
-    matrix, offset, score = best_of(found, held)
+    found = []
+    for ridge, held in ridge_sums(im2col, targets, data, sampling, normalized):
+        line = ChannelwiseRegression()
+        line.add(im2col.flat(held["x"] @ direction), im2col.flat(held["y"]))
+        gain, _ = line.solve()
+        prior = direction * im2col.grouped(gain[None])
+        found.append(best_of([ridge.solve(prior, share) for share in SHARES], held))
+    choice = first_enough([score for *_, score in found])
+    matrix, offset, score = found[choice]
+    layer.damping = float(np.sqrt(shares[choice] * mean_square))
     dead = ~matrix.any(axis=1, keepdims=True)
     im2col.assign(matrix)
     length = np.where(dead, 0.0, _lengths(layer, im2col))
     im2col.assign(np.where(dead, direction, matrix / np.where(dead, 1.0, length)))
     layer.g.assign(length.reshape(layer.g.shape))
     inner.bias.assign(offset.reshape(inner.bias.shape))
-    return score
+    return score, choice
 
 
 def _lengths(layer: CosineNorm, im2col: Im2Col) -> np.ndarray:

@@ -16,8 +16,7 @@ import numpy as np
 
 from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.fit.cosine_norm import fit_cosine_norm
-from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
-from kerasnorm.fit.layer_norm import fit_layer_norm
+from kerasnorm.fit.layer_norm import fit_layer_norm, fit_layer_norm_alone
 from kerasnorm.fit.linear import fit_linear
 from kerasnorm.fit.sampling import FitData, Sampling
 from kerasnorm.graph import sites
@@ -28,6 +27,9 @@ from kerasnorm.graph.stream import ActivationStream, Key
 from kerasnorm.layers import CosineNorm
 from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.progress import progress
+
+# R² on held-out rows, and which damping was taken, where one was.
+Fit = Callable[[FitData, Sampling], tuple[float, int | None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +43,14 @@ class FitTask:
             taken, and the pre-activation that `source`, a linear layer, makes of it.
         source: See `target`.
         plain: The linear layer in front that is fitted with a LayerNorm.
+        damping: What to try, from the least on: ε of a LayerNorm, shares of the mean ‖x‖² of a
+            CosineNorm.
     """
 
     site: str
     layer: Any
     target: Call
+    damping: tuple[float, ...]
     source: Any = None
     plain: Any = None
 
@@ -56,10 +61,12 @@ class FitResult:
 
     Attributes:
         scores: R² on held-out rows, by site.
+        dampings: Which of a task's `damping` was taken, by site; not where none was.
         layers: The layers that were fitted.
     """
 
     scores: dict[str, float]
+    dampings: dict[str, int]
     layers: list[keras.Layer]
 
 
@@ -69,7 +76,6 @@ def fit_model(
     tasks: list[FitTask],
     batches: Iterable[list[np.ndarray]],
     *,
-    damping: float,
     seed: int,
     memory_budget: int,
 ) -> FitResult:
@@ -80,7 +86,6 @@ def fit_model(
         rebuilt: The swapped model; its layers are set in place.
         tasks: What stands for the swapped sites.
         batches: The data: inputs of the model, flat, batch by batch.
-        damping: See `swap_norms`.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
     """
@@ -89,12 +94,13 @@ def fit_model(
     root: Any = rebuilt.graphs[id(model_graphs.root.owner)]
     source = ActivationStream(model_graphs.root, model_graphs.graphs, store, "source")
     swapped = ActivationStream(root, copies, store, "swapped")
-    found = (_ScheduledFit.of(item, source, swapped, damping) for item in tasks)
+    found = (_ScheduledFit.of(item, source, swapped) for item in tasks)
     scheduled = [item for item in found if item is not None]
     scheduled += _in_between(model_graphs, rebuilt, tasks, source, swapped)
     for pending in scheduled:
         source.pin(pending.target)
     scores: dict[str, float] = {}
+    taken: dict[str, int] = {}
     try:
         for arrays in batches:
             source.feed(arrays)
@@ -102,13 +108,15 @@ def fit_model(
         sampling = Sampling(source.batches, np.random.default_rng(seed))
         with progress("fitting", len(scheduled)) as advance:
             for fit in sorted(scheduled, key=lambda item: item.step):
-                scores[fit.name] = fit.run(fit.data(source, swapped), sampling)
+                scores[fit.name], choice = fit.run(fit.data(source, swapped), sampling)
+                if choice is not None:
+                    taken[fit.name] = choice
                 source.unpin(fit.target)
                 advance()
     finally:
         store.close()
     by_site = {item.site: scores[item.site] for item in tasks if item.site in scores}
-    return FitResult(by_site, [layer for item in scheduled for layer in item.layers])
+    return FitResult(by_site, taken, [layer for item in scheduled for layer in item.layers])
 
 
 @dataclass(frozen=True)
@@ -128,12 +136,12 @@ class _ScheduledFit:
     step: int
     target: Key
     target_step: int
-    run: Callable[[FitData, Sampling], float]
+    run: Fit
     layers: tuple[Any, ...]
 
     @classmethod
     def of(
-        cls, item: FitTask, source: ActivationStream, swapped: ActivationStream, damping: float
+        cls, item: FitTask, source: ActivationStream, swapped: ActivationStream
     ) -> _ScheduledFit | None:
         """The fit of a site; None where one of the models does not call it."""
         with_plain = item.plain is not None and has_rows(item.plain)
@@ -141,7 +149,7 @@ class _ScheduledFit:
         at = source.first_step(item.target)
         if step is None or at is None:
             return None
-        run = _fit_of(item, damping)
+        run = _fit_of(item)
         layers = (item.layer,) if item.plain is None else (item.layer, item.plain)
         if item.source is not None:
             return cls(item.site, step, source.input(at), at, run, layers)
@@ -156,14 +164,17 @@ class _ScheduledFit:
         )
 
 
-def _fit_of(item: FitTask, damping: float) -> Callable[[FitData, Sampling], float]:
-    if isinstance(item.layer, CosineNorm):
-        return lambda data, sampling: fit_cosine_norm(
-            item.layer, item.source, data, sampling, damping
-        )
+def _fit_of(item: FitTask) -> Fit:
+    layer, damping = item.layer, item.damping
+    if isinstance(layer, CosineNorm):
+        return lambda data, sampling: fit_cosine_norm(layer, item.source, data, sampling, damping)
     if item.plain is None or not has_rows(item.plain):
-        return lambda data, sampling: fit_gain_and_bias(item.layer, data, sampling)
-    return lambda data, sampling: fit_layer_norm(item.plain, item.layer, data, sampling)
+        return lambda data, sampling: fit_layer_norm_alone(layer, data, sampling, damping)
+    return lambda data, sampling: fit_layer_norm(item.plain, layer, data, sampling, damping)
+
+
+def _fit_linear(copy: Any, original: Any, data: FitData, sampling: Sampling) -> tuple[float, None]:
+    return fit_linear(copy, original, data, sampling), None
 
 
 def _in_between(
@@ -186,7 +197,7 @@ def _in_between(
             continue
         where = swapped.first_call_of(copy)
         if has_rows(original) and where is not None and where > first:
-            run = functools.partial(fit_linear, copy, original)
+            run = functools.partial(_fit_linear, copy, original)
             name = f"layer {original.name}"
             found.append(_ScheduledFit(name, where, source.input(at), at, run, (copy,)))
     return found

@@ -1,21 +1,25 @@
 """Fit a LayerNorm and the linear layer in front of it.
 
-With μ_n, σ_n the statistics of the map U·x + c as it is, d_n = sqrt(σ_n² + ε) and ḡ = mean d_n,
+With μ_n, σ_n the statistics of the map U·x + c as it is, d_n = sqrt(σ_n² + ε), ḡ = mean d_n and
+s = ±1 the sign of the gain,
 
-    t ≈ ḡ·(U·x + c − μ_n)/d_n + b
+    s·t ≈ ḡ·(U·x + c − μ_n)/d_n + b
 
-is linear in U and b: the regression of t + ḡ·(μ_n − c)/d_n on ḡ·x/d_n. Gain and bias follow by
-least squares, with U and without.
+is linear in U and b: the regression of s·t + ḡ·(μ_n − c)/d_n on ḡ·x/d_n. Gain and bias follow by
+least squares, with U and without. Of several ε, the first for which that keeps enough is taken.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kerasnorm.fit.damping import first_enough
+from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
 from kerasnorm.fit.im2col import Im2Col, as_float64
 from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
 from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of
@@ -27,22 +31,29 @@ from kerasnorm.math.r_squared import r_squared
 _KERNEL_SHARE = 1e-2
 
 
-def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling) -> float:
+def fit_layer_norm(
+    plain: Any, norm: Any, data: FitData, sampling: Sampling, epsilons: Sequence[float]
+) -> tuple[float, int]:
     """Fit kernel, gain and bias; a step is kept where it fits held-out rows better.
 
     Args:
         plain: The linear layer, which takes no activation and whose kernel is set.
-        norm: The LayerNorm that alone reads it; its gain and bias are set.
+        norm: The LayerNorm that alone reads it; its gain, bias and ε are set.
         data: See `FitData`.
         sampling: See `Sampling`.
+        epsilons: The ε to try.
 
     Returns:
-        R² on held-out rows.
+        R² on held-out rows, and which ε was taken.
     """
     im2col = Im2Col(plain)
     start = (as_float64(norm.gamma), as_float64(norm.beta))
-    before = _LayerNormPass(plain, norm, im2col, data, sampling, regress=True)
+    signs = np.where(start[0] < 0, -1.0, 1.0)
     kernel, bias = im2col.matrix(), as_float64(plain.bias)
+    tried = _pass_over(plain, norm, im2col, data, sampling, epsilons, signs)
+    choice = first_enough([sums.expected_score(kernel) for sums in tried])
+    norm.epsilon = float(epsilons[choice])
+    before = tried[choice]
     candidates = [
         (before.score(*start), start, kernel),
         (before.score(*before.line), before.line, kernel),
@@ -50,52 +61,113 @@ def fit_layer_norm(plain: Any, norm: Any, data: FitData, sampling: Sampling) -> 
     refitted = before.refitted(kernel)
     if refitted is not None:
         im2col.assign(refitted)
-        after = _LayerNormPass(plain, norm, im2col, data, sampling)
+        [after] = _pass_over(plain, norm, im2col, data, sampling, [norm.epsilon])
         candidates.append((after.score(*after.line), after.line, refitted))
     score, (gain, shift), matrix = max(candidates, key=lambda candidate: candidate[0])
     im2col.assign(matrix)
     plain.bias.assign(bias)
     norm.gamma.assign(gain.reshape(norm.gamma.shape))
     norm.beta.assign(shift.reshape(norm.beta.shape))
-    return score
+    return score, choice
 
 
-class _LayerNormPass:
-    """One pass over the data: statistics of the map, line from z to t, sums for a new kernel."""
+def fit_layer_norm_alone(
+    norm: Any, data: FitData, sampling: Sampling, epsilons: Sequence[float]
+) -> tuple[float, int]:
+    """Fit gain and bias only, of a LayerNorm that no linear layer is fitted with.
 
-    def __init__(self, plain, norm, im2col: Im2Col, data, sampling: Sampling, regress=False):
-        self._im2col = im2col
-        self._line, self._ridge = ChannelwiseRegression(), RidgeRegression()
-        self._held = HeldOutRows()
-        divisors: list[np.ndarray] = []
-        first = 0
-        for number, (x, t) in enumerate(data()):
-            step = sampling.step(im2col.output_shape(x), im2col.size)
-            if number % step:
-                first += len(x)
-                continue
-            y = plain(x)
-            center, divisor = _center_and_divisor(norm, y)
-            divisors.append(divisor.reshape(len(x), -1).mean(1, dtype=np.float64))
-            y = as_array(y)
-            index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
-            fitted, chooses = parts_of(index, first)
+    Args and returns as `fit_layer_norm` has them.
+    """
+    start = norm.get_weights()
+    scores, fitted = [], []
+    for epsilon in epsilons:
+        norm.epsilon = float(epsilon)
+        norm.set_weights(start)
+        scores.append(fit_gain_and_bias(norm, data, sampling))
+        fitted.append(norm.get_weights())
+    choice = first_enough(scores)
+    norm.epsilon = float(epsilons[choice])
+    norm.set_weights(fitted[choice])
+    return scores[choice], choice
+
+
+def _pass_over(
+    plain: Any,
+    norm: LayerNorm,
+    im2col: Im2Col,
+    data: FitData,
+    sampling: Sampling,
+    epsilons: Sequence[float],
+    signs: np.ndarray | None = None,
+) -> list[_Sums]:
+    """One pass over the data, for several ε; with the signs of the gain, for a new kernel too."""
+    found = [_Sums(im2col, epsilon) for epsilon in epsilons]
+    grouped: Any = None if signs is None else im2col.grouped(signs.reshape(1, -1))
+    first = 0
+    for number, (x, t) in enumerate(data()):
+        step = sampling.step(im2col.output_shape(x), im2col.size)
+        if number % step:
             first += len(x)
-            value, target, center, divisor = (
-                im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
-                for v in (y, t, center, divisor)
-            )
-            safe = np.where(divisor > 0, divisor, 1.0)
-            z = (value - center) / safe
-            self._line.add(im2col.flat(z[:, fitted]), im2col.flat(target[:, fitted]))
-            self._held.add(z=z[:, chooses], t=target[:, chooses])
-            if regress:
-                scaled = im2col.inputs(x, index) / safe[:, :, :1]
-                known = (center - im2col.bias()[:, None]) / safe
-                wanted = np.concatenate([target, known], axis=2)
-                self._ridge.add(scaled[:, fitted], wanted[:, fitted])
-        self.mean_divisor = float(np.concatenate(divisors).mean())
-        self.line = self._line.solve()
+            continue
+        y = plain(x)
+        center, variance = _moments(norm, y)
+        y = as_array(y)
+        index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
+        parts = parts_of(index, first)
+        first += len(x)
+        value, target, at_center, at_variance = (
+            im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
+            for v in (y, t, center, variance)
+        )
+        rows = None if grouped is None else im2col.inputs(x, index)
+        for sums in found:
+            sums.add_divisors(variance)
+            sums.add(value - at_center, at_variance, target, parts)
+            if rows is not None:
+                known = at_center - im2col.bias()[:, None]
+                sums.add_rows(rows, at_variance, target * grouped, known, parts)
+    return found
+
+
+class _Sums:
+    """For one ε: the mean divisor, the line from z to t, and the sums for a new kernel."""
+
+    def __init__(self, im2col: Im2Col, epsilon: float):
+        self._im2col, self._epsilon = im2col, epsilon
+        self._line, self._ridge = ChannelwiseRegression(), RidgeRegression()
+        self._held, self._held_rows = HeldOutRows(), HeldOutRows()
+        self._divisors: list[float] = []
+
+    def add_divisors(self, variance: np.ndarray) -> None:
+        divisors = np.sqrt(variance + self._epsilon)
+        self._divisors += list(divisors.reshape(len(variance), -1).mean(1))
+
+    def add(self, centered, variance, target, parts) -> None:
+        fitted, chooses = parts
+        z = centered / self._safe(variance)
+        flat = self._im2col.flat
+        self._line.add(flat(z[:, fitted]), flat(target[:, fitted]))
+        self._held.add(z=z[:, chooses], t=target[:, chooses])
+
+    def add_rows(self, rows, variance, target, known, parts) -> None:
+        fitted, chooses = parts
+        divisor = self._safe(variance)
+        scaled, known = rows / divisor[:, :, :1], known / divisor
+        wanted = np.concatenate([target, known], axis=2)
+        self._ridge.add(scaled[:, fitted], wanted[:, fitted])
+        self._held_rows.add(x=scaled[:, chooses], t=target[:, chooses], m=known[:, chooses])
+
+    def _safe(self, variance: np.ndarray) -> np.ndarray:
+        divisor = np.sqrt(variance + self._epsilon)
+        return np.where(divisor > 0, divisor, 1.0)
+
+    @property
+    def _mean_divisor(self) -> float:
+        return float(np.mean(self._divisors))
+
+    @property
+    def line(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._line.solve()
 
     def score(self, gain: np.ndarray, bias: np.ndarray) -> float:
         z, t = self._im2col.flat(self._held["z"]), self._im2col.flat(self._held["t"])
@@ -103,19 +175,33 @@ class _LayerNormPass:
 
     def refitted(self, prior: np.ndarray) -> np.ndarray | None:
         """A new kernel, drawn toward the old one; None where the map does not vary."""
-        scale = self.mean_divisor
-        if not scale:
+        if not self._mean_divisor:
             return None
-        # of (t + ḡ·m) on ḡ·x: t and m have the same features, so that their kernels add up
-        both = np.concatenate([prior * scale, np.zeros_like(prior)], axis=2)
-        to_target, to_mean = np.split(self._ridge.solve(both, _KERNEL_SHARE)[0], 2, axis=2)
-        return to_target / scale + to_mean
+        (to_target, to_mean), _ = self._solved(prior)
+        return to_target / self._mean_divisor + to_mean
+
+    def expected_score(self, prior: np.ndarray) -> float:
+        """R² on held-out rows with a new kernel, as long as d_n stays what it is."""
+        if not self._mean_divisor:
+            return -np.inf
+        (to_target, to_mean), (of_target, of_mean) = self._solved(prior)
+        scale, x, known = self._mean_divisor, self._held_rows["x"], self._held_rows["m"]
+        answer = x @ (to_target + scale * to_mean) - scale * known
+        answer += (of_target + scale * of_mean)[:, None]
+        flat = self._im2col.flat
+        return r_squared(flat(self._held_rows["t"]), flat(answer))
+
+    def _solved(self, prior: np.ndarray) -> tuple[Any, Any]:
+        """Kernels and offsets that give s·t, and (μ_n − c)/d_n, of x/d_n."""
+        # s·t and ḡ·(μ_n − c)/d_n have the same features, so that their kernels add up
+        both = np.concatenate([prior * self._mean_divisor, np.zeros_like(prior)], axis=2)
+        matrix, offset = self._ridge.solve(both, _KERNEL_SHARE)
+        return np.split(matrix, 2, axis=2), np.split(offset, 2, axis=1)
 
 
-def _center_and_divisor(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """What a LayerNorm subtracts, and what it divides by."""
+def _moments(norm: LayerNorm, y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance over what a LayerNorm normalizes together, the variance in float64."""
     axes = tuple(range(1, len(y.shape))) if norm.axis == "sample" else norm.axis
     y = ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
     center, variance = ops.moments(y, axes, keepdims=True)
-    square = ops.convert_to_numpy(variance).astype(np.float64) + norm.epsilon
-    return ops.convert_to_numpy(center), np.sqrt(square)
+    return ops.convert_to_numpy(center), ops.convert_to_numpy(variance).astype(np.float64)

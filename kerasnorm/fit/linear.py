@@ -37,7 +37,7 @@ def fit_linear(layer: Any, source: Any, data: FitData, sampling: Sampling) -> fl
         R² on held-out rows.
     """
     im2col, original = Im2Col(layer), Im2Col(source)
-    ridge, held = ridge_sums(im2col, pre_activation(original), data, sampling)
+    [(ridge, held)] = ridge_sums(im2col, pre_activation(original), data, sampling)
     prior = im2col.matrix()
     bias = im2col.bias()
     found = [(prior, bias)]
@@ -55,27 +55,31 @@ def ridge_sums(
     targets: Targets,
     data: FitData,
     sampling: Sampling,
-    features: Targets | None = None,
-) -> tuple[RidgeRegression, HeldOutRows]:
-    """The sums of a regression over some data, and what is held out from them, as x and y.
+    features: Callable[[np.ndarray, Index], list[np.ndarray]] | None = None,
+) -> list[tuple[RidgeRegression, HeldOutRows]]:
+    """The sums of regressions over some data, and what is held out from them, as x and y.
 
     Args:
         im2col: Of the layer.
         targets: What is to be given, of the data's t.
         data: See `FitData`.
         sampling: See `Sampling`.
-        features: What is contracted, of the data's x; None for what the layer contracts itself.
+        features: What is contracted in each, of the data's x; None for a single one, of what the
+            layer contracts itself.
     """
-    ridge, held, first = RidgeRegression(), HeldOutRows(), 0
+    found: list[tuple[RidgeRegression, HeldOutRows]] = []
+    first = 0
     for x, t in data():
         index = im2col.sample(im2col.output_shape(x), sampling.rows(im2col.size), sampling.random)
         fitted, chooses = parts_of(index, first)
-        row = im2col.inputs(x, index) if features is None else features(x, index)
+        rows = [im2col.inputs(x, index)] if features is None else features(x, index)
         target = targets(t, index)
-        ridge.add(row[:, fitted], target[:, fitted])
-        held.add(x=row[:, chooses], y=target[:, chooses])
+        found = found or [(RidgeRegression(), HeldOutRows()) for _ in rows]
+        for row, (ridge, held) in zip(rows, found, strict=True):
+            ridge.add(row[:, fitted], target[:, fitted])
+            held.add(x=row[:, chooses], y=target[:, chooses])
         first += len(x)
-    return ridge, held
+    return found
 
 
 def pre_activation(source: Im2Col) -> Targets:

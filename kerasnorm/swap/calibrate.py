@@ -28,6 +28,7 @@ class Calibration:
 
     Attributes:
         scores: R² of each fitted site on held-out rows.
+        dampings: Which of a request's `damping` was taken, by site; not where none was.
         fitted: Whether the fits stay; where they do not, what stored statistics gave does.
         trained: Whether what training made of either stays.
         remeasure: Whether the sites' R² have to be taken again.
@@ -38,6 +39,7 @@ class Calibration:
     """
 
     scores: dict[str, float]
+    dampings: dict[str, int]
     fitted: bool
     trained: bool
     remeasure: bool
@@ -54,7 +56,6 @@ def calibrate(
     batches: Iterable[list[np.ndarray]],
     *,
     starts_matched: bool,
-    damping: float,
     seed: int,
     memory_budget: int,
 ) -> Calibration:
@@ -66,7 +67,6 @@ def calibrate(
         requests: What is to be fitted, by site.
         batches: The data: flat inputs, batch by batch.
         starts_matched: Whether the model as it is was matched from stored statistics.
-        damping: See `swap_norms`.
         seed: Of the sampling, and of the order in training.
         memory_budget: Bytes of activations to hold in memory.
     """
@@ -76,9 +76,7 @@ def calibrate(
     tasks = [_fit_task(name, request, rebuilt) for name, request in requests.items()]
     norms = [task.layer for task in tasks]
     start = Stage(rebuilt.model, norms) if starts_matched else None
-    fits = fit_model(
-        source, rebuilt, tasks, collected, damping=damping, seed=seed, memory_budget=memory_budget
-    )
+    fits = fit_model(source, rebuilt, tasks, collected, seed=seed, memory_budget=memory_budget)
     answer_loss = _answer_loss(source, choosing)
     root = rebuilt.graphs[id(source.root.owner)]
     notes, fitted = [], True
@@ -105,7 +103,10 @@ def calibrate(
         stage.restore()
         trained = False
     remeasure = trained or not fitted or reconstruction.epochs > 0
-    return Calibration(fits.scores, fitted, trained, remeasure, notes, doubts, held_out, first)
+    dampings = fits.dampings if fitted else dict.fromkeys(fits.dampings, -1)
+    return Calibration(
+        fits.scores, dampings, fitted, trained, remeasure, notes, doubts, held_out, first
+    )
 
 
 def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterator[list[np.ndarray]]:
@@ -123,4 +124,4 @@ def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
     """What a target asks for, with the layers that its edits made."""
     plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
     layer = rebuilt.copies[id(request.layer)]
-    return FitTask(site, layer, request.target, request.source, plain)
+    return FitTask(site, layer, request.target, request.damping, request.source, plain)

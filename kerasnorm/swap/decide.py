@@ -13,7 +13,7 @@ from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
 from kerasnorm.targets import TARGETS
 from kerasnorm.targets.plan import FitRequest, Plan
 from kerasnorm.targets.site_record import SiteRecord
-from kerasnorm.targets.target import Edits
+from kerasnorm.targets.target import Damping, Edits
 
 SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
 
@@ -34,7 +34,7 @@ class Decision:
     plans: dict[Site, Plan]
     records: list[SiteRecord]
 
-    def carry_out(self, damping: float) -> tuple[Edits, dict[str, FitRequest]]:
+    def carry_out(self, damping: Damping) -> tuple[Edits, dict[str, FitRequest]]:
         """What to change in the model, and what data can do for it, by site."""
         edits: Edits = {}
         requests: dict[str, FitRequest] = {}
@@ -48,7 +48,7 @@ class Decision:
                 # one BatchNorm called in several places stays one layer
                 own[site.call] = shared.setdefault(kind, in_place)
             edits.update(own)
-            request = target.fit_request(plan, own)
+            request = target.fit_request(plan, own, damping)
             if request is not None and not again:
                 requests[site.name] = request
         return edits, requests

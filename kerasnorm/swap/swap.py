@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -25,6 +27,10 @@ from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
 from kerasnorm.targets import TARGETS
 from kerasnorm.targets.site_record import Verdict
+from kerasnorm.targets.target import Damping
+
+# What `damping="auto"` tries.
+_AUTO = (0.0, 0.25, 1.0, 4.0)
 
 
 def swap_norms(
@@ -33,7 +39,7 @@ def swap_norms(
     data: Any = None,
     *,
     sites: SiteChoice | None = None,
-    damping: float = 0.0,
+    damping: float | Literal["auto"] = "auto",
     strict: bool = False,
     seed: int = 0,
     batch_size: int = 32,
@@ -77,7 +83,10 @@ def swap_norms(
         sites: Names of the sites to swap, or a predicate on a site's record (see
             `inspect_norms`); the others stay BatchNorm. None for all.
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
-            α·mean σ². At 0 the method is pure; as it grows it tends to the affine map.
+            α·mean σ². At 0 the method is pure; as it grows it tends to the affine map, for a layer
+            norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1
+            and 4 that keeps 99 % of the variance on samples that choose, and 4 without data;
+            `report.sites` has what it was.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
         seed: Of the sampling of positions, and of the order of the data in training.
         batch_size: Of the batches that arrays are cut into.
@@ -104,8 +113,7 @@ def swap_norms(
     >>> [type(layer).__name__ for layer in swap.model.layers]
     ['WeightNorm']
     """
-    if not 0 <= damping < float("inf"):
-        raise DataError(f"`damping` must be at least 0, and finite. Received: damping={damping}.")
+    shares = _shares(damping)
     model_graphs = graphs_of(model, holds_batch_norm)
     decision = decide(model_graphs, to, sites)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
@@ -115,7 +123,8 @@ def swap_norms(
         _check_strict(report)
     if data is None:
         _check_data(report)
-    edits, requests = decision.carry_out(damping)
+    edits, requests = decision.carry_out(shares)
+    dampings = dict.fromkeys(requests, -1)
     rebuilt = rebuild(model_graphs, edits)
     models = pair_models(model_graphs, rebuilt.graphs, rebuilt.counterpart, decision.sites)
     differences, uncompared = check_copy(models, decision.plans.values())
@@ -129,11 +138,10 @@ def swap_norms(
             starts_matched=all(
                 record.verdict == "matched" for record in report.sites if record.name in requests
             ),
-            damping=damping,
             seed=seed,
             memory_budget=memory_budget,
         )
-        report.trained = found.trained
+        report.trained, dampings = found.trained, found.dampings
         verdict: Verdict = "calibrated" if found.fitted or found.trained else "matched"
         report.sites = [with_fit(record, found.scores, verdict) for record in report.sites]
         measure(report, models, found.held_out, sites=found.remeasure)
@@ -147,6 +155,12 @@ def swap_norms(
         uncompared += [note for note in more if note not in uncompared]
         if data is None:
             report.on_random_inputs = random_agreement(models)
+    report.sites = [
+        dataclasses.replace(record, damping=shares[dampings[record.name]])
+        if record.name in dampings
+        else record
+        for record in report.sites
+    ]
     report.layers = rebuilt.layers
     report.doubts += uncompared
     report.notes = [
@@ -192,6 +206,17 @@ def inspect_norms(model: keras.Model) -> Report:
     ]
     notes += _said_of([*doubts, *_faults_outside_sites(model)])
     return Report(model.name, ", ".join(TARGETS), records, notes=notes, repairs=repairs)
+
+
+def _shares(damping: Any) -> Damping:
+    if isinstance(damping, str) and damping == "auto":
+        return _AUTO
+    number = isinstance(damping, numbers.Real) and not isinstance(damping, bool)
+    if not (number and 0 <= damping < float("inf")):
+        raise DataError(
+            f"`damping` must be at least 0, and finite, or 'auto'. Received: damping={damping!r}."
+        )
+    return (float(damping),)
 
 
 def _faults_outside_sites(model: keras.Model) -> list[Fault]:

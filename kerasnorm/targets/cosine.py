@@ -34,7 +34,7 @@ from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.layers.patches import refusal
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.plan import FitRequest, Plan, name_of_partner
-from kerasnorm.targets.target import Edits, Target
+from kerasnorm.targets.target import Damping, Edits, Target
 
 _OWN, _NEXT = 1, 2
 
@@ -75,7 +75,7 @@ class CosineTarget(Target):
             reason=partner.reason,
         )
 
-    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+    def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
         site, partner, found = plan.site, plan.partner, plan.statistics
         if plan.case == _OWN:
             assert partner is not None
@@ -89,14 +89,16 @@ class CosineTarget(Target):
             edits[partner.call] = _cosine(partner, plan.name, None)
         return edits
 
-    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
+    def fit_request(
+        self, plan: Plan, edits: Mapping[Call, Any], damping: Damping
+    ) -> FitRequest | None:
         """The regression: on BatchNorm's output, or for the next layer on its pre-activation."""
         partner = plan.partner
         if partner is None:
             return None
         if plan.case == _NEXT:
-            return FitRequest(edits[partner.call], partner.call, source=partner.layer)
-        return FitRequest(edits[partner.call], plan.site.call)
+            return FitRequest(edits[partner.call], partner.call, damping, source=partner.layer)
+        return FitRequest(edits[partner.call], plan.site.call, damping)
 
     def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
         site, partner = plan.site, plan.partner

@@ -22,6 +22,8 @@ each other as those of the data. With y = a·x + c, a = γ/s, c = β − m·a, s
 4. On an input of the model, whose features may be unlike (age beside income), or on a single
    channel, which a layer norm would erase: an `Affine`, y itself.
 
+In cases 1 and 2 the channels get signs, which the gain undoes; see `channel_signs`.
+
 Feature maps are normalized as a whole (`axis="sample"`), whose mean and deviation vary least from
 sample to sample; sequences at each step by itself, so that no step sees another.
 """
@@ -48,8 +50,9 @@ from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.layers import LayerNorm
 from kerasnorm.targets import fold_into
+from kerasnorm.targets.channel_signs import channel_signs
 from kerasnorm.targets.plan import FitRequest, Plan
-from kerasnorm.targets.target import Edits, Target
+from kerasnorm.targets.target import Damping, Edits, Target
 
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
 _LEAST_EPSILON = 1e-5
@@ -113,36 +116,38 @@ class LayerTarget(Target):
             return case(_RAW, "matched", "LayerNorm", partner.reason)
         return case(_AFFINE_FIRST, "matched", "Affine, LayerNorm", partner.reason)
 
-    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
-        site, partner, found = plan.site, plan.partner, plan.statistics
+    def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
+        site, partner = plan.site, plan.partner
         if plan.case == _AFFINE_ONLY:
-            return {site.call: fold_into.as_affine(site, name, found)}
-        raw = plan.case == _RAW
-        variances = found.variance if raw else np.square(found.scale) * found.variance
-        center, spread = _sample_statistics(found.mean if raw else found.beta, variances)
-        epsilon = max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
+            return {site.call: fold_into.as_affine(site, name, plan.statistics)}
+        signs, found, center, spread = _before_norm(plan)
+        epsilon = _epsilon(damping[-1], spread)
         typical = float(np.sqrt(spread**2 + epsilon))  # what the layer norm divides by
-        if raw:
+        if plan.case == _RAW:
             gain, bias = found.scale * typical, found.beta + found.scale * (center - found.mean)
         else:
-            gain, bias = np.full_like(found.scale, typical), np.full_like(found.scale, center)
+            gain, bias = signs * typical, signs * center
         norm = _layer_norm(plan, name, epsilon, gain, bias)
         if partner is not None:
             folded = fold_into.with_map_folded_in(partner, found)
             return {partner.call: folded, site.call: norm}
-        if raw:
+        if plan.case == _RAW:
             return {site.call: norm}
         affine = _free(f"{name}_affine", site)
         first = fold_into.as_affine(site, affine, found, penalized=False)
         return {site.call: dataclasses.replace(norm, first=first)}
 
-    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
+    def fit_request(
+        self, plan: Plan, edits: Mapping[Call, Any], damping: Damping
+    ) -> FitRequest | None:
         """Gain and bias, and the kernel in front if the layer norm alone reads it."""
         if plan.case == _AFFINE_ONLY:
             return None
         partner = plan.partner
         plain = None if partner is None or partner.commuted else edits[partner.call]
-        return FitRequest(edits[plan.site.call], plan.site.call, plain=plain)
+        *_, spread = _before_norm(plan)
+        epsilons = tuple(_epsilon(share, spread) for share in damping)
+        return FitRequest(edits[plan.site.call], plan.site.call, epsilons, plain=plain)
 
     def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
         site, partner = plan.site, plan.partner
@@ -178,6 +183,28 @@ def _unlike(site: Site, model_graphs: ModelGraphs) -> Refusal | None:
     if site.producer.is_input and site.graph is model_graphs.root:
         return Refusal("it normalizes an input of the model, whose features may be unlike")
     return None
+
+
+def _before_norm(plan: Plan) -> tuple[np.ndarray, StoredStatistics, float, float]:
+    """The channels' signs, what is folded with these, and (μ̄, σ̄) of what is normalized."""
+    found, partner = plan.statistics, plan.partner
+    signs = np.ones_like(found.scale)
+    if plan.case == _RAW:
+        return signs, found, *_sample_statistics(found.mean, found.variance)
+    if partner is None or not partner.commuted:  # a maximum in between is one of y, not of −y
+        signs = channel_signs(found, partner)
+        found = dataclasses.replace(
+            found,
+            scale=signs * found.scale,
+            shift=signs * found.shift,
+            beta=signs * found.beta,
+        )
+    variances = np.square(found.scale) * found.variance
+    return signs, found, *_sample_statistics(found.beta, variances)
+
+
+def _epsilon(damping: float, spread: float) -> float:
+    return max(damping, _LEAST_EPSILON) * spread**2 or keras.config.epsilon()
 
 
 def _sample_statistics(means: np.ndarray, variances: np.ndarray) -> tuple[float, float]:

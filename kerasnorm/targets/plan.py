@@ -79,11 +79,14 @@ class FitRequest:
         target: The source's call whose output that is to give; with `source`, the call's input
             is taken, and the pre-activation that `source`, a linear layer, makes of it.
         source: See `target`.
+        damping: What to try, from the least on: ε of a LayerNorm, shares of the mean ‖x‖² of a
+            CosineNorm.
         plain: The edit that makes the linear layer in front, to be fitted with a LayerNorm.
     """
 
     layer: Replace
     target: Call
+    damping: tuple[float, ...]
     source: Any = None
     plain: Replace | None = None
 

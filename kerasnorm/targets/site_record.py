@@ -24,6 +24,7 @@ class SiteRecord:
         fit: R² against the source's activation on samples held out, where data was given: of the
             whole swapped model, after training, if it is small enough for that; otherwise of the
             fit of this site, on what the model in front of it put out.
+        damping: What α of `swap_norms` its norm has; None where there is none.
     """
 
     name: str
@@ -35,3 +36,4 @@ class SiteRecord:
     across: tuple[str, ...] = ()
     reason: str = ""
     fit: float | None = None
+    damping: float | None = None

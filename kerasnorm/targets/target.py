@@ -20,6 +20,9 @@ Edits = dict[Call, Skip | Replace]
 # why there is none, or None for a layer that stays for now.
 Fold = Callable[[Any, list[Call], str], Replace | Refusal | None]
 
+# α in the order of trying, as shares of what a norm divides by; see `swap_norms`.
+Damping = tuple[float, ...]
+
 
 class Target(ABC):
     """A normalization that takes the place of BatchNorm. It holds no state.
@@ -50,16 +53,18 @@ class Target(ABC):
         """The case of a site that runs on its stored statistics."""
 
     @abstractmethod
-    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+    def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
         """The edits that carry out a plan.
 
         Args:
             plan: What `check` decided.
             name: For a layer in the BatchNorm's place.
-            damping: See `swap_norms`.
+            damping: Shares to choose from on data, from the least on; without, the last is taken.
         """
 
-    def fit_request(self, plan: Plan, edits: Mapping[Call, Any]) -> FitRequest | None:
+    def fit_request(
+        self, plan: Plan, edits: Mapping[Call, Any], damping: Damping
+    ) -> FitRequest | None:
         """What data can do for a site, given the edits that its plan was carried out by."""
         return None
 

@@ -44,7 +44,7 @@ from kerasnorm.layers.patches import Contraction
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.plain import drop_penalties
 from kerasnorm.targets.plan import Plan, name_of_partner
-from kerasnorm.targets.target import Edits, Target
+from kerasnorm.targets.target import Damping, Edits, Target
 
 
 def fold_weight_norm(layer: WeightNorm, calls: list[Call], name: str) -> Replace | Refusal:
@@ -144,7 +144,7 @@ class WeightTarget(Target):
             in_place=False,
         )
 
-    def rewrite(self, plan: Plan, name: str, damping: float) -> Edits:
+    def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
         """The edits of a plan; weight norm has no scale to damp."""
         site, partner = plan.site, plan.partner
         if partner is None:

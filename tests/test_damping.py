@@ -1,0 +1,121 @@
+"""`damping="auto"`: no more of it than held-out rows ask for, and the record says how much."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tiny_models
+from fidelity import randomize
+from test_swap import batch
+
+import kerasnorm
+from kerasnorm import CosineNorm, LayerNorm
+from kerasnorm.fit.damping import first_enough
+
+pytestmark = pytest.mark.usefixtures("closed_form")
+layers = keras.layers
+BN = layers.BatchNormalization
+
+
+def source_and_data(make=tiny_models.residual, rows=160):
+    source = make()
+    data = batch(source, rows=rows)
+    # samples of unlike size, which a pure norm makes alike
+    data *= np.random.default_rng(1).uniform(0.3, 3, (rows, 1, 1, 1)).astype("float32")
+    randomize(source, data)
+    return source, data
+
+
+def norms(model):
+    return [x for x in model._flatten_layers() if isinstance(x, (LayerNorm, CosineNorm))]
+
+
+@pytest.mark.parametrize(
+    ("scores", "taken"),
+    [([0.995, 0.999], 0), ([0.5, 0.99, 0.999], 1), ([0.5, 0.7, 0.6], 1), ([0.3], 0)],
+)
+def test_the_first_that_is_enough_or_else_the_best(scores, taken):
+    assert first_enough(scores) == taken
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_the_record_says_what_each_norm_has(target):
+    source, data = source_and_data()
+    auto = kerasnorm.swap_norms(source, target, data)
+    shares = {site.name: site.damping for site in auto.report.sites}
+    assert set(shares.values()) <= {0.0, 0.25, 1.0, 4.0}
+    assert auto.report.to_dict()["sites"][0]["damping"] == auto.report.sites[0].damping
+    # each has what an explicit number gives: the first site is fitted on the same inputs
+    first = auto.report.sites[0]
+    explicit = kerasnorm.swap_norms(source, target, data, damping=first.damping)
+    a, b = (norms(swap.model)[0] for swap in (auto, explicit))
+    name = "epsilon" if target == "layer" else "damping"
+    assert getattr(a, name) == pytest.approx(getattr(b, name), rel=0.05)
+    assert all(site.damping == first.damping for site in explicit.report.sites)
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_it_keeps_more_than_the_pure_method(target):
+    source, data = source_and_data()
+    fits = [
+        kerasnorm.swap_norms(source, target, data, damping=damping).report.agreement.fit
+        for damping in (0, "auto")
+    ]
+    assert fits[1] > fits[0]
+
+
+def test_it_is_zero_where_the_pure_method_is_enough():
+    """Unit vectors: a cosine norm is a linear layer there."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6))
+    x = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype("float32")
+    inputs = keras.Input((6,))
+    source = keras.Model(inputs, BN(name="bn")(layers.Dense(4)(inputs)))
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "cosine", x)
+    assert [site.damping for site in swap.report.sites] == [0.0]
+    assert [norm.damping for norm in norms(swap.model)] == [0.0]
+
+
+def test_without_data_it_is_the_most_that_is_tried():
+    source, _ = source_and_data()
+    auto = kerasnorm.swap_norms(source, "layer")
+    most = kerasnorm.swap_norms(source, "layer", damping=4)
+    for a, b in zip(auto.model.variables, most.model.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [norm.epsilon for norm in norms(auto.model)] == [n.epsilon for n in norms(most.model)]
+    assert {site.damping for site in auto.report.sites if "LayerNorm" in site.becomes} == {4.0}
+
+
+def test_exact_sites_have_none():
+    source, _ = source_and_data(tiny_models.conv_bn_relu)
+    assert [site.damping for site in kerasnorm.swap_norms(source, "weight").report.sites] == [None]
+
+
+@pytest.mark.parametrize("damping", [-1, float("nan"), float("inf"), "much", None, True, [1.0]])
+def test_what_it_may_be(damping):
+    with pytest.raises(kerasnorm.SwapError, match="at least 0, and finite, or 'auto'"):
+        kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "layer", damping=damping)
+
+
+def test_the_command_line_takes_it(tmp_path):
+    source, _ = source_and_data(tiny_models.conv_bn_relu)
+    source.save(tmp_path / "m.keras")
+    command = [sys.executable, "-m", "kerasnorm", "swap", tmp_path / "m.keras", "--to", "layer"]
+    found = []
+    for damping in ("auto", "0.5", "much"):
+        report = tmp_path / f"{damping}.json"
+        run = subprocess.run(
+            [*command, "--damping", damping, "--report", report], capture_output=True, text=True
+        )
+        found.append(
+            json.loads(report.read_text())["sites"][0]["damping"] if report.exists() else run
+        )
+    assert found[:2] == [4.0, 0.5]
+    assert found[2].returncode == 2
+    assert "must be a number of at least 0, or auto. Received: much" in found[2].stderr
