@@ -10,7 +10,7 @@ import contextlib
 import copy
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -171,8 +171,8 @@ def _untracked(value):
     return [_untracked(item) for item in value] if isinstance(value, list) else value
 
 
-def call_parameters(layer: keras.Layer) -> Iterable[str]:
-    """The names of the arguments that a layer's `call` takes."""
+def call_parameters(layer: keras.Layer) -> Mapping[str, inspect.Parameter]:
+    """The arguments that a layer's `call` takes, by name."""
     return inspect.signature(layer.call).parameters
 
 

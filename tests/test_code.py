@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_code
 from fidelity import SITE_TOLERANCE, all_layers, assert_exact, randomize
-from keras import layers
+from keras import layers, ops
 from storage import assert_shares_no_storage
 
 import kerasnorm
@@ -157,6 +157,37 @@ def test_a_layer_whose_code_depends_on_its_arguments_stays():
     assert site.verdict == "refused"
     assert "inside 'either': it is called in several ways" in site.reason
     assert_same(source, swap.model, rows(source))
+
+
+class Conditional(keras.Model):
+    """A model with arguments that its inputs do not tell of."""
+
+    def __init__(self, head):
+        super().__init__(name="net")
+        self.dense, self.other = layers.Dense(4, name="dense"), layers.Dense(4, name="other")
+        self.norm, self.head = layers.BatchNormalization(name="norm"), head
+
+    def call(self, x, context=None, features=False, training=None):
+        h = self.dense(x)
+        if features:
+            return h
+        if context is not None:
+            h = h + self.other(context)
+        return self.head(ops.relu(self.norm(h, training=training)))
+
+
+@pytest.mark.parametrize("head", [tiny_code.Block, layers.Dense])
+def test_a_model_that_may_be_called_in_several_ways(head):
+    source, x = Conditional(head(2)), rows(functional(shape=(3,)))
+    source(x, context=x)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    assert {site.becomes for site in swap.report.sites} == {"WeightNorm(Affine)"}
+    assert "the code of 'net' may use it in another way, given `context`" in str(swap.report)
+    model = kerasnorm.fold_norms(swap.model) if head is layers.Dense else swap.model
+    for arguments in ({}, {"context": x[::-1]}, {"features": True}):
+        expected, received = source(x, **arguments), model(x, **arguments)
+        np.testing.assert_allclose(received, expected, atol=SITE_TOLERANCE * np.std(expected))
 
 
 def test_several_call_arguments():

@@ -59,7 +59,8 @@ def linear_partner(
        what commutes with an affine map (`graph.commute`),
     3. read by nothing but the BatchNorm, which passes on the mask it was given,
     4. called once, in all graphs of the model; and in a layer's own code, which cannot be told to
-       use another layer for one of several calls, the BatchNorm must be called once too,
+       use another layer for one of several calls, the BatchNorm must be called once too, and the
+       code must be known to call both in this way only (see `ModelGraphs.branches`),
     5. like all in between, of the same compute dtype, and without an activity regularizer, which
        would see the normalized output instead,
     6. with output units along the axis that the BatchNorm normalizes,
@@ -67,8 +68,9 @@ def linear_partner(
     """
     if has_own_mask(site):
         return Refusal("it is called with a mask of its own")
-    if site.graph.is_code and model_graphs.calls[id(site.layer)] > 1:  # 4
-        return Refusal("the code around it calls it more than once")
+    code = _code_around(site, model_graphs)
+    if code is not None:  # 4
+        return code
     tensor, axis, commuted = site.call.inputs[0], site.axis, []
     while True:
         call = site.graph.producer(tensor)
@@ -99,6 +101,14 @@ def linear_partner(
     path = model_graphs.path(site.graph, layer)
     partner = Partner(call, axis, path, tuple(commuted), across)
     return _unfit(partner, site, model_graphs) or partner
+
+
+def _code_around(site: Site, model_graphs: ModelGraphs) -> Refusal | None:
+    """Why code that calls a BatchNorm may need it apart from the layer in front."""
+    if site.graph.is_code and model_graphs.calls[id(site.layer)] > 1:
+        return Refusal("the code around it calls it more than once")
+    branch = model_graphs.branches.get(id(site.graph.owner))
+    return None if branch is None else Refusal(branch)
 
 
 def _unfit(partner: Partner, site: Site, model_graphs: ModelGraphs) -> Refusal | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.trace import TraceError, trace
 
 Opens = Callable[[keras.Layer], bool]
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass
@@ -34,6 +36,8 @@ class ModelGraphs:
             model around them, or in code by the layer that is called before.
         opaque: Why a layer that was to be opened could not be traced, by `id`.
         holders: The `id` of each layer whose own calls are not seen.
+        branches: Why code may call its layers in another way than was seen, by the `id` of its
+            owner.
     """
 
     root: Graph
@@ -43,6 +47,7 @@ class ModelGraphs:
     trained: set[Call] = field(default_factory=set)
     opaque: dict[int, str] = field(default_factory=dict)
     holders: set[int] = field(default_factory=set)
+    branches: dict[int, str] = field(default_factory=dict)
 
     def path(self, graph: Graph, layer: Any) -> str:
         """The path of a layer that a graph calls."""
@@ -76,6 +81,7 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> ModelGr
     for graph in found.graphs.values():
         for call in itertools.compress(graph.calls, _trains(graph)):
             _mark_trained(found, call)
+    found.branches = _branches(found)
     return found
 
 
@@ -126,6 +132,25 @@ def _called_in_several_ways(found: ModelGraphs) -> list[int]:
         for owner, calls in signatures.items()
         if len(calls) > 1 and not all(_runs_as(found.graphs[owner], c) for c in calls.values())
     ]
+
+
+def _branches(found: ModelGraphs) -> dict[int, str]:
+    """See `ModelGraphs.branches`.
+
+    In a graph the arguments of each call are recorded. Nobody knows what a model with code is going
+    to be called with, nor how it calls the code inside it then.
+    """
+    owner = found.root.owner
+    choices = [
+        name
+        for name, parameter in keras_private.call_parameters(owner).items()
+        if name not in ("training", "mask")
+        and (parameter.default is not parameter.empty or parameter.kind in _VARIADIC)
+    ]
+    if not found.root.is_code or not choices:
+        return {}
+    reason = f"the code of '{owner.name}' may use it in another way, given `{choices[0]}`"
+    return {key: reason for key, graph in found.graphs.items() if graph.is_code}
 
 
 def _runs_as(graph: Graph, call: Call) -> bool:

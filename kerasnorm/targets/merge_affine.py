@@ -92,7 +92,7 @@ def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
 def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
     """Case 2."""
     affine, readers = call.operation, graph.consumers(call.output)
-    if graph.is_output(call.output) or not readers:
+    if graph.is_output(call.output) or not readers or id(graph.owner) in model_graphs.branches:
         return {}
     axis, found = affine.axis % len(call.output.shape), _map_of(affine)
     taken: Edits = {}
