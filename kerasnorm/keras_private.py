@@ -193,7 +193,7 @@ def node_of(tensor):
 _SETTINGS = (
     "_supports_masking", "_input_spec", "autocast", "supports_jit", "activity_regularizer",
     "_convert_input_args", "_allow_non_tensor_positional_args", "_remat_mode", "built",
-    "_build_shapes_dict", "_called", "_trainable",
+    "_build_shapes_dict", "_called", "_trainable", "_auto_config",
 )  # fmt: skip
 _OF_EVERY_LAYER = frozenset(vars(keras.Layer(name="any")))
 _OF_EVERY_METRIC = frozenset(vars(keras.metrics.Metric(name="any")))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -226,6 +228,33 @@ def freeze_inner_weight(layer):
 def flags(layer):
     weights = [(v.name, v.trainable) for v in layer.variables]
     return [layer.trainable, layer.dense.trainable, weights]
+
+
+@dataclasses.dataclass
+class Factor:
+    value: float = 1.0
+
+
+@keras.saving.register_keras_serializable(package="test_copying")
+class Multiplies(layers.Layer):
+    """Takes an argument that Keras cannot save, and has no config of its own."""
+
+    def __init__(self, factor=None, **kwargs):
+        super().__init__(**kwargs)
+        self.factor = factor or Factor()
+
+    def call(self, x):
+        return self.factor.value * x
+
+
+def test_a_copy_of_what_cannot_be_saved_cannot_either(tmp_path):
+    model, swap, x = swapped_with_norm(Multiplies(Factor(5.0)), (4,))
+    for one in (model, swap.model):
+        with pytest.raises(NotImplementedError, match="Object Multiplies was created by passing"):
+            one.save(tmp_path / "model.keras")
+    again = kerasnorm.swap_norms(swap.model, "weight").model
+    for one in (swap.model, again, kerasnorm.fold_norms(swap.model)):
+        np.testing.assert_allclose(one(x), model(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [TellsNoFlag, TellsNothing])
