@@ -402,13 +402,31 @@ class Tied(layers.Layer):
         return x @ self.kernel
 
 
-def test_layers_that_share_a_variable_alone_are_refused():
+@pytest.mark.parametrize("between", [layers.ReLU, layers.BatchNormalization])
+@pytest.mark.parametrize("target", ["weight", "layer"])
+def test_layers_that_share_a_variable_alone_are_refused(between, target):
+    """The layer whose variable it is may be one that is replaced."""
     dense = layers.Dense(4, name="dense")
     inputs = keras.Input((4,))
-    x = layers.ReLU()(dense(inputs))
+    x = between()(dense(inputs))
     model = keras.Model(inputs, layers.BatchNormalization()(Tied(dense, name="tied")(x)))
     with pytest.raises(SwapError, match=r"layer 'tied': What layers share .* a Tied whose copy"):
-        kerasnorm.swap_norms(model, "weight")
+        kerasnorm.swap_norms(model, target)
+
+
+def test_code_that_reads_a_variable_of_a_layer_that_is_replaced_is_refused():
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__(name="net")
+            self.dense, self.norm = layers.Dense(4, name="dense"), layers.BatchNormalization()
+
+        def call(self, x):
+            return self.norm(self.dense(x)) @ ops.transpose(self.dense.kernel)
+
+    net = Net()
+    net(np.ones((2, 3), "float32"))
+    with pytest.raises(SwapError, match=r"in the place of 'dense'.* no attribute 'kernel'"):
+        kerasnorm.swap_norms(net, "weight")
 
 
 def test_a_layer_that_is_held_twice_and_called_in_code():

@@ -235,10 +235,17 @@ class Builder:
         """Raise SwapError where copies do not share the variables that their sources share."""
         of_sources: set[int] = set()
         of_clones: set[int] = set()
+        replaced: dict[int, set[int]] = {}  # variables, and the layers that hold them
+        for layer in {id(call.operation): call.operation for call in self.edits}.values():
+            for variable in layer.variables:
+                replaced.setdefault(id(variable), set()).update(_layers_at(layer))
         for source, clone in self._carried:
             of_sources.update(map(id, source.variables))
             of_clones.update(map(id, clone.variables))
-            if len(of_sources) != len(of_clones):
+            own = _layers_at(source)
+            # a layer that both hold may be replaced in the one and stay in the other
+            is_tied = any(own.isdisjoint(replaced.get(id(v), own)) for v in source.variables)
+            if is_tied or len(of_sources) != len(of_clones):
                 raise SwapError(
                     f"What layers share must be one thing in their copies too. Received a "
                     f"{type(source).__name__} whose copy has variables of its own for shared ones.",
@@ -253,3 +260,8 @@ class Builder:
         if isinstance(source, keras.Layer):
             path = self.model_graphs.paths[id(graph.owner)]
             self.names[path + source.name] = path + (new if isinstance(new, str) else new.name)
+
+
+def _layers_at(layer: keras.Layer) -> set[int]:
+    """The `id` of a layer and of each inside it."""
+    return set(map(id, (layer, *keras_private.sublayers(layer))))

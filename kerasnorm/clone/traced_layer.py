@@ -10,7 +10,7 @@ from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.trace import trace
+from kerasnorm.graph.trace import TraceError, trace
 
 
 def clone_traced(graph: Graph) -> keras.Layer:
@@ -46,13 +46,23 @@ def trace_again(graph: Graph, clone: keras.Layer, replaced: list[keras.Layer]) -
         replaced: The layers in the clone that others stand for now.
 
     Raises:
-        SwapError: If its code still calls one of those, or a layer of the source.
+        SwapError: If its code needs one of those, or a layer of the source.
     """
     source = graph.owner
     args, kwargs = graph.arguments
     gone = [*replaced, source, *keras_private.sublayers(source)]
-    with keras_private.unrecorded(gone):
-        retraced = trace(clone, args, kwargs)
+    try:
+        with keras_private.unrecorded(gone):
+            retraced = trace(clone, args, kwargs)
+    except TraceError as error:
+        raise SwapError(
+            f"The code of a layer must run with other layers in the place of "
+            f"{', '.join(repr(layer.name) for layer in replaced)}. Received a "
+            f"{type(source).__name__}: {error}.",
+            layer=source.name,
+            hint="Have it call its layers only, and not read what they hold; or leave the "
+            "BatchNorm in it out with `sites=`.",
+        ) from error
     for before, after in zip(graph.calls, retraced.calls, strict=True):
         if after.operation is before.operation or any(after.operation is x for x in gone):
             raise SwapError(
