@@ -190,6 +190,53 @@ def test_a_model_that_may_be_called_in_several_ways(head):
         np.testing.assert_allclose(received, expected, atol=SITE_TOLERANCE * np.std(expected))
 
 
+class Auxiliary(keras.Model):
+    """Another way through the layers in training, and in a method of its own."""
+
+    def __init__(self):
+        super().__init__(name="net")
+        self.dense, self.norm = layers.Dense(3, name="dense"), layers.BatchNormalization()
+        self.norm.trainable = False
+
+    def encode(self, x):
+        return self.dense(x)
+
+    def call(self, x, training=None):
+        h = self.encode(x)
+        y = self.norm(h, training=training)
+        return y + h if training else y
+
+
+class Encoding(Auxiliary):
+    def call(self, x, training=None):
+        return self.norm(self.encode(x), training=training)
+
+
+def test_code_that_goes_another_way_in_training():
+    source, x = Auxiliary(), rows(functional(shape=(3,)))
+    source(x)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    (site,) = swap.report.sites
+    assert site.becomes == "WeightNorm(Affine)"
+    assert site.reason == "the code of 'net' may use it in another way in training"
+    assert not [note for note in swap.report.notes if "encode" in note]
+    for model in (swap.model, kerasnorm.fold_norms(swap.model)):
+        for training in (False, True):
+            expected = source(x, training=training)
+            np.testing.assert_allclose(model(x, training=training), expected, atol=1e-5)
+        np.testing.assert_allclose(model.encode(x), source.encode(x), atol=1e-5)
+
+
+def test_methods_that_may_use_a_layer_apart_from_its_batch_norm_are_told():
+    source, x = Encoding(), rows(functional(shape=(3,)))
+    source(x)
+    randomize(source, x)
+    swap = kerasnorm.swap_norms(source, "weight", strict=True)
+    note = "'net': `call` gives what it gave; `encode` was not looked at"
+    assert note in swap.report.notes
+
+
 def test_several_call_arguments():
     a, b = keras.Input((3,), name="a"), keras.Input((5,), name="b")
     source = keras.Model([a, b], tiny_code.Arguments(name="two")(a, b=b, scale=0.5))

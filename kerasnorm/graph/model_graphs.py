@@ -137,9 +137,10 @@ def _called_in_several_ways(found: ModelGraphs) -> list[int]:
 def _branches(found: ModelGraphs) -> dict[int, str]:
     """See `ModelGraphs.branches`.
 
-    In a graph the arguments of each call are recorded. Nobody knows what a model with code is going
-    to be called with, nor how it calls the code inside it then.
+    In a graph the arguments of each call are recorded, but for `training`. Nobody knows what a
+    model with code is going to be called with, nor how it calls the code inside it then.
     """
+    code = {key: graph for key, graph in found.graphs.items() if graph.is_code}
     owner = found.root.owner
     choices = [
         name
@@ -147,10 +148,24 @@ def _branches(found: ModelGraphs) -> dict[int, str]:
         if name not in ("training", "mask")
         and (parameter.default is not parameter.empty or parameter.kind in _VARIADIC)
     ]
-    if not found.root.is_code or not choices:
-        return {}
-    reason = f"the code of '{owner.name}' may use it in another way, given `{choices[0]}`"
-    return {key: reason for key, graph in found.graphs.items() if graph.is_code}
+    if found.root.is_code and choices:
+        reason = f"the code of '{owner.name}' may use it in another way, given `{choices[0]}`"
+        return dict.fromkeys(code, reason)
+    return {
+        key: f"the code of '{graph.owner.name}' may use it in another way in training"
+        for key, graph in code.items()
+        if _in_training(graph) is None
+    }
+
+
+def _in_training(graph: Graph) -> Graph | None:
+    """The graph of a traced layer's code in training; None if it is of another form, or none."""
+    assert graph.arguments is not None
+    try:
+        other = trace(graph.owner, *graph.arguments, training=True)
+    except TraceError:
+        return None
+    return other if _form(other) == _form(graph) else None
 
 
 def _runs_as(graph: Graph, call: Call) -> bool:
@@ -236,11 +251,7 @@ def _trained_with_owner(graph: Graph) -> list[Call]:
     """The calls that run in training where their graph's owner is called so."""
     if graph.arguments is None:  # Keras tells all layers of a model, in the place of their own
         return graph.calls
-    args, kwargs = graph.arguments
-    try:
-        other = trace(graph.owner, args, kwargs, training=True)
-    except TraceError:
-        return graph.calls
-    if _form(other) != _form(graph):
+    other = _in_training(graph)
+    if other is None:
         return graph.calls
     return list(itertools.compress(graph.calls, _trains(other, traced_in_training=True)))

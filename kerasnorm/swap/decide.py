@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from kerasnorm.clone.edits import Replace
+from kerasnorm.clone.objects import LIBRARIES, module_of
 from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
@@ -56,7 +60,10 @@ class Decision:
     def notes(self) -> list[str]:
         """What training the swapped model will not find again, in plain sentences."""
         plans = self.plans.values()
-        return [note for p in plans for note in TARGETS[p.target].notes(p, self.model_graphs)]
+        notes = [note for p in plans for note in TARGETS[p.target].notes(p, self.model_graphs)]
+        folded = (p.site.graph for p in plans if p.partner is not None)
+        owners = {id(graph.owner): graph.owner for graph in folded if graph.is_code}
+        return notes + [note for owner in owners.values() for note in _other_methods(owner)]
 
     def _name_in_place(self, plan: Plan) -> str:
         """What to call a layer that stands where a BatchNorm stood: its name, unless it is taken.
@@ -76,6 +83,21 @@ class Decision:
         while name in taken:
             name += "_"
         return name
+
+
+def _other_methods(owner: keras.Layer) -> list[str]:
+    """A note on methods that may use apart from its BatchNorm a layer that took that in."""
+    names = {
+        name
+        for cls in type(owner).__mro__
+        if module_of(cls) not in LIBRARIES
+        for name, value in vars(cls).items()
+        if inspect.isfunction(value) and name[0] != "_" and not hasattr(keras.Model, name)
+    }
+    if not names:
+        return []
+    methods = ", ".join(f"`{name}`" for name in sorted(names))
+    return [f"'{owner.name}': `call` gives what it gave; {methods} was not looked at"]
 
 
 def decide(
