@@ -441,6 +441,27 @@ def test_a_layer_that_is_held_twice_and_called_in_code():
     np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.LSTM(4, stateful=True),
+        lambda: layers.Bidirectional(layers.GRU(4, stateful=True)),
+        lambda: layers.RNN([layers.LSTMCell(4), layers.GRUCell(3)], stateful=True),
+    ],
+)
+def test_the_states_of_recurrent_layers_are_carried(make):
+    inputs = keras.Input(batch_shape=(4, 5, 3))
+    model = keras.Model(inputs, layers.BatchNormalization()(make()(inputs)))
+    x = np.random.default_rng(0).normal(size=(4, 5, 3)).astype("float32")
+    model.predict(x, verbose=0)
+    swapped = kerasnorm.swap_norms(model, "weight", strict=True).model
+    folded = kerasnorm.fold_norms(swapped)
+    for _ in range(2):
+        expected = model.predict(x, verbose=0)
+        for copy in (swapped, folded):
+            np.testing.assert_allclose(copy.predict(x, verbose=0), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("cls", [layers.ELU, layers.Identity])
 def test_layers_of_keras_without_a_config_of_their_own(cls):
     """Their `get_config` fails where they got a policy and not its name."""

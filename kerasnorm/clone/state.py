@@ -83,9 +83,13 @@ def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
 
 
 def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:
-    """State that is not in variables: what a layer derives on loading, and lookup tables."""
+    """State that is not in `variables`: what a layer derives on loading, of an RNN, and tables."""
     if not source.built:
         return
+    if isinstance(source, keras.layers.RNN) and source.stateful:
+        states = (keras.tree.flatten(layer.states) for layer in (source, target))
+        for old, new in zip(*states, strict=True):
+            assign_copy(new, old)
     derives = hasattr(source, "finalize_state") or not is_keras_own(source)
     if derives and _overrides(source, "load_own_variables"):
         store: dict[str, Any] = {}
