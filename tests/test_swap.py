@@ -150,11 +150,35 @@ def test_who_may_take_a_batch_norm_in(layer, reason):
     assert reason in site.reason
 
 
-def test_a_lora_layer_keeps_its_factors():
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.enable_lora(2),
+        lambda layer: layer.quantize("int8"),
+        lambda layer: layer.quantize("int4"),
+        lambda layer: layer.quantize("float8"),
+    ],
+)
+def test_a_layer_with_a_kernel_of_another_form_keeps_it(change):
     model = tiny_models.behind_linear("Dense")
-    model.get_layer("linear").enable_lora(2)
-    (site,) = weight_sites(model)
+    change(model.get_layer("linear"))
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    (site,) = swap.report.sites
     assert site.becomes == "WeightNorm(Affine)"
+    assert site.reason == "'linear' (Dense) in front of it is quantized or LoRA-enabled"
+    x = batch(model)
+    for other in (swap.model, kerasnorm.fold_norms(swap.model)):
+        assert type(other.get_layer("linear")) is layers.Dense
+        np.testing.assert_allclose(other(x), model(x), atol=1e-4)
+
+
+def test_a_layer_quantized_inside_another():
+    inputs = keras.Input((6, 4))
+    steps = layers.TimeDistributed(layers.Dense(4))
+    model = keras.Model(inputs, layers.BatchNormalization()(steps(inputs)))
+    steps.layer.quantize("float8")
+    randomize(model, batch(model))
+    assert_exact(model, kerasnorm.swap_norms(model, "weight", strict=True), batch(model))
 
 
 def test_a_small_change_of_one_beta_is_seen():

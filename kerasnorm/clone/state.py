@@ -32,7 +32,8 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     inner_pairs = _paired_sublayers(source, target)
     for one, other in inner_pairs:
         carry_name(one, other)
-    of_source, of_target = source.variables, target.variables
+    of_source = source.variables
+    of_target = _in_order_of_source(target.variables, [(source, target), *inner_pairs], of_source)
     if [(v.shape, v.dtype) for v in of_source] != [(v.shape, v.dtype) for v in of_target]:
         raise SwapError(
             f"The copy of a layer must have the variables of its source. Received "
@@ -50,6 +51,22 @@ def copy_state(source: keras.Layer, target: keras.Layer) -> None:
     for old, new in zip(of_source, of_target, strict=True):
         if new.trainable != old.trainable:
             new.trainable = old.trainable
+
+
+def _in_order_of_source(of_target: list, pairs: list, of_source: list) -> list:
+    """The variables of a copy in the order that they have in its source.
+
+    A layer that is quantized has new ones last; one that is made quantized, by its config, first.
+    """
+    named: dict[int, keras.Variable] = {}
+    for source, target in pairs:
+        own = keras_private.own_variables(source)
+        by_name = {variable.name: variable for variable in keras_private.own_variables(target)}
+        if sorted(variable.name for variable in own) == sorted(by_name):
+            named.update({id(variable): by_name[variable.name] for variable in own})
+    if len(of_source) != len(of_target):
+        return of_target
+    return [named.get(id(old), new) for old, new in zip(of_source, of_target, strict=True)]
 
 
 def own_penalties(layer: keras.Layer) -> None:
