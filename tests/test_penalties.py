@@ -336,3 +336,37 @@ def test_penalties_are_no_object_of_the_source(to):
         assert own
         assert seen.isdisjoint(map(id, own))
         seen |= {id(penalty) for penalty in own}
+
+
+@keras.saving.register_keras_serializable("test_penalties")
+class Growing(keras.regularizers.Regularizer):
+    """A penalty whose strength changes in training."""
+
+    def __init__(self, beta=1.0):
+        self.start, self.steps = beta, 0
+        self.beta = keras.Variable(beta, trainable=False)
+
+    def grow(self):
+        self.beta.assign(7.0)
+        self.steps += 1
+
+    def __call__(self, x):
+        return self.beta * keras.ops.sum(keras.ops.square(x))
+
+    def get_config(self):
+        return {"beta": self.start}
+
+
+@pytest.mark.parametrize("wrap", [lambda layer: layer, layers.TimeDistributed])
+def test_the_present_strength_of_a_penalty_is_carried(wrap):
+    inputs = keras.Input((5, 3))
+    kept = layers.Dense(4, kernel_regularizer=Growing(), activation="relu")
+    folded = layers.Dense(4, kernel_regularizer=Growing())
+    source = keras.Model(inputs, BN()(folded(wrap(kept)(inputs))))
+    for layer in (kept, folded):
+        layer.kernel_regularizer.grow()
+    swapped = kerasnorm.swap_norms(source, "weight").model
+    assert penalty(swapped) == pytest.approx(penalty(source), rel=ROUNDING)
+    copy = next(layer for layer in all_layers(swapped) if layer.name == kept.name)
+    assert copy.kernel_regularizer.steps == 1
+    assert copy.kernel_regularizer.beta is not kept.kernel_regularizer.beta

@@ -253,6 +253,29 @@ def test_compile_state_is_kept():
     assert model.loss == "sparse_categorical_crossentropy"
 
 
+@keras.saving.register_keras_serializable("test_swap")
+class Weighted(keras.losses.Loss):
+    """A loss that does not tell its argument."""
+
+    def __init__(self, weight=1.0, name="weighted", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.weight = weight
+
+    def call(self, y_true, y_pred):
+        return self.weight * keras.ops.mean(keras.ops.square(y_true - y_pred), axis=-1)
+
+
+@pytest.mark.parametrize("in_list", [False, True])
+def test_a_compiled_loss_weighs_as_it_did(in_list):
+    source = tiny_models.sequential()
+    source.compile("sgd", [Weighted(7.0)] if in_list else Weighted(7.0))
+    swapped = kerasnorm.swap_norms(source, "weight").model
+    x = batch(source)
+    y = np.zeros_like(source.predict(x, verbose=0))
+    losses = [model.evaluate(x, y, verbose=0) for model in (source, swapped)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_a_compile_state_that_cannot_be_copied_is_said():
     source = tiny_models.conv_bn_relu()
 

@@ -142,6 +142,25 @@ def carry_functions(source: keras.Layer, copy: keras.Layer) -> None:
     for name, value in vars(source).items():
         if inspect.isfunction(value) and name in vars(copy) and not leads_to([value], _is_own):
             setattr(copy, name, Objects(np.copy).clone(value))
+        elif name.endswith(("regularizer", "constraint")):
+            carry_values(value, vars(copy).get(name))
+
+
+def carry_values(source: Any, copy: Any) -> None:
+    """Give an object that its config made anew the values that its source has by now."""
+    if type(copy) is not type(source) or not hasattr(source, "__dict__"):
+        return
+    for name, value in vars(source).items():
+        own = vars(copy).get(name)
+        if isinstance(value, (bool, int, float, str)):
+            vars(copy)[name] = value
+        elif isinstance(value, np.ndarray):
+            vars(copy)[name] = value.copy()
+        elif isinstance(value, keras.Variable):
+            if isinstance(own, keras.Variable) and own.shape == value.shape:
+                assign_copy(own, value)
+        elif isinstance(value, (keras.regularizers.Regularizer, keras.constraints.Constraint)):
+            carry_values(value, own)
 
 
 def _is_own(value: Any) -> bool:
