@@ -101,6 +101,23 @@ def test_the_next_layer_may_have_an_activation(activation):
     assert np.corrcoef(expected.ravel(), received.ravel())[0, 1] > 0.85
 
 
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_the_next_layer_may_be_a_transposed_convolution(activation):
+    def make():
+        inputs = keras.Input((6, 4, 3))
+        x = layers.ReLU()(BN(name="bn")(inputs))
+        transposed = layers.Conv2DTranspose(5, 2, padding="same", activation=activation)
+        return keras.Model(inputs, transposed(x))
+
+    source, swap = swapped(make)
+    (site,) = swap.report.sites
+    assert site.becomes == "Affine, CosineNorm(Conv2DTranspose)"
+    x = data_for(source, seed=1)
+    expected, received = np.asarray(source(x)), np.asarray(swap.model(x))
+    # 0.985 and more were seen
+    assert np.corrcoef(expected.ravel(), received.ravel())[0, 1] > 0.95
+
+
 @pytest.mark.parametrize("why", ["activity", "two calls"])
 def test_the_next_layer_must_be_called_once_and_not_be_penalized_for_its_output(why):
     def make():

@@ -38,7 +38,7 @@ def fit_cosine_norm(
     """
     inner = layer.layer
     if not has_rows(inner):
-        return fit_gain_and_bias(layer, data, sampling), None
+        return fit_gain_and_bias(layer, data, sampling, source), None
     im2col = Im2Col(inner)
     mean_square = _mean_square(layer, im2col, data, sampling) if any(shares) else 0.0
     targets = im2col.outputs if source is None else pre_activation(Im2Col(source))

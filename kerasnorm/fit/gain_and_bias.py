@@ -10,12 +10,20 @@ from keras import ops
 from kerasnorm.fit.im2col import as_float64
 from kerasnorm.fit.regression import ChannelwiseRegression
 from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of, sampled_positions
-from kerasnorm.layers import CosineNorm
+from kerasnorm.layers import CosineNorm, kernels
+from kerasnorm.layers.linear_ops import add_bias, linear_map
 from kerasnorm.math.r_squared import r_squared
 
 
-def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling) -> float:
+def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling, source: Any = None) -> float:
     """Fit the gain and bias of a LayerNorm or CosineNorm, one each per channel.
+
+    Args:
+        layer: The layer.
+        data: See `FitData`.
+        sampling: See `Sampling`.
+        source: The source's linear layer whose inputs the data gives as t, and whose
+            pre-activation the layer's is to be; None where it gives the activation itself.
 
     Returns:
         R² on held-out rows.
@@ -25,8 +33,9 @@ def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling) -> float:
     affine.assign(np.ones(affine.size), np.zeros(affine.size))
     line, held, first = ChannelwiseRegression(), HeldOutRows(), 0
     for x, t in data():
-        z = affine.channels_last(ops.convert_to_numpy(layer(x, training=False)))
-        t = affine.channels_last(t)
+        y = layer(x, training=False) if source is None else layer.pre_activation(x)
+        z = affine.channels_last(ops.convert_to_numpy(y))
+        t = affine.channels_last(t if source is None else _pre_activation(source, t))
         index = sampled_positions(z.shape[:-1], sampling.rows(1), sampling.random)
         fitted, chooses = parts_of(index, first)
         line.add(z[index][fitted], t[index][fitted])
@@ -37,6 +46,12 @@ def fit_gain_and_bias(layer: Any, data: FitData, sampling: Sampling) -> float:
     best = int(np.argmax(scores))
     affine.assign(*candidates[best])
     return scores[best]
+
+
+def _pre_activation(source: Any, x: np.ndarray) -> np.ndarray:
+    weights = {name: kernel.wide_value for name, kernel in kernels.kernels_of(source).items()}
+    x = ops.cast(x, weights["g"].dtype)
+    return ops.convert_to_numpy(add_bias(source, linear_map(source, weights, x), source.bias))
 
 
 class _GainAndBias:

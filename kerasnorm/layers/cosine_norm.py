@@ -147,12 +147,13 @@ class CosineNorm(keras.layers.Wrapper):
 
     def call(self, inputs):
         kernels.require_plain_kernel("CosineNorm", self.layer)  # it may have lost it since
-        inputs = ops.convert_to_tensor(inputs)
-        x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
-        y = ops.cast(self._cosine(x), self.compute_dtype)
+        y = ops.cast(self.pre_activation(inputs), self.compute_dtype)
         return y if self.layer.activation is None else self.layer.activation(y)
 
-    def _cosine(self, x):
+    def pre_activation(self, inputs):
+        """What the activation is taken of, in float32 or wider."""
+        inputs = ops.convert_to_tensor(inputs)
+        x = ops.cast(inputs, keras.backend.result_type(self.compute_dtype, "float32"))
         contraction = self.contraction(len(x.shape))
         bias = self.layer.bias
         bias = None if bias is None else keras_private.stored_value(bias)
