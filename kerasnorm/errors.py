@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
+from typing import Any
 
 
 class KerasNormError(ValueError):
@@ -69,6 +71,26 @@ class FidelityWarning(UserWarning):
     >>> import warnings
     >>> warnings.simplefilter("ignore", FidelityWarning)
     """
+
+
+def check_whole_number(name: str, value: Any, least: int) -> None:
+    """Raise DataError unless an argument is a whole number, and not too small.
+
+    Example:
+
+    >>> check_whole_number("seed", -1, least=0)
+    Traceback (most recent call last):
+    ...
+    kerasnorm.errors.DataError: `seed` must be a whole number, 0 at least. Received: seed=-1.
+    """
+    try:
+        if operator.index(value) >= least:
+            return
+    except TypeError:  # no integer of any kind
+        pass
+    raise DataError(
+        f"`{name}` must be a whole number, {least} at least. Received: {name}={value!r}."
+    )
 
 
 @dataclass(frozen=True)

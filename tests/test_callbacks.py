@@ -331,7 +331,7 @@ def test_without_matplotlib(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"every": 0}, r"`every` must be at least 1\. Received: every=0"),
+        ({"every": 0}, r"`every` must be a whole number, 1 at least\. Received: every=0"),
         ({"data": np.ones((1, 4))}, r"two at least\. Received \(1, 4\)"),
         ({"data": [np.ones((3, 4)), np.ones((2, 4))]}, r"Received \(3, 4\) and \(2, 4\)"),
         ({"data": np.full((3, 4), np.nan)}, "must be finite"),

@@ -126,6 +126,7 @@ def test_layer_norm_without_data(model, capsys):
         (("--to", "weight", "--distill"), "not exact already. Received --to weight"),
         (("--to", "weight", "--distill", "--data", "{}/x.npy"), "Received --to weight"),
         (("--to", "layer", "--data", "{}/x.npy", "--damping", "-1"), "`damping` must be at least"),
+        (("--to", "layer", "--data", "{}/x.npy", "--seed", "-1"), "`seed` must be a whole number"),
     ],
 )
 def test_requests_that_cannot_be_right(model, images, options, message, capsys):

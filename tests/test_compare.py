@@ -75,6 +75,12 @@ def test_random_inputs_are_made_where_none_are_given():
     assert np.isfinite(list(again[0].values())).all()
 
 
+def test_what_the_source_does_not_take_is_said_of_the_inputs_given():
+    swap = kerasnorm.swap_norms(EXACT_MODELS["nested"](), "weight")
+    with pytest.raises(SwapError, match=r"able to run on the given inputs. Received: it fails"):
+        swap.compare(np.ones((4, 7), "float32"))
+
+
 def test_sites_inside_a_wrapper_are_compared():
     source = tiny_models.opaque()
     swap = kerasnorm.swap_norms(source, "weight")

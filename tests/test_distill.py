@@ -423,6 +423,13 @@ def test_inputs_by_name():
         (IMAGES[..., :2], r"the shape of the model's input, \(None, 8, 8, 3\)"),
         ([IMAGES, IMAGES], "an array for each input of the model, 1 in all. Received 2"),
         (7, "must be arrays or an iterable of batches. Received: int"),
+        (np.array(7.0), "must be arrays or an iterable of batches. Received: ndarray"),
+        ("x.npy", r"Received: str. Read a file first: numpy.load\(path\)"),
+        ([], "needs at least 10 samples. Received 0"),
+        ([None], "must be arrays of numbers.* Received: NoneType"),
+        (iter([np.array(7.0)]), r"the shape of the model's input, .* Received \(n, \)"),
+        (np.array([[1, 2], [3]] * 10, dtype=object), "every row as long as the next"),
+        (np.full(20, "text"), "must be arrays of numbers.* Received: ndarray"),
     ],
 )
 def test_data_that_does_not_fit(data, message):
@@ -446,10 +453,20 @@ def test_arguments_that_are_set_here(name):
         kerasnorm.distill(*two_models(), IMAGES, **{name: 1})
 
 
-@pytest.mark.parametrize("name", ["epochs", "batch_size"])
-def test_numbers_below_one(name):
-    with pytest.raises(KerasNormError, match=rf"`{name}` must be at least 1. Received: {name}=0"):
-        kerasnorm.distill(*two_models(), IMAGES, **{name: 0})
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [("epochs", 0, 1), ("epochs", 1.5, 1), ("batch_size", None, 1), ("seed", -1, 0)],
+)
+def test_numbers_that_are_not_whole_or_too_small(name, value, least):
+    message = f"`{name}` must be a whole number, {least} at least. Received: {name}={value}"
+    with pytest.raises(KerasNormError, match=message):
+        kerasnorm.distill(*two_models(), IMAGES, **{name: value})
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, float("inf"), float("nan"), "0.1"])
+def test_learning_rates_that_are_none(rate):
+    with pytest.raises(KerasNormError, match="`learning_rate` must be a number above 0"):
+        kerasnorm.distill(*two_models(), IMAGES, learning_rate=rate)
 
 
 def test_models_that_do_not_belong_together():

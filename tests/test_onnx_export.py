@@ -442,6 +442,21 @@ def test_a_difference_that_a_later_layer_undoes_is_not_blamed(path, monkeypatch)
         export_onnx(model, path)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"report": "x"}, r"`report` must be that of a swap. Received: str. Give .*`\.report`"),
+        ({"tolerance": -1}, "`tolerance` must be a number, 0 at least. Received: tolerance=-1"),
+        ({"tolerance": float("nan")}, "Received: tolerance=nan"),
+        ({"tolerance": "x"}, "Received: tolerance='x'"),
+    ],
+)
+def test_options_that_cannot_be_right(path, option, message):
+    with pytest.raises(ExportError, match=message):
+        export_onnx(dense_net(), path, **option)
+    assert not path.exists()
+
+
 def test_another_shape_is_an_error(path, monkeypatch):
     def reshape(proto):
         proto.graph.node[0].output[0] = "raw"

@@ -8,6 +8,7 @@ import pytest
 from keras import layers
 
 from kerasnorm import BatchNorm, KerasNormError, estimate_statistics
+from kerasnorm.errors import DataError
 from kerasnorm.layers.batch_norm import BATCH_NORMS
 
 
@@ -151,5 +152,12 @@ def test_refusals_say_why():
     model = keras.Sequential([keras.Input((3,)), BatchNorm(name="bn")])
     with pytest.raises(KerasNormError, match="layer 'bn': The inputs of a BatchNorm must be"):
         estimate_statistics(model, np.full((4, 3), np.inf, "float32"))
+    with pytest.raises(KerasNormError, match=r"A model must be given. Received: str"):
+        estimate_statistics("model.keras", normal(4, 3))
+    for nothing in ([], iter(())):
+        with pytest.raises(DataError, match="model 'plain': The data must hold samples"):
+            estimate_statistics(plain, nothing)
+    with pytest.raises(DataError, match="`batch_size` must be a whole number, 1 at least"):
+        estimate_statistics(plain, normal(4, 3), batch_size=0)
     with pytest.raises(KerasNormError, match="arrays or an iterable of batches"):
         estimate_statistics(model, 3)

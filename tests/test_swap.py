@@ -473,11 +473,43 @@ def test_chosen_sites_only():
         ({"to": "batch"}, r"`to` must be one of .*'weight'.*Received: to='batch'"),
         ({"to": "weight", "sites": ["nope"]}, r"Received: \['nope'\]\. They are: bn"),
         ({"to": {"nope": "weight"}}, r"Received: \['nope'\]"),
+        ({"to": {"nope": "weight", 1: "weight"}}, r"Received: \[1, 'nope'\]"),
+        ({"to": "weight", "sites": "bn"}, r"list of names.* Received: .* Write sites=\['bn'\]"),
+        ({"to": "weight", "sites": True}, "list of names or a predicate. Received: sites=True"),
+        ({"to": "weight", "sites": [["bn"]]}, "list of names or a predicate"),
+        ({"to": "weight", "seed": -1}, "`seed` must be a whole number, 0 at least"),
+        ({"to": "weight", "seed": None}, "`seed` must be a whole number.* Received: seed=None"),
+        ({"to": "weight", "batch_size": -1}, "`batch_size` must be a whole number, 1 at least"),
+        ({"to": "weight", "batch_size": 16.0}, "Received: batch_size=16.0"),
+        ({"to": "weight", "memory_budget": None}, "`memory_budget` must be a whole number"),
     ],
 )
 def test_wrong_requests(arguments, message):
     with pytest.raises(SwapError, match=message):
         kerasnorm.swap_norms(tiny_models.conv_bn_relu(), **arguments)
+
+
+def test_what_is_no_model_is_refused():
+    with pytest.raises(SwapError, match=r"Received: str. Load a file first"):
+        kerasnorm.inspect_norms("model.keras")
+    swap = kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "weight")
+    for function in (kerasnorm.fold_norms, kerasnorm.inspect_norms):
+        with pytest.raises(SwapError, match=r"Received: Swap. Give its `.model`"):
+            function(swap)
+
+
+def test_data_has_to_be_numbers_and_as_many_for_each_input():
+    words = keras.Input((), dtype="string", name="words")
+    numbers = layers.StringLookup(vocabulary=["a", "b"], output_mode="one_hot")(words)
+    model = keras.Model(words, layers.BatchNormalization()(layers.Dense(4)(numbers)))
+    with pytest.raises(SwapError, match=r"must take numbers.* Input 'words' takes text"):
+        kerasnorm.swap_norms(model, "layer", np.array(["a", "b"] * 10))
+    first, second = keras.Input((4,)), keras.Input((4,))
+    model = keras.Model(
+        [first, second], layers.BatchNormalization()(layers.Dense(4)(first + second))
+    )
+    with pytest.raises(SwapError, match="as many samples for one input as for another"):
+        kerasnorm.swap_norms(model, "layer", [np.ones((20, 4)), np.ones((10, 4))])
 
 
 def test_models_without_a_graph_are_refused():

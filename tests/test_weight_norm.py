@@ -613,6 +613,8 @@ def test_data_init_warns_of_units_that_never_vary():
 
 
 def test_data_init_refusals():
+    with pytest.raises(KerasNormError, match=r"A model must be given. Received: str"):
+        data_init("model.keras", np.ones((8, 3)))
     bare = keras.Sequential([keras.Input((3,)), layers.Dense(4)], name="bare")
     with pytest.raises(KerasNormError, match="model 'bare': data_init needs a model that calls"):
         data_init(bare, np.ones((8, 3)))

@@ -13,7 +13,7 @@ import numpy as np
 from keras import tree
 
 from kerasnorm.callbacks.layer_inputs import build, chosen, inputs_of, listed
-from kerasnorm.errors import KerasNormError
+from kerasnorm.errors import KerasNormError, check_whole_number
 from kerasnorm.plotting.drift import draw_bands, save_panels
 
 __all__ = ["ActivationDrift"]
@@ -103,8 +103,7 @@ class ActivationDrift(keras.callbacks.Callback):
         log_dir: str | os.PathLike[str] | None = None,
     ):
         super().__init__()
-        if every < 1:
-            raise KerasNormError(f"`every` must be at least 1. Received: every={every}.")
+        check_whole_number("every", every, least=1)
         self.data = tree.map_structure(np.asarray, data)
         _check_samples(tree.flatten(self.data))
         self.layers = layers

@@ -53,10 +53,17 @@ def differences(models: ModelPair, inputs: Any = None) -> dict[str, float]:
         inputs: A batch in the structure of the source's inputs; None for seeded random numbers.
 
     Raises:
-        NotComparableError: If the source cannot be run.
+        SwapError: If the source cannot be run on them.
     """
-    arrays = random_batch(models) if inputs is None else tree.flatten(inputs)
-    return {v.name: _worst(_of_channels(v)) for v in SideBySide(models).run(arrays)}
+    try:
+        arrays = random_batch(models) if inputs is None else tree.flatten(inputs)
+        return {v.name: _worst(_of_channels(v)) for v in SideBySide(models).run(arrays)}
+    except NotComparableError as reason:
+        kind = "random" if inputs is None else "the given"
+        raise SwapError(
+            f"The source must be able to run on {kind} inputs. Received: {reason}.",
+            model=models.source.root.owner.name,
+        ) from reason
 
 
 def check_equal(models: ModelPair) -> tuple[dict[str, float], list[str]]:
@@ -262,4 +269,4 @@ def _allowed(
 
 
 def _not_compared(reason: Exception) -> str:
-    return f"not compared with its source: {reason}"
+    return f"not compared with its source on random inputs: {reason}"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any
 
 import keras
 
 from kerasnorm.distillation.trained_variables import trained_variables
 from kerasnorm.distillation.training import train
-from kerasnorm.errors import KerasNormError
+from kerasnorm.errors import KerasNormError, check_whole_number
 from kerasnorm.graph.model_graphs import graphs_of
 
 _OURS = (
@@ -106,7 +107,10 @@ def distill(
 
     Reference: Hinton et al., 2015, https://arxiv.org/abs/1503.02531
     """
-    _check_arguments(epochs, batch_size, fit)
+    check_whole_number("epochs", epochs, least=1)
+    check_whole_number("batch_size", batch_size, least=1)
+    check_whole_number("seed", seed, least=0)
+    _check_arguments(learning_rate, fit)
     _check_tensorflow()
     student_graphs = graphs_of(student)
     return train(
@@ -133,10 +137,13 @@ def _check_tensorflow() -> None:
         )
 
 
-def _check_arguments(epochs: int, batch_size: int, fit: dict[str, Any]) -> None:
-    for name, number in (("epochs", epochs), ("batch_size", batch_size)):
-        if number < 1:
-            raise KerasNormError(f"`{name}` must be at least 1. Received: {name}={number}.")
+def _check_arguments(learning_rate: Any, fit: dict[str, Any]) -> None:
+    rates = isinstance(learning_rate, numbers.Real) and 0 < float(learning_rate) < float("inf")
+    if learning_rate is not None and not rates:
+        raise KerasNormError(
+            "`learning_rate` must be a number above 0, and finite. Received: "
+            f"learning_rate={learning_rate!r}."
+        )
     ours = sorted(set(fit) & set(_OURS))
     if ours:
         raise KerasNormError(

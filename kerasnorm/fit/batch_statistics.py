@@ -13,7 +13,7 @@ from kerasnorm import keras_private
 from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.clone.state import build_alike, copy_state
-from kerasnorm.errors import KerasNormError
+from kerasnorm.errors import DataError, KerasNormError
 from kerasnorm.fit.data import batches_of
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.layers import masks
@@ -53,21 +53,23 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.BatchNormalization()])
     >>> estimate_statistics(model, np.random.normal(5.0, size=(1000, 3)))
     """
+    if not isinstance(model, keras.Layer):
+        raise KerasNormError(f"A model must be given. Received: {type(model).__name__}.")
     _check_no_list_of_batches(model, data)
     batches = batches_of(data, batch_size)
     first = next(batches, None)
-    norms: list[tuple[Any, Any]] = []
+    if first is None:
+        raise DataError("The data must hold samples. Received none.", model=model.name)
     moments: dict[int, RunningMoments] = {}
-    if first is not None:
-        copy, pairs = _copy_of(model, first)
-        norms = [pair for pair in pairs if isinstance(pair[0], BATCH_NORMS)]
-        for norm, norm_copy in norms:
-            norm_copy.call = _summing_call(norm_copy, moments, id(norm))
-        for batch in itertools.chain([first], batches):
-            copy(batch, training=False)
+    copy, pairs = _copy_of(model, first)
+    norms = [pair for pair in pairs if isinstance(pair[0], BATCH_NORMS)]
+    for norm, norm_copy in norms:
+        norm_copy.call = _summing_call(norm_copy, moments, id(norm))
+    for batch in itertools.chain([first], batches):
+        copy(batch, training=False)
     if not moments:
         raise KerasNormError(
-            "estimate_statistics needs a model that calls a BatchNorm, and data. Received: "
+            "estimate_statistics needs a model that calls a BatchNorm. Received: "
             f"{len(norms)} such layers, none of them called.",
             model=model.name,
         )

@@ -66,8 +66,10 @@ def graphs_of(model: keras.Model, opens: Opens = lambda layer: False) -> ModelGr
     """
     if not isinstance(model, keras.Layer):
         raise SwapError(
-            f"A model must be given. Received: {model!r}.",
-            hint="Load a file first: kerasnorm.load_model(path).",
+            f"A model must be given. Received: {type(model).__name__}.",
+            hint="Give its `.model`."
+            if isinstance(getattr(model, "model", None), keras.Model)
+            else "Load a file first: kerasnorm.load_model(path).",
         )
     root = graphs.graph_of(model) if keras_private.has_graph(model) else _traced_model(model)
     opaque: dict[int, str] = {}

@@ -56,6 +56,8 @@ def data_init(model: keras.Model, batch: Any) -> list[str]:
 
     Reference: Salimans & Kingma, 2016, section 3, https://arxiv.org/abs/1602.07868
     """
+    if not isinstance(model, keras.Layer):
+        raise KerasNormError(f"A model must be given. Received: {type(model).__name__}.")
     counts: dict[int, int] = {}
     _watch(model, batch, lambda layer, *_: counts.update({id(layer): counts.get(id(layer), 0) + 1}))
     if not counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import numbers
 import os
 import threading
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ def export_onnx(
     if isinstance(model, Swap):
         model, report = model.model, report or model.report
     _check_request(model, path, opset, overwrite)
+    _check_options(report, tolerance)
     size = sum(map(nbytes, model.variables))
     with (
         replace_whole(path, error=ExportError) as temporary,
@@ -193,6 +195,20 @@ def _check_request(model, path, opset: int, overwrite: bool) -> None:
                 layer=layer.name,
                 hint="Rebuild the layer with stateful=False, its state as an input and an output.",
             )
+
+
+def _check_options(report: Any, tolerance: Any) -> None:
+    if not isinstance(report, (Report, type(None))):
+        raise ExportError(
+            f"`report` must be that of a swap. Received: {type(report).__name__}.",
+            hint="Give the swap's `.report`, or the swap itself in place of its model.",
+        )
+    if tolerance is not None and not (
+        isinstance(tolerance, numbers.Real) and float(tolerance) >= 0
+    ):
+        raise ExportError(
+            f"`tolerance` must be a number, 0 at least. Received: tolerance={tolerance!r}."
+        )
 
 
 def _write(frozen: FrozenGraph, proto, path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,20 +146,26 @@ def _targets(
         shown = [_checked(s, wanted[s.name], model_graphs) for s in found if s.name in wanted]
         shown += [_opaque_record(s, wanted[s.name]) for s in opaque if s.name in wanted]
         chosen = {record.name for record in shown if sites(record)}
-    elif isinstance(sites, str):
-        raise SwapError(
-            f"`sites` must be a list of names or a predicate. Received: sites={sites!r}.",
-            hint=f"Write sites=[{sites!r}].",
-        )
     else:
-        chosen = set(wanted if sites is None else sites)
-    unknown = sorted((chosen | set(wanted)) - set(names))
+        chosen = set(wanted) if sites is None else _site_names(sites)
+    unknown = sorted((chosen | set(wanted)) - set(names), key=str)
     if unknown:
         raise SwapError(
             f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
             hint=f"They are: {', '.join(names)}.",
         )
     return {name: target for name, target in wanted.items() if name in chosen}
+
+
+def _site_names(sites: Any) -> set[str]:
+    several = isinstance(sites, Iterable) and not isinstance(sites, str)
+    listed: list[Any] = list(sites) if several else []
+    if not several or not all(isinstance(name, str) for name in listed):
+        raise SwapError(
+            f"`sites` must be a list of names or a predicate. Received: sites={sites!r}.",
+            hint=f"Write sites=[{sites!r}]." if isinstance(sites, str) else None,
+        )
+    return set(listed)
 
 
 def _check_one_target_in_code(found: list[Site], targets: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.compare.agreement import random_agreement
 from kerasnorm.compare.differences import check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
-from kerasnorm.errors import DataError, FidelityWarning, SwapError
+from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_number
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import check_data
 from kerasnorm.graph.model_graphs import graphs_of
@@ -100,7 +100,7 @@ def swap_norms(
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
             a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
             `strict` and something was refused, or what is exact, or not swapped, differs from
-            the source by more than rounding. DataError, which is one, if `damping`, or the data,
+            the source by more than rounding. DataError, which is one, if a number, or the data,
             is not as above.
 
     Example:
@@ -114,6 +114,9 @@ def swap_norms(
     ['WeightNorm']
     """
     shares = _shares(damping)
+    check_whole_number("seed", seed, least=0)
+    check_whole_number("batch_size", batch_size, least=1)
+    check_whole_number("memory_budget", memory_budget, least=0)
     model_graphs = graphs_of(model, holds_batch_norm)
     decision = decide(model_graphs, to, sites)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
