@@ -120,6 +120,7 @@ def test_layer_norm_without_data(model, capsys):
         (("--to", "layer", "--data", "{}/text.npy"), "must be an .npy or .npz file"),
         (("--to", "layer", "--data", "{}/objects.npy"), "must be an .npy or .npz file"),
         (("--to", "layer", "--data", "{}/one.npz:y"), "has no array 'y'. It holds: x"),
+        (("--to", "layer", "--data", "{}/x.npy:a"), "Received the name 'a'"),
         (("--to", "layer", "--data", "{}/several.npz"), "an array for each input of the model, 1"),
         (("--to", "layer", "--data", "{}/flat.npy"), "must have the shape of the model's input"),
         (("--to", "layer", "--distill"), "needs data to train on. Received no --data"),

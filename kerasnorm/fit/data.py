@@ -144,15 +144,18 @@ def read_arrays(text: str) -> Any:
     if not Path(path).exists():
         raise DataError(f"There is no file '{path}'.", hint="Data is an .npy or .npz file.")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            arrays = dict(found)
+        arrays: Any = np.load(path, allow_pickle=False)
+        if not isinstance(arrays, np.ndarray):
+            with arrays:
+                arrays = dict(arrays)
     except (OSError, ValueError, EOFError) as error:
         raise DataError(
             f"Data must be an .npy or .npz file of numbers. '{path}' is not."
         ) from error
+    if isinstance(arrays, np.ndarray):
+        if name:
+            raise DataError(f"'{path}' has one array, without a name. Received the name '{name}'.")
+        return arrays
     if name and name not in arrays:
         raise DataError(f"'{path}' has no array '{name}'. It holds: {', '.join(arrays)}.")
     if name or len(arrays) == 1:
