@@ -442,21 +442,6 @@ def test_a_difference_that_a_later_layer_undoes_is_not_blamed(path, monkeypatch)
         export_onnx(model, path)
 
 
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"report": "x"}, r"`report` must be that of a swap. Received: str. Give .*`\.report`"),
-        ({"tolerance": -1}, "`tolerance` must be a number, 0 at least. Received: tolerance=-1"),
-        ({"tolerance": float("nan")}, "Received: tolerance=nan"),
-        ({"tolerance": "x"}, "Received: tolerance='x'"),
-    ],
-)
-def test_options_that_cannot_be_right(path, option, message):
-    with pytest.raises(ExportError, match=message):
-        export_onnx(dense_net(), path, **option)
-    assert not path.exists()
-
-
 def test_another_shape_is_an_error(path, monkeypatch):
     def reshape(proto):
         proto.graph.node[0].output[0] = "raw"
@@ -620,6 +605,10 @@ def double():
 @pytest.mark.parametrize(
     ("model", "request_", "message"),
     [
+        (dense_net, {"report": "x"}, r"must be that of a swap\. Received: str\. Give .*`\.report`"),
+        (dense_net, {"tolerance": -1}, r"must be a number, 0 at least\. Received: .*=-1"),
+        (dense_net, {"tolerance": float("nan")}, r"Received: tolerance=nan"),
+        (dense_net, {"tolerance": "x"}, r"Received: tolerance='x'"),
         (dense_net, {"opset": 12}, r"`opset` must be between 13 and \d+.*Received: 12"),
         (dense_net, {"opset": 99}, r"`opset` must be between 13 and \d+.*Received: 99"),
         (dense_net, {"opset": "17"}, r"`opset` must be between 13 and \d+.*Received: 17"),
@@ -636,7 +625,7 @@ def double():
         ),
         (unbuilt, {}, r"^model 'unbuilt': The model must have been built or called"),
         (never_called, {}, r"must have been built or called.*Call it once on data"),
-        (unsupported, {}, r"^model 'net', layer 'qr': The operation 'net_1/qr_1/Qr' of type Qr"),
+        (unsupported, {}, r"^model 'net', layer 'qr': The operation .* of type Qr.* end the"),
         (stateful, {}, r"layer 'memory': An ONNX model has no memory between calls"),
         (text, {}, r"Input 'words' takes text"),
         (double, {}, r"layer 'wide': ONNX Runtime \S+ cannot run the model.*float32"),

@@ -151,7 +151,8 @@ def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:
             f"opset {opset}.{_complaint(node, complaints)}",
             model=model.name,
             layer=layer_of(model, node.name),
-            hint="Try a later opset, or replace the layer by one of standard operations.",
+            hint="Replace the layer by one of standard operations, or end the model in front of "
+            "it; for a few operations a later opset is enough.",
         )
 
 
