@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from kerasnorm.distillation.features import common_features
 from kerasnorm.distillation.optimizer import RelativeAdam
 from kerasnorm.distillation.step_sizes import step_sizes
 from kerasnorm.errors import DataError, KerasNormError, SwapError
+from kerasnorm.fit.data import batches_of
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.output_heads import Head, heads_of
 
@@ -435,6 +437,32 @@ def test_inputs_by_name():
 def test_data_that_does_not_fit(data, message):
     with pytest.raises(DataError, match=message):
         kerasnorm.distill(*two_models(), data)
+
+
+class Batches(keras.utils.PyDataset):
+    """The images, in some batches or, with None, in batches without end."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self._batches = batches
+
+    @property
+    def num_batches(self):
+        return self._batches
+
+    def __getitem__(self, number):
+        return IMAGES[number::3], None
+
+
+def test_data_without_end_is_refused():
+    import tensorflow as tf
+
+    dataset = tf.data.Dataset.from_tensor_slices(IMAGES).batch(32).repeat()
+    for endless in (dataset, Batches(None), itertools.cycle([IMAGES])):
+        with pytest.raises(DataError, match=r"must end.* for ever\. Give .*`data\.take\(n\)`"):
+            next(batches_of(endless, 32))
+    for ending in (dataset.take(3), Batches(3), itertools.islice(dataset, 3)):
+        assert len(list(batches_of(ending, 32))) == 3
 
 
 def test_batches_of_different_shapes_are_refused():

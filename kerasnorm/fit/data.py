@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,12 +23,12 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
 
     Args:
         data: An array; a tuple, list or dictionary of arrays for several inputs; or an iterable of
-            batches (`tf.data.Dataset`, `keras.utils.PyDataset`, a generator), where a batch that
-            is a tuple counts as (inputs, targets, …).
+            batches that ends (`tf.data.Dataset`, `keras.utils.PyDataset`, a generator), where a
+            batch that is a tuple counts as (inputs, targets, …).
         batch_size: Of the batches that arrays are cut into.
 
     Raises:
-        DataError: If it is none of these, or `batch_size` no whole number from 1.
+        DataError: If it is none of these, or never ends, or `batch_size` is no whole number from 1.
     """
     check_whole_number("batch_size", batch_size, least=1)
     arrays = tree.flatten(data) if isinstance(data, (tuple, list, dict)) else [data]
@@ -35,11 +36,12 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
         for start in range(0, arrays[0].shape[0], batch_size):
             stop = start + batch_size
             yield tree.map_structure(lambda a: a[start:stop], data)  # noqa: B023
-    elif isinstance(data, keras.utils.PyDataset):
-        for number in range(len(data)):
-            batch = data[number]
-            yield batch[0] if isinstance(batch, tuple) else batch
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, np.ndarray)):
+        if _is_endless(data):
+            raise DataError(
+                f"The data must end. Received a {type(data).__name__} that repeats for ever.",
+                hint="Give some of its batches: `data.take(n)`, or `itertools.islice(data, n)`.",
+            )
         for batch in data:
             yield batch[0] if isinstance(batch, tuple) else batch
     else:
@@ -49,6 +51,18 @@ def batches_of(data: Any, batch_size: int) -> Iterator[Any]:
             if isinstance(data, (str, bytes, os.PathLike))
             else None,
         )
+
+
+def _is_endless(data: Any) -> bool:
+    """Whether batches say of themselves that they never end; a generator's cannot."""
+    if isinstance(data, keras.utils.PyDataset):
+        try:
+            return data.num_batches is None
+        except NotImplementedError:
+            return True
+    if hasattr(data, "cardinality"):
+        return int(data.cardinality()) == -1  # tf.data.INFINITE_CARDINALITY
+    return isinstance(data, itertools.cycle)
 
 
 def input_batches(root: Graph, data: Any, batch_size: int) -> Iterator[list[np.ndarray]]:
