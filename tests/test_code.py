@@ -480,3 +480,32 @@ def test_what_code_keeps_of_its_calls_stays_as_it_was():
     del block.last
     kerasnorm.inspect_norms(source)
     assert not hasattr(block, "last")
+
+
+@pytest.mark.parametrize(
+    ("of", "becomes"), [("dense", "WeightNorm(Affine)"), ("norm", "WeightNorm(Dense)")]
+)
+def test_losses_that_code_adds_stay_what_they_are(of, becomes):
+    class Penalized(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4, name="dense")
+            self.norm = layers.BatchNormalization(name="norm")
+
+        def call(self, x):
+            h = self.dense(x)
+            y = self.norm(h)
+            self.add_loss(keras.ops.mean(keras.ops.square(h if of == "dense" else y)))
+            self.add_loss([keras.ops.ones(())])
+            return y
+
+    source, x = Penalized(), np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    source(x)
+    randomize(source, x)
+    attributes = set(vars(source))
+    swap = kerasnorm.swap_norms(source, "weight")
+    assert [site.becomes for site in swap.report.sites] == [becomes]
+    assert set(vars(source)) == attributes
+    assert_same(source, swap.model, x)
+    np.testing.assert_allclose(swap.model.losses[0], source.losses[0], rtol=1e-5)
+    assert len(swap.model.losses) == len(source.losses) == 2

@@ -46,22 +46,24 @@ class Graph:
         owner: The model or layer.
         inputs: Its symbolic inputs, in their structure.
         outputs: Its symbolic outputs, in their structure.
-        calls: The calls that the outputs depend on, each after those it depends on.
+        calls: The calls that the outputs, and losses that code adds, depend on, each after those
+            it depends on.
         arguments: For a traced layer, the (args, kwargs) it was traced on; None for a model that
             is its graph.
     """
 
-    def __init__(self, owner: keras.Layer, inputs, outputs, arguments=None):
+    def __init__(self, owner: keras.Layer, inputs, outputs, arguments=None, losses=()):
         self.owner = owner
         self.inputs, self.outputs = inputs, outputs
         self.arguments = arguments
-        self.calls = _topological_order(tree.flatten(outputs))
+        ends = [*tree.flatten(outputs), *losses]
+        self.calls = _topological_order(ends)
         self._producers = {id(t): call for call in self.calls for t in call.outputs}
         self._consumers: dict[int, list[Call]] = defaultdict(list)
         for call in self.calls:
             for tensor in call.inputs:
                 self._consumers[id(tensor)].append(call)
-        self._outputs = {id(t) for t in tree.flatten(outputs)}
+        self._outputs = {id(t) for t in ends}
 
     @property
     def is_code(self) -> bool:
@@ -82,7 +84,7 @@ class Graph:
         return self._consumers[id(tensor)]
 
     def is_output(self, tensor) -> bool:
-        """Whether a tensor is an output of the model."""
+        """Whether a tensor is an output of the model, or a loss that its code adds."""
         return id(tensor) in self._outputs
 
     def layer_calls(self) -> list[Call]:

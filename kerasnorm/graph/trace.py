@@ -61,10 +61,11 @@ def trace(
         if isinstance(layer, keras.layers.TimeDistributed):
             step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
             return Graph(layer, [step], _outputs(layer.layer, (step,), {}), (args, kwargs))
+        losses = _collected_losses(layers)
         accepts_training = "training" in keras_private.call_parameters(layer)
         more = {"training": training} if accepts_training else {}
         outputs = _outputs(layer.call, args, {**kwargs, **more})
-        return Graph(layer, inputs, outputs, (args, kwargs))
+        return Graph(layer, inputs, outputs, (args, kwargs), losses)
 
 
 def tensors_among(args: tuple, kwargs: dict[str, Any]) -> list:
@@ -109,6 +110,24 @@ def _attributes_kept(layers: list[keras.Layer]) -> Iterator[None]:
             for name in vars(layer).keys() - attributes.keys():
                 del vars(layer)[name]
             vars(layer).update(attributes)
+
+
+def _collected_losses(layers: list[keras.Layer]) -> list[keras.KerasTensor]:
+    """The symbolic losses that layers are going to add, which Keras does not take."""
+    found: list[keras.KerasTensor] = []
+
+    def collecting(add_loss):
+        def collect(loss):
+            symbolic = [t for t in tree.flatten(loss) if isinstance(t, keras.KerasTensor)]
+            found.extend(symbolic)
+            if not symbolic:
+                add_loss(loss)
+
+        return collect
+
+    for layer in layers:
+        vars(layer)["add_loss"] = collecting(layer.add_loss)
+    return found
 
 
 def _input_like(tensor, shape: tuple):
