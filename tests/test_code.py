@@ -300,6 +300,60 @@ def test_a_model_that_cannot_be_followed_is_refused_by_name():
         kerasnorm.swap_norms(net, "weight")
 
 
+@pytest.mark.parametrize(
+    "operate",
+    [
+        lambda w, h: w * h + (w - h) / (w + h * h + 9.0),
+        lambda w, h: keras.ops.cast(w < h, "float32") * h + w**h,
+        lambda w, h: w % (h * h + 1.0) + w // (h * h + 1.0),
+        lambda w, h: (w @ keras.ops.transpose(h))[:, None] + h,
+    ],
+)
+def test_a_variable_may_stand_on_either_side_of_an_operator(operate):
+    class Weighted(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4, name="dense")
+            self.norm = layers.BatchNormalization(name="norm")
+            self.w = self.add_weight(shape=(4,), name="w", initializer="ones")
+
+        def call(self, x):
+            return operate(self.w, self.norm(self.dense(x)))
+
+    source, x = Weighted(), np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    source(x)
+    randomize(source, x)
+    source.w.assign([0.5, 1.0, 2.0, 3.0])
+    product = keras.Variable.__mul__
+    swap = kerasnorm.swap_norms(source, "weight")
+    assert [site.becomes for site in swap.report.sites] == ["WeightNorm(Dense)"]
+    assert_same(source, swap.model, x)
+    assert keras.Variable.__mul__ is product
+
+
+@pytest.mark.parametrize(
+    ("resize", "message"),
+    [
+        (lambda x: x + keras.ops.zeros(keras.ops.shape(x)), r"without the batch size.*zeros_like"),
+        (lambda x: keras.ops.reshape(x, (x.shape[0], 4)), r"In place of x\.shape\[0\], write -1"),
+    ],
+)
+def test_code_that_needs_to_know_the_batch_size_is_told_how_to_do_without(resize, message):
+    class Sized(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense = layers.Dense(4, name="dense")
+            self.norm = layers.BatchNormalization(name="norm")
+
+        def call(self, x):
+            return resize(self.norm(self.dense(x)))
+
+    source = Sized()
+    source(np.ones((2, 3), "float32"))
+    with pytest.raises(SwapError, match=message):
+        kerasnorm.swap_norms(source, "weight")
+
+
 def test_training_is_passed_on():
     """A layer called with training=True in the graph runs its BatchNorm live."""
     inputs = keras.Input((4,))

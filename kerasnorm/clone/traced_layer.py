@@ -10,7 +10,7 @@ from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.graph import Graph
-from kerasnorm.graph.trace import TraceError, trace
+from kerasnorm.graph.trace import TraceError, said, trace
 
 
 def clone_traced(graph: Graph) -> keras.Layer:
@@ -30,8 +30,16 @@ def clone_traced(graph: Graph) -> keras.Layer:
 
 def _built(graph: Graph, clone: keras.Layer) -> keras.Layer:
     args, kwargs = graph.arguments
-    with keras_private.unrecorded([clone]):
-        clone(*args, **kwargs)  # builds it
+    try:
+        with keras_private.unrecorded([clone]):
+            clone(*args, **kwargs)  # builds it
+    except Exception as error:  # any code of any user, on a batch size that is not known
+        raise SwapError(
+            "Code must run on tensors alone, whatever their batch size. Received a "
+            f"{type(clone).__name__}: {said(error)}",
+            layer=graph.owner.name,
+            hint="In place of x.shape[0], write -1 or ops.shape(x)[0].",
+        ) from error
     if isinstance(graph.owner, keras.layers.TimeDistributed):
         trace(clone, args, kwargs)  # which its own call does not do for what has no `build`
     build_alike(graph.owner, clone)

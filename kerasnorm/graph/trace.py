@@ -19,6 +19,15 @@ from keras import tree
 from kerasnorm import keras_private
 from kerasnorm.graph.graph import Call, Graph
 
+# `==` is left out: to symbolic tensors it is identity.
+_OPERATORS = [
+    f"__{name}__"
+    for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
+        "lt", "le", "gt", "ge", "ne", "and", "or", "xor",
+    )
+]  # fmt: skip
+
 
 class TraceError(Exception):
     """The code of a layer cannot be followed; the text says why."""
@@ -57,6 +66,7 @@ def trace(
         keras_private.unrecorded(layers),
         keras_private.in_call_of(layer, training),
         _attributes_kept(layers),
+        _operators_left_to_symbols(),
     ):
         if isinstance(layer, keras.layers.TimeDistributed):
             step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
@@ -92,9 +102,10 @@ def fed(graph: Graph, arrays: list) -> list:
     return arrays
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
     """The first line that says something; Keras puts in front of it where it happened, in bold."""
-    lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+    text = re.sub(r"\x1b\[\d+m", "", str(error)).rpartition("Error encountered:")[2]
+    lines = text.splitlines()
     telling = (line.strip() for line in lines if not line.startswith("Exception encountered when"))
     return next(filter(None, telling), repr(error))
 
@@ -130,6 +141,33 @@ def _collected_losses(layers: list[keras.Layer]) -> list[keras.KerasTensor]:
     return found
 
 
+@contextlib.contextmanager
+def _operators_left_to_symbols() -> Iterator[None]:
+    """Have `variable * tensor` be what `tensor * variable` is, where the tensor is symbolic.
+
+    Keras's variables would compute at once. With anything else they do, in other threads too.
+    """
+    before = {name: vars(keras.Variable).get(name) for name in _OPERATORS}
+
+    def leaving(operator):
+        def operate(variable, other):
+            symbolic = isinstance(other, keras.KerasTensor)
+            return NotImplemented if symbolic else operator(variable, other)
+
+        return operate
+
+    try:
+        for name in _OPERATORS:
+            setattr(keras.Variable, name, leaving(getattr(keras.Variable, name)))
+        yield
+    finally:
+        for name, operator in before.items():
+            if operator is None:  # inherited
+                delattr(keras.Variable, name)
+            else:
+                setattr(keras.Variable, name, operator)
+
+
 def _input_like(tensor, shape: tuple):
     return keras.Input(batch_shape=shape, dtype=tensor.dtype, sparse=tensor.sparse)
 
@@ -140,7 +178,7 @@ def _outputs(function, args: tuple, kwargs: dict[str, Any]):
             outputs = function(*args, **kwargs)
     except Exception as error:
         # any code of any user, which was not written for symbolic tensors
-        reason = textwrap.shorten(_said(error), 120, placeholder=" …")
+        reason = textwrap.shorten(said(error), 120, placeholder=" …")
         raise TraceError(f"its code cannot be followed on symbolic tensors ({reason})") from error
     flat = tree.flatten(outputs)
     if not flat or not all(isinstance(t, keras.KerasTensor) for t in flat):
