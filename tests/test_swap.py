@@ -113,6 +113,18 @@ def test_the_record_says_what_and_why(name, becomes, reason):
         assert reason in site.reason
 
 
+def test_whose_input_is_normalized_is_said():
+    inputs = keras.Input((5, 3))
+    per_step = layers.TimeDistributed(layers.BatchNormalization(), name="per_step")
+    nested = keras.Sequential([keras.Input((5, 3)), layers.BatchNormalization()], name="nested")
+    source = keras.Model(inputs, nested(per_step(layers.BatchNormalization()(inputs))))
+    assert {site.reason for site in weight_sites(source)} == {
+        "it normalizes an input of the model",
+        "it normalizes an input of 'per_step'",
+        "it normalizes an input of 'nested'",
+    }
+
+
 def test_no_linear_layer_is_said_before_who_else_reads_it():
     inputs = keras.Input((4,))
     both = layers.Concatenate(name="both")([inputs, 2 * inputs])

@@ -76,7 +76,9 @@ def linear_partner(
         call = site.graph.producer(tensor)
         layer = call.operation
         if call.is_input:
-            return Refusal("it normalizes an input of the model")
+            inside = site.graph is not model_graphs.root
+            owner = f"'{site.graph.owner.name}'" if inside else "the model"
+            return Refusal(f"it normalizes an input of {owner}")
         between = commute.commutes(call)
         if not between and not is_plain_linear(layer):  # 1
             is_linear = kernels.kernel_class(layer) is type(layer)
