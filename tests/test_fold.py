@@ -118,12 +118,19 @@ def test_names_do_not_collide():
     assert [layer.name for layer in folded.layers][1:3] == ["dense", "second"]
 
 
-def test_outputs_keep_their_names():
+@pytest.mark.parametrize("between", [(), (layers.Dropout(0.5),)])
+def test_outputs_keep_their_names(between):
     inputs = keras.Input((4,))
-    normed = layers.BatchNormalization(name="out")(layers.Dense(3, name="dense")(inputs))
+    x = layers.Dense(3, name="dense")(inputs)
+    for layer in between:
+        x = layer(x)
+    normed = layers.BatchNormalization(name="out")(x)
     model = keras.Model(inputs, [normed, layers.Dense(2, name="beside")(inputs)])
     model.compile("sgd", {"out": "mse", "beside": "mae"})
-    folded = kerasnorm.fold_norms(kerasnorm.swap_norms(model, "weight").model)
+    swap = kerasnorm.swap_norms(model, "weight")
+    assert swap.report.sites[0].partner == "dense"
+    assert swap.model.output_names == ["out", "beside"]
+    folded = kerasnorm.fold_norms(swap.model)
     assert folded.output_names == ["out", "beside"]
     folded.evaluate(np.ones((4, 4)), [np.ones((4, 3)), np.ones((4, 2))], verbose=0)
 

@@ -211,11 +211,16 @@ def test_a_swapped_model_keeps_no_affine_in_front_of_a_dense_layer():
     assert kinds(kerasnorm.fold_norms(swapped)) == ["Dense"]
 
 
-def test_names_of_outputs_are_kept():
+@pytest.mark.parametrize("between", [(), (layers.Dropout(0.5),)])
+def test_names_of_outputs_are_kept(between):
     inputs = keras.Input((4,))
-    x = Affine(name="answer")(layers.Dense(3, name="dense")(inputs))
-    model = keras.Model(inputs, x)
-    assert kerasnorm.fold_norms(model).output_names == model.output_names
+    x = layers.Dense(3, name="dense")(inputs)
+    for layer in between:
+        x = layer(x)
+    model = keras.Model(inputs, Affine(name="answer")(x))
+    folded = kerasnorm.fold_norms(model)
+    assert folded.output_names == model.output_names
+    assert not {"Affine", "EinsumDense"} & set(kinds(folded))
 
 
 def test_baked_models_are_left_as_they_were():

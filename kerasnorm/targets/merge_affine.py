@@ -38,7 +38,7 @@ from kerasnorm.layers import Affine, kernels
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.fold_into import float64
 from kerasnorm.targets.plain import drop_penalties
-from kerasnorm.targets.plan import name_of_partner
+from kerasnorm.targets.plan import name_alone, name_of_partner, names_output
 from kerasnorm.targets.target import Edits
 
 _layers = keras.layers
@@ -86,7 +86,9 @@ def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
         new.name = name
         return new
 
-    return {partner.call: Replace(make, edit.fill), call: Skip(into=name)}
+    named = partner.commuted and names_output(site, model_graphs)
+    gone = name_alone(site) if named else Skip(into=name)
+    return {partner.call: Replace(make, edit.fill), call: gone}
 
 
 def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import keras
+
 from kerasnorm.clone.edits import Replace
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
@@ -106,15 +108,28 @@ def statistics_of_call(site: Site, model_graphs: ModelGraphs) -> StoredStatistic
     return stored_statistics(site.layer)
 
 
-def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> str:
-    """The partner's own name, or the BatchNorm's where that names an output of the model."""
-    names_output = (
+def names_output(site: Site, model_graphs: ModelGraphs) -> bool:
+    """Whether an output of the model has the name of the BatchNorm."""
+    return (
         site.graph is model_graphs.root
-        and not partner.commuted
         and site.graph.is_output(site.call.output)
         and model_graphs.calls[id(site.layer)] == 1
     )
-    return site.layer.name if names_output else partner.layer.name
+
+
+def name_of_partner(site: Site, partner: Partner, model_graphs: ModelGraphs) -> str:
+    """The partner's own name, or the BatchNorm's where that names an output of the model."""
+    takes_name = names_output(site, model_graphs) and not partner.commuted
+    return site.layer.name if takes_name else partner.layer.name
+
+
+def name_alone(site: Site) -> Replace:
+    """In the place of a BatchNorm that was taken in, a layer that gives an output its name."""
+
+    def make() -> keras.layers.Layer:
+        return keras.layers.Identity(name=site.layer.name, dtype=site.layer.dtype_policy)
+
+    return Replace(make, lambda new: None)
 
 
 def _reason(partner: Partner | None) -> str:

@@ -43,7 +43,7 @@ from kerasnorm.layers import Affine, WeightNorm, kernels
 from kerasnorm.layers.patches import Contraction
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.plain import drop_penalties
-from kerasnorm.targets.plan import Plan, name_of_partner
+from kerasnorm.targets.plan import Plan, name_alone, name_of_partner, names_output
 from kerasnorm.targets.target import Damping, Edits, Target
 
 
@@ -141,7 +141,7 @@ class WeightTarget(Target):
             statistics,
             partner,
             name_of_partner(site, partner, model_graphs),
-            in_place=False,
+            in_place=names_output(site, model_graphs) and bool(partner.commuted),
         )
 
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
@@ -151,7 +151,7 @@ class WeightTarget(Target):
             return {site.call: _wrapped_affine(site, name, plan.statistics)}
         return {
             partner.call: _wrapped_partner(partner, plan.name, site, plan.statistics),
-            site.call: Skip(into=plan.name),
+            site.call: name_alone(site) if plan.in_place else Skip(into=plan.name),
         }
 
     def notes(self, plan: Plan, model_graphs: ModelGraphs) -> list[str]:
