@@ -235,9 +235,10 @@ def _traced_model(model: keras.Model) -> Graph:
             f"The model must be Functional or Sequential, or have code that Keras can follow. "
             f"Received a {type(model).__name__}: {error}.",
             model=model.name,
-            hint="Write its `call` with Keras layers and keras.ops, and without the batch size, "
-            "which is not known (ops.zeros_like(x), not ops.zeros(ops.shape(x))); or rebuild it "
-            "with the functional API.",
+            hint="Write its `call` with Keras layers and keras.ops; without the batch size, which "
+            "is not known (ops.zeros_like(x), not ops.zeros(ops.shape(x))); with tensors in front "
+            "of variables (x * self.scale, not self.scale * x). Or rebuild it with the functional "
+            "API.",
         ) from error
 
 

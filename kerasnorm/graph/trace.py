@@ -19,15 +19,6 @@ from keras import tree
 from kerasnorm import keras_private
 from kerasnorm.graph.graph import Call, Graph
 
-# `==` is left out: to symbolic tensors it is identity.
-_OPERATORS = [
-    f"__{name}__"
-    for name in (
-        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul",
-        "lt", "le", "gt", "ge", "ne", "and", "or", "xor",
-    )
-]  # fmt: skip
-
 
 class TraceError(Exception):
     """The code of a layer cannot be followed; the text says why."""
@@ -66,7 +57,6 @@ def trace(
         keras_private.unrecorded(layers),
         keras_private.in_call_of(layer, training),
         _attributes_kept(layers),
-        _operators_left_to_symbols(),
     ):
         if isinstance(layer, keras.layers.TimeDistributed):
             step = _input_like(inputs[0], (inputs[0].shape[0], *inputs[0].shape[2:]))
@@ -139,33 +129,6 @@ def _collected_losses(layers: list[keras.Layer]) -> list[keras.KerasTensor]:
     for layer in layers:
         vars(layer)["add_loss"] = collecting(layer.add_loss)
     return found
-
-
-@contextlib.contextmanager
-def _operators_left_to_symbols() -> Iterator[None]:
-    """Have `variable * tensor` be what `tensor * variable` is, where the tensor is symbolic.
-
-    Keras's variables would compute at once. With anything else they do, in other threads too.
-    """
-    before = {name: vars(keras.Variable).get(name) for name in _OPERATORS}
-
-    def leaving(operator):
-        def operate(variable, other):
-            symbolic = isinstance(other, keras.KerasTensor)
-            return NotImplemented if symbolic else operator(variable, other)
-
-        return operate
-
-    try:
-        for name in _OPERATORS:
-            setattr(keras.Variable, name, leaving(getattr(keras.Variable, name)))
-        yield
-    finally:
-        for name, operator in before.items():
-            if operator is None:  # inherited
-                delattr(keras.Variable, name)
-            else:
-                setattr(keras.Variable, name, operator)
 
 
 def _input_like(tensor, shape: tuple):
