@@ -12,7 +12,7 @@ from typing import Any, Literal
 import keras
 from keras import ops, tree
 
-from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
 
 # Below these, probabilities in float32 are rounding: p itself, and 1 − p.
@@ -74,6 +74,29 @@ def _head(model_graphs: ModelGraphs, graph: Graph, tensor: Any) -> Head:
     if (passes or isinstance(operation, _PASSING)) and call.inputs:
         return _head(model_graphs, graph, call.inputs[0])
     return Head(_ACTIVATIONS.get(activation, "linear"))  # type: ignore[arg-type]
+
+
+def before_probabilities(model_graphs: ModelGraphs) -> list[Call]:
+    """The calls whose outputs a final softmax or sigmoid makes probabilities of, as they are."""
+    outputs = tree.flatten(model_graphs.root.outputs)
+    found = (_before(model_graphs, model_graphs.root, tensor) for tensor in outputs)
+    return [call for call in found if call is not None]
+
+
+def _before(model_graphs: ModelGraphs, graph: Graph, tensor: Any) -> Call | None:
+    call = graph.producer(tensor)
+    inner = model_graphs.graphs.get(id(call.operation))
+    if inner is not None:
+        number = [id(t) for t in call.outputs].index(id(tensor))
+        return _before(model_graphs, inner, tree.flatten(inner.outputs)[number])
+    has_weights = bool(getattr(call.operation, "weights", ()))
+    if has_weights or len(call.inputs) != 1 or not _is_keras(call.operation):
+        return None
+    if isinstance(call.operation, _PASSING):
+        return _before(model_graphs, graph, call.inputs[0])
+    if _head(model_graphs, graph, tensor).kind == "linear":
+        return None
+    return graph.producer(call.inputs[0])
 
 
 def _activation(layer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from kerasnorm.targets import TARGETS
 from kerasnorm.targets.plan import FitRequest, Plan
 from kerasnorm.targets.site_record import SiteRecord
 from kerasnorm.targets.target import Damping, Edits
+
+# What stands in where a norm would do harm.
+_EXACT = "weight"
 
 SiteChoice = Collection[str] | Callable[[SiteRecord], bool]
 
@@ -112,18 +116,35 @@ def decide(
     found, opaque = find_sites(model_graphs)
     targets = _targets(to, sites, found, opaque, model_graphs)
     _check_one_target_in_code(found, targets)
+    named = sites is not None or isinstance(to, dict)
     plans: dict[Site, Plan] = {}
     records: list[SiteRecord] = []
     for site in found:
         if site.name not in targets:
             records.append(_left_record(site))
             continue
-        plan = TARGETS[targets[site.name]].check(site, model_graphs)
+        plan = _plan(site, targets[site.name], model_graphs, named)
         if isinstance(plan, Plan):
             plans[site] = plan
         records.append(_record(site, targets[site.name], plan))
     records += [_opaque_record(inner, targets.get(inner.name, "none")) for inner in opaque]
     return Decision(model_graphs, found, plans, records)
+
+
+def _plan(site: Site, target: str, model_graphs: ModelGraphs, named: bool) -> Plan | Refusal:
+    """What becomes of a site: weight norm where the target does harm, and nobody named the site."""
+    plan = TARGETS[target].check(site, model_graphs)
+    if named or not isinstance(plan, Plan):
+        return plan
+    harm = TARGETS[target].harm(plan, model_graphs)
+    calls = sum(call.operation is site.layer for call in site.graph.calls)
+    if harm is None or (site.graph.is_code and calls > 1):  # of which all become the same
+        return plan
+    instead = TARGETS[_EXACT].check(site, model_graphs)
+    if isinstance(instead, Refusal):
+        return plan
+    reason = f"{harm.reason} (name it in `sites` for {target} norm all the same)"
+    return dataclasses.replace(instead, asked=target, reason=reason)
 
 
 def _targets(

@@ -34,7 +34,7 @@ from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.layers.patches import refusal
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.plan import FitRequest, Plan, name_of_partner
-from kerasnorm.targets.target import Damping, Edits, Target
+from kerasnorm.targets.target import Damping, Edits, Target, harm_before_probabilities
 
 _OWN, _NEXT = 1, 2
 
@@ -74,6 +74,9 @@ class CosineTarget(Target):
             name=follower.layer.name,
             reason=partner.reason,
         )
+
+    def harm(self, plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
+        return harm_before_probabilities(plan, model_graphs)
 
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
         site, partner, found = plan.site, plan.partner, plan.statistics

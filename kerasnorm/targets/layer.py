@@ -52,11 +52,13 @@ from kerasnorm.layers import LayerNorm
 from kerasnorm.targets import fold_into
 from kerasnorm.targets.channel_signs import channel_signs
 from kerasnorm.targets.plan import FitRequest, Plan
-from kerasnorm.targets.target import Damping, Edits, Target
+from kerasnorm.targets.target import Damping, Edits, Target, harm_before_probabilities
 
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
 _LEAST_EPSILON = 1e-5
 _VOLUMES = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
+# Of two channels a layer norm leaves which one is larger, of three an angle.
+_FEWEST = 4
 _FOLDED, _AFFINE_FIRST, _RAW, _AFFINE_ONLY = 1, 2, 3, 4
 
 
@@ -115,6 +117,12 @@ class LayerTarget(Target):
         if site.graph.is_code:
             return case(_RAW, "matched", "LayerNorm", partner.reason)
         return case(_AFFINE_FIRST, "matched", "Affine, LayerNorm", partner.reason)
+
+    def harm(self, plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
+        channels = plan.site.call.output.shape[plan.site.axis]
+        if plan.verdict != "exact" and not _is_whole(plan) and channels < _FEWEST:
+            return Refusal(f"of {channels} channels, a layer norm leaves little")
+        return harm_before_probabilities(plan, model_graphs)
 
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
         site, partner = plan.site, plan.partner
@@ -213,13 +221,18 @@ def _sample_statistics(means: np.ndarray, variances: np.ndarray) -> tuple[float,
     return center, float(np.sqrt(max((variances + np.square(means)).mean() - center**2, 0.0)))
 
 
+def _is_whole(plan: Plan) -> bool:
+    """Whether a sample is normalized as a whole, and not each of its steps."""
+    site, partner = plan.site, plan.partner
+    volume = partner is not None and isinstance(partner.layer, _VOLUMES)
+    return site.rank == 4 or (site.rank == 5 and volume)
+
+
 def _layer_norm(
     plan: Plan, name: str, epsilon: float, gain: np.ndarray, bias: np.ndarray
 ) -> Replace:
-    site, partner = plan.site, plan.partner
-    source: Any = site.layer
-    volume = partner is not None and isinstance(partner.layer, _VOLUMES)
-    whole = site.rank == 4 or (site.rank == 5 and volume)
+    site, source = plan.site, plan.site.layer
+    whole = _is_whole(plan)
     channels = site.axis - site.rank
 
     def make() -> keras.Layer:

@@ -32,6 +32,7 @@ class Plan:
         name: Of the layer that takes the partner's place.
         in_place: Whether a layer takes the BatchNorm's place; it is skipped otherwise.
         reason: Why this case and no other, for the report.
+        asked: The target that was asked for, where it is another one.
     """
 
     site: Site
@@ -44,6 +45,7 @@ class Plan:
     name: str = ""
     in_place: bool = True
     reason: str = ""
+    asked: str = ""
 
     @property
     def calls(self) -> list[Call]:
@@ -62,7 +64,7 @@ class Plan:
         partner = self.partner
         return SiteRecord(
             self.site.name,
-            self.target,
+            self.asked or self.target,
             self.verdict,
             self.rule,
             self.becomes,

@@ -11,6 +11,7 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.output_heads import before_probabilities
 from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics
 from kerasnorm.targets.plan import FitRequest, Plan, statistics_of_call
@@ -22,6 +23,13 @@ Fold = Callable[[Any, list[Call], str], Replace | Refusal | None]
 
 # α in the order of trying, as shares of what a norm divides by; see `swap_norms`.
 Damping = tuple[float, ...]
+
+
+def harm_before_probabilities(plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
+    """That a norm of each sample takes from logits how sure the model is."""
+    if plan.verdict == "exact" or plan.site.call not in before_probabilities(model_graphs):
+        return None
+    return Refusal("what it puts out are logits, whose size says how sure the model is")
 
 
 class Target(ABC):
@@ -51,6 +59,10 @@ class Target(ABC):
         self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics
     ) -> Plan | Refusal:
         """The case of a site that runs on its stored statistics."""
+
+    def harm(self, plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
+        """Why this norm does harm at a site, which becomes weight norm unless it was asked for."""
+        return None
 
     @abstractmethod
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:

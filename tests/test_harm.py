@@ -1,0 +1,125 @@
+"""Where a norm of each sample does harm, weight norm stands unless the site was named."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from fidelity import assert_exact, randomize
+
+import kerasnorm
+
+layers = keras.layers
+BN = layers.BatchNormalization
+
+
+def functional(end, units=6):
+    inputs = keras.Input((5,))
+    x = layers.ReLU()(BN(name="first")(layers.Dense(8)(inputs)))
+    return keras.Model(inputs, end(BN(name="last")(layers.Dense(units)(x))))
+
+
+def nested():
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, functional(layers.Softmax())(layers.Dense(5)(inputs)))
+
+
+class Code(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.last = layers.Dense(6), BN(name="last")
+
+    def call(self, x):
+        return keras.ops.softmax(self.last(self.dense(x)))
+
+
+def code():
+    model = Code()
+    model(np.zeros((1, 5), "float32"))
+    return model
+
+
+BEFORE = {
+    "softmax": lambda: functional(layers.Softmax()),
+    "activation": lambda: functional(layers.Activation("softmax")),
+    "sigmoid": lambda: functional(layers.Activation("sigmoid")),
+    "operation": lambda: functional(keras.ops.sigmoid),
+    "then dropout": lambda: functional(lambda x: layers.Dropout(0.5)(layers.Softmax()(x))),
+    "nested": nested,
+    "code": code,
+}
+NOT_BEFORE = {
+    "numbers": lambda: functional(layers.Identity()),
+    "relu": lambda: functional(layers.ReLU()),
+    "a layer in between": lambda: functional(layers.Dense(3, activation="softmax")),
+    "a part of it": lambda: functional(lambda x: layers.Softmax()(x[:, :4])),
+}
+
+
+def data():
+    return np.random.default_rng(0).normal(size=(120, 5)).astype("float32")
+
+
+def last_of(report):
+    (site,) = (site for site in report.sites if site.name.endswith("last"))
+    return site
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("case", BEFORE)
+def test_logits_keep_their_size(case, target, closed_form):
+    source = BEFORE[case]()
+    randomize(source, data())
+    swap = kerasnorm.swap_norms(source, target, data())
+    site = last_of(swap.report)
+    assert (site.verdict, site.becomes, site.target) == ("exact", "WeightNorm(Dense)", target)
+    assert "how sure the model is" in site.reason
+    assert kerasnorm.inspect_norms(source).to_dict()["counts"][target]["WeightNorm(Dense)"] == 1
+    named = kerasnorm.swap_norms(source, target, data(), sites=[site.name])
+    assert last_of(named.report).verdict == "calibrated"
+    by_name = kerasnorm.swap_norms(source, {site.name: target}, data())
+    assert last_of(by_name.report).verdict == "calibrated"
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("case", NOT_BEFORE)
+def test_other_sites_become_what_was_asked_for(case, target, closed_form):
+    source = NOT_BEFORE[case]()
+    randomize(source, data())
+    assert last_of(kerasnorm.swap_norms(source, target, data()).report).verdict == "calibrated"
+
+
+@pytest.mark.parametrize(("units", "becomes"), [(3, "WeightNorm(Dense)"), (4, "LayerNorm")])
+def test_vectors_of_few_channels_are_not_normalized(units, becomes):
+    source = functional(layers.ReLU(), units)
+    swap = kerasnorm.swap_norms(source, "layer")
+    assert last_of(swap.report).becomes == becomes
+
+
+def test_maps_of_few_channels_are_normalized_as_a_whole():
+    inputs = keras.Input((6, 6, 3))
+    source = keras.Model(inputs, layers.ReLU()(BN(name="last")(layers.Conv2D(2, 3)(inputs))))
+    assert last_of(kerasnorm.swap_norms(source, "layer").report).becomes == "LayerNorm"
+
+
+def test_a_model_that_is_all_logits_is_exact():
+    inputs = keras.Input((5,))
+    source = keras.Model(inputs, layers.Softmax()(BN(name="last")(layers.Dense(2)(inputs))))
+    randomize(source, data())
+    swap = kerasnorm.swap_norms(source, "layer")
+    assert_exact(source, swap, data())
+
+
+def test_one_batch_norm_in_several_places_of_code_becomes_one_thing():
+    class Twice(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.dense, self.last = layers.Dense(5), BN(name="last")
+
+        def call(self, x):
+            return keras.ops.softmax(self.last(keras.ops.relu(self.last(self.dense(x)))))
+
+    source = Twice()
+    source(data())
+    sites = kerasnorm.swap_norms(source, "layer").report.sites
+    assert {site.becomes for site in sites} == {"LayerNorm"}
