@@ -248,12 +248,14 @@ def test_batch_norm_that_stays_and_dropout_are_at_inference():
     keras.utils.set_random_seed(0)
     teacher = with_dropout_and_batch_norm()
     sites = ["swapped"]
-    student = kerasnorm.swap_norms(teacher, "layer", IMAGES, sites=sites).model
+    student = kerasnorm.swap_norms(teacher, "layer", IMAGES, sites=sites, damping=0).model
+    gamma = student.get_layer("swapped").gamma
+    gamma.assign(0.8 * gamma)  # so that there is a little to learn
     given = values(student)
     states = [np.array(v) for v in student.non_trainable_variables]
     kerasnorm.distill(student, teacher, IMAGES)
     assert_equal([np.array(v) for v in student.non_trainable_variables], states)
-    # 1 − R² of a layer norm in the source's place hardly falls; with dropout it could not
+    # that little is less than the noise of dropout
     assert any((a != b).any() for a, b in zip(values(student), given, strict=True))
 
 

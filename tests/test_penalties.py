@@ -117,8 +117,11 @@ def test_the_constraint_of_a_kernel_is_what_it_was():
     source = behind("Dense", kernel_constraint=keras.constraints.MaxNorm(0.5))
     swapped = kerasnorm.swap_norms(source, "layer").model
     linear, folded = source.get_layer("linear"), swapped.get_layer("linear")
-    a = np.array(source.get_layer("bn").gamma) / np.sqrt(
-        np.array(source.get_layer("bn").moving_variance) + source.get_layer("bn").epsilon
+    signs = np.sign(swapped.get_layer("bn").gamma)
+    a = (
+        signs
+        * np.array(source.get_layer("bn").gamma)
+        / np.sqrt(np.array(source.get_layer("bn").moving_variance) + source.get_layer("bn").epsilon)
     )
     np.testing.assert_allclose(folded.kernel, a * np.array(linear.kernel), rtol=1e-6)
     before = np.array(linear.kernel)

@@ -171,7 +171,7 @@ def test_a_site_that_fits_badly_is_warned_of():
     y = layers.Conv2D(4, 1, kernel_initializer="ones", name="sum")(layers.ReLU()(inputs))
     source = keras.Model(inputs, BN(name="bn")(y))
     randomize(source, x)
-    report = kerasnorm.swap_norms(source, "cosine", x).report
+    report = kerasnorm.swap_norms(source, "cosine", x, damping=0).report
     assert report.poor == list(report.sites)
     assert "warning: 1 site keeps less than half" in str(report)
 
@@ -319,7 +319,7 @@ def test_answers_are_along_the_axis_of_the_classes():
     y = layers.Softmax(axis=1)(BN(name="bn")(layers.Conv2D(4, 1)(inputs)))
     source = keras.Model(inputs, y)
     x = np.random.default_rng(0).normal(size=(200, 6, 7, 3)).astype("float32")
-    swap = kerasnorm.swap_norms(source, "layer", x)
+    swap = kerasnorm.swap_norms(source, "layer", x, sites=["bn"])
     same = [np.asarray(model(x[9::10])).argmax(1) for model in (source, swap.model)]
     assert_close(swap.report.agreement.same_answers, np.mean(same[0] == same[1]))
     inputs = keras.Input((5,))

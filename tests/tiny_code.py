@@ -250,7 +250,8 @@ class Steps(layers.Layer):
     def __init__(self, steps, **kwargs):
         super().__init__(**kwargs)
         self.steps = steps
-        self.dense, self.dropout = layers.Dense(4, name="dense"), layers.Dropout(0.5)
+        self.dense = layers.Dense(4, name="dense")
+        self.dropout = layers.Dropout(0.5, name="dropout")
         self.norm, self.within = BN(name="norm"), Within(name="within")
 
     def build(self, shape):

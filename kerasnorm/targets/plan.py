@@ -129,7 +129,8 @@ def name_alone(site: Site) -> Replace:
     """In the place of a BatchNorm that was taken in, a layer that gives an output its name."""
 
     def make() -> keras.layers.Layer:
-        return keras.layers.Identity(name=site.layer.name, dtype=site.layer.dtype_policy)
+        # an Identity saves the name of a dtype, and no policy
+        return keras.layers.Identity(name=site.layer.name, dtype=site.layer.compute_dtype)
 
     return Replace(make, lambda new: None)
 
