@@ -17,6 +17,7 @@ from helpers import TRAINED, loaded, material
 import kerasnorm
 
 FASHION = ("fashion_resnet", "fashion_preact", "fashion_mobile", "fashion_dense")
+TAKES_LONG = ("fashion_preact", "fashion_dense")
 
 
 def images(name: str) -> np.ndarray:
@@ -56,7 +57,10 @@ def test_the_onnx_file_agrees_and_has_no_trace(name, tmp_path):
     assert not {"Sqrt", "ReduceSum", "ReduceMax", "Abs", "Div"} & set(export.op_counts)
 
 
-@pytest.mark.parametrize("name", FASHION)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name in TAKES_LONG else ()) for name in FASHION],
+)
 def test_every_test_image_gets_the_same_answer(name, tmp_path):
     import onnxruntime
 

@@ -48,7 +48,7 @@ def residual():
     return source
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", [pytest.param("layer", marks=pytest.mark.slow), "cosine"])
 def test_it_brings_the_model_nearer_on_samples_that_it_never_saw(target, monkeypatch):
     source, data, x = residual(), images(500), images(seed=9)
     trained = kerasnorm.swap_norms(source, target, data)

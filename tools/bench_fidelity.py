@@ -42,6 +42,7 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
 _MOST = 3000
 # What differing answers of none count as in a geometric mean, in percent.
 _LEAST = 0.05
+_ROUNDING = 1e-9
 Row = dict[str, Any]
 
 
@@ -155,7 +156,8 @@ def print_table(names: list[str], rows: list[Row], others: list[Row] | None = No
         if others and before and kind in by_head:
             print(f"{kind}: {by_head[kind] / before:.2f} of what it was")
     known = [row for row in rows if row.get("interval")]
-    within = [row["interval"][0] <= row["differing"] <= row["interval"][1] for row in known]
+    ends = [(*row["interval"], row["differing"]) for row in known]
+    within = [low - _ROUNDING <= found <= high + _ROUNDING for low, high, found in ends]
     if known:
         print(f"within the reported interval: {sum(within)} of {len(within)}")
 
