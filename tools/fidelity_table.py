@@ -11,15 +11,16 @@ difference between Keras and ONNX Runtime, relative to the output's scale; and, 
 labelled test set, accuracy before and after. Inputs are the model's reference inputs, or the first
 64 test images of Fashion-MNIST.
 
-The second, `--fitted`, is of the swaps to layer and cosine norm: top-1 accuracy in percent on the
-whole test set, and in brackets the share of test images that get the source's own answer. Beside
-them stands what people do now, gamma and beta copied into a layer norm over the channels.
-Calibration images are unlabeled and never from the test set; with several draws of them the mean
-stands first and the worst accuracy after the slash. With `--distill`, two more columns are of the
-same swapped models trained to answer as their source does, on that many unlabeled training images,
-the calibration images where there are no others. Below the table stand the points of accuracy that
-each column loses over models and draws, and what became of the BatchNorm behind linear layers,
-where nothing but the norm asked for would be pure.
+The second, `--fitted`, is of the swaps to layer and cosine norm, with the damping that held-out
+samples ask for and with none: top-1 accuracy in percent on the whole test set, and in brackets the
+share of test images that get the source's own answer. Beside them stands what people do now, gamma
+and beta copied into a layer norm over the channels. Calibration images are unlabeled and never from
+the test set; with several draws of them the mean stands first and the worst accuracy after the
+slash. With `--distill`, as many columns more are of the same swapped models trained to answer as
+their source does, on that many unlabeled training images, the calibration images where there are no
+others. Below the table stand the points of accuracy that each column loses over models and draws,
+and what became of the BatchNorm behind linear layers, where nothing but the norm asked for would be
+pure.
 """
 
 from __future__ import annotations
@@ -45,7 +46,13 @@ LABELLED = (
     "fashion_dense.keras",
     "mini_xception_fer2013.hdf5",
 )
-TARGETS = ("layer", "cosine")
+# What is swapped to, and with which damping.
+SWAPS: dict[str, tuple[str, Any]] = {
+    "layer": ("layer", "auto"),
+    "layer, damping 0": ("layer", 0.0),
+    "cosine": ("cosine", "auto"),
+    "cosine, damping 0": ("cosine", 0.0),
+}
 IMPURE = ("Affine", "BatchNorm", "refused")
 Score = tuple[float, float]
 HEADER = ("model", "BatchNorm calls become", "at every call", "ONNX", "accuracy, same answers")
@@ -95,8 +102,8 @@ def measure(material: Path, name: str) -> tuple[str, ...]:
 def print_fitted(material: Path, names: list[str], images: int, draws: int, unlabeled: int) -> None:
     """The table of layer and cosine norm; below it what each column loses, and what is pure."""
     columns = ["source", "layer, gamma and beta copied", "layer, no data"]
-    columns += [f"{target}, {images} images" for target in TARGETS]
-    columns += [f"{target}, distilled" for target in TARGETS] if unlabeled else []
+    columns += [f"{swap}, {images} images" for swap in SWAPS]
+    columns += [f"{swap}, distilled" for swap in SWAPS] if unlabeled else []
     print_row(["model", *columns])
     print_row(["---"] * (1 + len(columns)))
     lost: dict[str, list[float]] = {column: [] for column in columns}
@@ -135,14 +142,14 @@ def measure_fitted(
             count_kinds(source, bare.report, kinds)
             row["layer, gamma and beta copied"] = score(source, copied_gamma_and_beta(source), x, y)
             row["layer, no data"] = score(source, bare.model, x, y)
-        for target in TARGETS:
-            swap = kerasnorm.swap_norms(source, target, data, seed=draw)
+        for name_of_swap, (target, damping) in SWAPS.items():
+            swap = kerasnorm.swap_norms(source, target, data, damping=damping, seed=draw)
             count_kinds(source, swap.report, kinds)
-            row[f"{target}, {images} images"] = score(source, swap.model, x, y)
+            row[f"{name_of_swap}, {images} images"] = score(source, swap.model, x, y)
             if unlabeled:
                 more = training_images(material, name, data, unlabeled, draw)
                 kerasnorm.distill(swap.model, source, more, seed=draw)
-                row[f"{target}, distilled"] = score(source, swap.model, x, y)
+                row[f"{name_of_swap}, distilled"] = score(source, swap.model, x, y)
         rows.append(row)
         print(f"{name}, draw {draw}: {row}", file=sys.stderr, flush=True)
     return rows
