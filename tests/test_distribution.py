@@ -39,7 +39,8 @@ def weights(path):
 
 def assert_same(path, reference):
     for one, other in zip(weights(path), weights(reference), strict=True):
-        assert_close(one, other)
+        # sums over replicas round in another order, at each of several steps
+        assert_close(one, other, factor=3)
 
 
 @pytest.fixture(scope="module")
