@@ -52,7 +52,8 @@ def test_the_mean_of_a_sample_varies_less(case):
     y = np.asarray(model(data)).astype("float64")
     axes = tuple(range(1, y.ndim)) if norm.axis == "sample" else -1
     signed, plain = (np.square((s * y).mean(axes)).mean() for s in (signs, 1.0))
-    assert signed < 0.5 * plain or plain < 1e-3 * np.square(y).mean()
+    # that much at least in every case; all signs alike would leave it as it is
+    assert signed < 0.5 * plain
 
 
 @pytest.mark.parametrize("damping", [0, 1e6])
@@ -62,6 +63,7 @@ def test_the_gain_undoes_them(damping):
     swap = kerasnorm.swap_norms(model, "layer", damping=damping)
     source, swapped = (np.asarray(m(data)).reshape(-1, 16) for m in (model, swap.model))
     for expected, received in zip(source.T, swapped.T, strict=True):
+        # a layer norm loses some of it; with a gain of the wrong sign this would be negative
         assert np.corrcoef(expected, received)[0, 1] > 0.7
 
 

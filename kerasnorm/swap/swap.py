@@ -88,8 +88,8 @@ def swap_norms(
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
             α·mean σ². At 0 the method is pure; as it grows it tends to the affine map, for a layer
             norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1
-            and 4 that keeps 99 % of the variance on samples that choose, and 4 without data;
-            `report.sites` has what it was.
+            and 4 that keeps 99 % of the variance on samples that choose, or the one that keeps
+            most where none does, and 4 without data; `report.sites` has what it was.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
         seed: Of the sampling of positions, and of the order of the data in training.
         batch_size: Of the batches that arrays are cut into.
