@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.split import chooses, is_fitted
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.math import sums
 from kerasnorm.progress import progress
 
 # What the loss of the answers counts beside that of the features. Answers to a few hundred samples
@@ -70,22 +70,21 @@ def train(
         number = np.arange(len(inputs[0]))
         validation = DistillationDataset(inputs, targets, number[chooses(number)], batch_size)
         training = DistillationDataset(inputs, targets, number[is_fitted(number)], batch_size, seed)
-        compile_with = functools.partial(
-            model.compile,
-            loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
-            loss_weights=[_WEIGHT_BESIDE_FEATURES if feature_loss else 1.0] * len(heads),
-            metrics=[[m] if m else [] for m in map(losses.agreement, heads)],
-            jit_compile=jit_compile_for(jit_compile),
-        )
-        compile_with()
-        before = model.evaluate(validation, verbose=0, return_dict=True)
         steps = epochs * (fit.get("steps_per_epoch") or len(training))
         rate = LEARNING_RATE if learning_rate is None else learning_rate
         some = [array[:batch_size] for array in inputs]
         sizes = step_sizes(copy.graphs, copy.model.trainable_variables, some)
-        compile_with(optimizer_for(copy.model, optimizer, rate, steps, sizes))
-        history = _fit(model, training, validation, before, steps, epochs=epochs, **fit)
-        if history.after is not before:
+        compiles = jit_compile_for(jit_compile)
+        model.compile(
+            optimizer_for(copy.model, optimizer, rate, steps, sizes),
+            loss=[losses.disagreement(h, t) for h, t in zip(heads, targets, strict=True)],
+            loss_weights=[_WEIGHT_BESIDE_FEATURES if feature_loss else 1.0] * len(heads),
+            metrics=[[m] if m else [] for m in map(losses.agreement, heads)],
+            jit_compile=compiles,
+        )
+        with contextlib.nullcontext() if compiles else sums.assuming(sums.UNCOMPILED):
+            history = _fit(model, training, validation, steps, epochs=epochs, **fit)
+        if history.after is not history.before:
             copy.give_back()
     return history
 
@@ -94,11 +93,11 @@ def _fit(
     model: LogitsModel,
     training: DistillationDataset,
     validation: DistillationDataset,
-    before: dict[str, float],
     steps: int,
     **fit: Any,
 ):
     """Train a model; in the end it has the best weights that were found."""
+    before = model.evaluate(validation, verbose=0, return_dict=True)
     best = BestWeights(before["loss"])
     given = fit.pop("callbacks", None) or []
     given = list(given) if isinstance(given, (list, tuple)) else [given]

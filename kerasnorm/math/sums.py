@@ -5,6 +5,8 @@ first writes out whatever has to be computed for it: a mean of squares then cost
 passes. Two forms avoid that. A sum over the last axis is a product with a vector of ones, into
 which XLA fuses what is multiplied; on an accelerator such a product might be rounded to TF32 or
 bfloat16. A sum over leading axes begins with adding up quarters, which is elementwise.
+
+Where XLA compiles nothing, plain sums take about half the time, and a quarter of the time to trace.
 """
 
 from __future__ import annotations
@@ -26,15 +28,16 @@ _SHORT = 32
 # LLVM unrolls a loop over no more than this; what it then adds up, it does not vectorize unless
 # each entry has a factor.
 _UNROLLED = 64
+UNCOMPILED = "uncompiled"
 _assumed: ContextVar[str | None] = ContextVar("platform", default=None)
 
 
 @contextlib.contextmanager
 def assuming(platform: str) -> Iterator[None]:
-    """Have everything meanwhile take the form for a "cpu", or for another platform.
+    """Have everything meanwhile take the form for XLA on a "cpu", or for another platform.
 
-    For compiling on one machine what is to run on another, or in another runtime. Other threads
-    see nothing of it.
+    For compiling on one machine what is to run on another, or in another runtime; `UNCOMPILED` for
+    what TensorFlow runs itself. Other threads see nothing of it.
     """
     before = _assumed.set(platform)
     try:
@@ -114,7 +117,10 @@ def _by_parts(x, run: Sequence[int], axes: Sequence[int]):
 
 
 def for_cpu() -> bool:
-    """Whether everything takes its form for TensorFlow's XLA for CPUs: it sees nothing else."""
+    """Whether everything takes its form for TensorFlow's XLA for CPUs: it sees nothing else.
+
+    What runs eagerly is not compiled. Whether a graph will be, nothing tells while it is traced.
+    """
     assumed = _assumed.get()
     if assumed is not None:
         return assumed == "cpu"
@@ -122,5 +128,7 @@ def for_cpu() -> bool:
         return False  # the XLA that JAX brings is another version, for which neither form is faster
     import tensorflow as tf
 
+    if tf.executing_eagerly():
+        return False
     remote = isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)
     return not remote and {d.device_type for d in tf.config.get_visible_devices()} == {"CPU"}
