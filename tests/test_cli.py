@@ -17,8 +17,11 @@ import pytest
 import tiny_models
 
 import kerasnorm
+from kerasnorm.cli import commands
 from kerasnorm.cli.main import main
 from kerasnorm.targets import plan
+from kerasnorm.targets.names import NAMES
+from kerasnorm.targets.registry import TARGETS
 
 
 @pytest.fixture
@@ -158,7 +161,7 @@ def test_one_failing_output_leaves_all_of_them(model, tmp_path, capsys, monkeypa
     def fail(*args, **kwargs):
         raise kerasnorm.ExportError("It cannot be.")
 
-    monkeypatch.setattr(kerasnorm, "export_onnx", fail)
+    monkeypatch.setattr(commands, "export_onnx", fail)
     out = tmp_path / "out.keras"
     out.write_text("old")
     arguments = ["swap", model, "--to", "weight", "--output", out, "--onnx", tmp_path / "o.onnx"]
@@ -172,7 +175,7 @@ def test_an_unexpected_failure_is_one_line_and_debug_shows_it(model, capsys, mon
     def fail(*args):
         raise RuntimeError("first\nsecond")
 
-    monkeypatch.setattr(kerasnorm, "inspect_norms", fail)
+    monkeypatch.setattr(commands, "inspect_norms", fail)
     assert run("inspect", model) == 1
     assert (
         capsys.readouterr().err == "kerasnorm: RuntimeError: first second. (--debug shows where)\n"
@@ -207,9 +210,49 @@ def test_as_a_user_runs_it(model, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.startswith("conv_bn_relu → layer: 1 BatchNorm call: 1 matched")
-    wrong = subprocess.run([*COMMAND, "inspect", "none.keras"], capture_output=True, text=True)
-    assert wrong.returncode == 2
-    assert wrong.stderr == "kerasnorm: There is no file 'none.keras'.\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ("--help", 0, "usage: kerasnorm"),
+        ("--version", 0, "0."),
+        ("swap --help", 0, "usage: kerasnorm swap"),
+        ("swap none.keras --to nothing", 2, "invalid choice: 'nothing'"),
+        ("inspect none.keras", 2, "kerasnorm: There is no file 'none.keras'."),
+        ("swap MODEL --to layer --data none.npy", 2, "kerasnorm: There is no file 'none.npy'."),
+        ("swap MODEL --to weight --output a.h5", 2, "--output must name a .keras file."),
+        ("swap MODEL --to weight --distill", 2, "--distill needs a swap that is not exact"),
+        ("fold MODEL MODEL", 2, "exists. Pass --force to replace it."),
+    ],
+)
+def test_what_needs_no_keras_is_answered_without_it(arguments, code, said, model):
+    given = arguments.replace("MODEL", str(model)).split()
+    program = (
+        "import sys\n"
+        "sys.argv[0] = 'kerasnorm'\n"
+        "from kerasnorm.cli.main import main\n"
+        "code = main(sys.argv[1:])\n"
+        "assert not {'keras', 'tensorflow', 'onnx', 'matplotlib'} & set(sys.modules)\n"
+        "sys.exit(code)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *given], capture_output=True, text=True, cwd=model.parent
+    )
+    assert done.returncode == code, done.stderr
+    assert said in done.stdout + done.stderr
+
+
+def test_whoever_imports_the_package_has_its_layers_registered(tmp_path):
+    path = tmp_path / "model.keras"
+    keras.Sequential([keras.Input((3,)), kerasnorm.LayerNorm()]).save(path)
+    program = f"import kerasnorm, keras; keras.saving.load_model(r'{path}')"
+    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+
+
+def test_names_are_those_of_the_targets():
+    assert list(NAMES) == list(TARGETS)
+    assert all(name == target.name for name, target in TARGETS.items())
 
 
 def test_a_kill_while_writing_leaves_the_old_file(model, tmp_path):

@@ -12,6 +12,7 @@ import tiny_models
 from fidelity import randomize
 
 import kerasnorm
+from kerasnorm.cli import commands
 from kerasnorm.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("closed_form")
@@ -99,7 +100,7 @@ def test_the_report_is_of_the_distilled_model(model, tmp_path, monkeypatch):
         found = {"loss": 1.0}
         return types.SimpleNamespace(before=found, after=found)
 
-    monkeypatch.setattr(kerasnorm, "distill", train)
+    monkeypatch.setattr(commands, "distill", train)
     report = tmp_path / "out.json"
     arguments = ("--data", tmp_path / "x.npy", "--report", report, "--distill")
     assert run("swap", model, "--to", "layer", *arguments) == 0

@@ -17,10 +17,12 @@ import keras
 import numpy as np
 from keras import layers
 
-import kerasnorm
 from kerasnorm.errors import KerasNormError
-from kerasnorm.swap.swap import Swap
-from kerasnorm.targets import TARGETS
+from kerasnorm.onnx.export import OnnxExport, export_onnx
+from kerasnorm.swap.fold import fold_norms
+from kerasnorm.swap.result import Swap
+from kerasnorm.swap.swap import swap_norms
+from kerasnorm.targets.names import NAMES
 
 SEED = 0
 EPOCHS = 30
@@ -81,16 +83,16 @@ def run(console) -> list[Row]:
         clock.time("train (XLA)", train, source, digits)
     expected = source.predict(digits.x_test, verbose=0)
     rows = [row("BatchNorm, the source", expected, expected, digits.y_test)]
-    for target, kind in TARGETS.items():
+    for target, kind in NAMES.items():
         data = digits.x_train[:CALIBRATION] if kind.takes_data else None
         with console.status(f"Swapping to {target} norm …"):
-            swap = clock.time(f"to {target}", kerasnorm.swap_norms, source, target, data)
+            swap = clock.time(f"to {target}", swap_norms, source, target, data)
         console.print(swap.report.summary(), markup=False)
         if not kind.takes_data:
             console.print(swap.report.table())
         answers = {f"{target} norm": swap.model.predict(digits.x_test, verbose=0)}
         if not kind.takes_data:
-            folded = clock.time("fold", kerasnorm.fold_norms, swap.model)
+            folded = clock.time("fold", fold_norms, swap.model)
             answers["weight norm, folded"] = folded.predict(digits.x_test, verbose=0)
         with console.status("Exporting to ONNX and checking …"):
             file, answer = clock.time("export and check", exported, swap, digits.x_test)
@@ -104,11 +106,11 @@ def run(console) -> list[Row]:
     return rows
 
 
-def exported(swap: Swap, images: np.ndarray) -> tuple[kerasnorm.onnx.OnnxExport, Any]:
+def exported(swap: Swap, images: np.ndarray) -> tuple[OnnxExport, Any]:
     """The ONNX file of a swapped model, and what ONNX Runtime answers with it."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "digits.onnx"
-        export = kerasnorm.export_onnx(swap, file)
+        export = export_onnx(swap, file)
         return export, onnx_answer(file, images)
 
 

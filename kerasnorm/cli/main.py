@@ -12,14 +12,14 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import kerasnorm
-from kerasnorm.cli import commands
-from kerasnorm.cli.commands import RequestError
+from kerasnorm.cli import quiet_start, requests
+from kerasnorm.cli.requests import RequestError
 from kerasnorm.errors import DataError, KerasNormError, LoadError
-from kerasnorm.targets import TARGETS
+from kerasnorm.targets.names import NAMES
+from kerasnorm.version import __version__
 
 FAILED, WRONG_REQUEST = 1, 2
 
@@ -59,11 +59,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else WRONG_REQUEST
     problem: Exception
     try:
+        requests.check(arguments)
+        if not arguments.debug:
+            quiet_start.import_keras()
         with (
             contextlib.nullcontext() if arguments.debug else _silent_libraries(),
             _without_bars() if arguments.quiet else contextlib.nullcontext(),
         ):
-            return arguments.run(arguments)
+            return _run(arguments)
     except KeyboardInterrupt:
         return _complain("interrupted; nothing was written.", 130)
     except (RequestError, LoadError, DataError) as error:
@@ -74,6 +77,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.debug:
         raise problem
     return _complain(_one_line(problem), code)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from kerasnorm.cli import commands
+
+    return getattr(commands, arguments.command)(arguments)
 
 
 def _damping(text: str) -> float | str:
@@ -92,10 +101,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=kerasnorm.__version__)
+    parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], text: str):
+    def command(name: str, text: str):
         sub = subparsers.add_parser(
             name,
             help=text,
@@ -103,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=_examples(name),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(command=name)
         sub.add_argument("--debug", action="store_true", help="show tracebacks and library logs")
         sub.add_argument("--quiet", action="store_true", help="print errors only")
         sub.add_argument(
@@ -113,19 +122,19 @@ def _parser() -> argparse.ArgumentParser:
         )
         return sub
 
-    command("demo", commands.demo, "the whole story on real data, nothing to download")
+    command("demo", "the whole story on real data, nothing to download")
 
-    inspect = command("inspect", commands.inspect, "say what a swap would do to each BatchNorm")
+    inspect = command("inspect", "say what a swap would do to each BatchNorm")
     inspect.add_argument("model", metavar="MODEL", help=_MODEL)
     inspect.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
-    swap = command("swap", commands.swap, "replace a model's BatchNorm by another normalization")
+    swap = command("swap", "replace a model's BatchNorm by another normalization")
     swap.add_argument("model", metavar="MODEL", help=_MODEL)
     swap.add_argument(
         "--to",
         required=True,
-        choices=list(TARGETS),
-        help="the normalization to use: " + "; ".join(target.help for target in TARGETS.values()),
+        choices=list(NAMES),
+        help="the normalization to use: " + "; ".join(target.help for target in NAMES.values()),
     )
     swap.add_argument(
         "--data",
@@ -160,16 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_opset(swap)
     _add_force(swap)
 
-    fold = command(
-        "fold", commands.fold, "write a model with plain Keras layers only, where that is exact"
-    )
+    fold = command("fold", "write a model with plain Keras layers only, where that is exact")
     fold.add_argument("model", metavar="MODEL", help=_MODEL)
     fold.add_argument("output", type=Path, metavar="OUT.keras", help="the file to write")
     _add_force(fold)
 
-    export = command(
-        "export", commands.export, "write a model as ONNX and check it in ONNX Runtime"
-    )
+    export = command("export", "write a model as ONNX and check it in ONNX Runtime")
     export.add_argument("model", metavar="MODEL", help=_MODEL)
     export.add_argument("onnx", type=Path, metavar="OUT.onnx", help="the file to write")
     _add_opset(export)

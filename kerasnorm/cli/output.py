@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-import kerasnorm
+from kerasnorm.version import __version__
 
 
 def show_fidelity(console: Any, swap: Any) -> None:
@@ -61,7 +61,7 @@ def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     if exported is not None:
         parts.append(f"ONNX within {exported.max_difference:.0e} of Keras")
     console.print(
-        f"kerasnorm {kerasnorm.__version__}, {source}: {', '.join(parts)}",
+        f"kerasnorm {__version__}, {source}: {', '.join(parts)}",
         markup=False,
         soft_wrap=True,  # one line, for whoever copies it
     )

@@ -1,10 +1,8 @@
-"""Keeps TensorFlow's C++ log off the terminal where kerasnorm is the command being run.
+"""Keras for the command line: imported when a command needs it, and without TensorFlow's log.
 
-TF_CPP_MIN_LOG_LEVEL, which TensorFlow reads when it is imported, does so for what it says later,
-of an export too. While it is imported TensorFlow writes to file descriptor 2 whatever that level
-(https://github.com/tensorflow/tensorflow/issues/100442), and `import kerasnorm` imports it before
-the command line's own code gets a turn. In every other process this module does nothing, and
-TensorFlow logs as it does in any program.
+TF_CPP_MIN_LOG_LEVEL, which TensorFlow reads when it is imported, keeps off the terminal what it
+says later, of an export too. While it is imported TensorFlow writes to file descriptor 2 whatever
+that level (https://github.com/tensorflow/tensorflow/issues/100442).
 """
 
 from __future__ import annotations
@@ -38,7 +36,9 @@ def silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-if is_command_line() and "--debug" not in sys.argv and sys.stderr is not None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    with silent_stderr():
-        import keras  # noqa: F401
+def import_keras() -> None:
+    """Import Keras without what TensorFlow has to say meanwhile."""
+    if sys.stderr is not None:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        with silent_stderr():
+            import keras  # noqa: F401

@@ -1,11 +1,10 @@
-"""Calibration data: read from files, and cut into batches of model inputs."""
+"""Calibration data, cut into batches of model inputs."""
 
 from __future__ import annotations
 
 import itertools
 import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -144,34 +143,3 @@ def _check_fitting(array: np.ndarray, tensor: Any, root: Graph) -> None:
         raise DataError(
             "The data must be finite. Received NaN or infinities.", model=root.owner.name
         )
-
-
-def read_arrays(text: str) -> Any:
-    """The array in an .npy file, or in an .npz file the one named after a colon, "x.npz:images".
-
-    An .npz file without a name gives its only array, or all of them by name.
-
-    Raises:
-        DataError: If there is no such file or array.
-    """
-    path, _, name = (text, "", "") if Path(text).exists() else text.partition(":")
-    if not Path(path).exists():
-        raise DataError(f"There is no file '{path}'.", hint="Data is an .npy or .npz file.")
-    try:
-        arrays: Any = np.load(path, allow_pickle=False)
-        if not isinstance(arrays, np.ndarray):
-            with arrays:
-                arrays = dict(arrays)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"Data must be an .npy or .npz file of numbers. '{path}' is not."
-        ) from error
-    if isinstance(arrays, np.ndarray):
-        if name:
-            raise DataError(f"'{path}' has one array, without a name. Received the name '{name}'.")
-        return arrays
-    if name and name not in arrays:
-        raise DataError(f"'{path}' has no array '{name}'. It holds: {', '.join(arrays)}.")
-    if name or len(arrays) == 1:
-        return arrays[name or next(iter(arrays))]
-    return arrays

@@ -15,8 +15,8 @@ from kerasnorm.clone.objects import LIBRARIES, module_of
 from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
-from kerasnorm.targets import TARGETS
 from kerasnorm.targets.plan import FitRequest, Plan
+from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.site_record import SiteRecord
 from kerasnorm.targets.target import Damping, Edits
 

@@ -16,8 +16,9 @@ from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.layers import Affine, BatchNorm, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
-from kerasnorm.targets import TARGETS, merge_affine
+from kerasnorm.targets import merge_affine
 from kerasnorm.targets.plain import fold_affine, fold_batch_norm, leave_for_now, unfold_affine
+from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.target import Fold
 from kerasnorm.targets.weight import fold_weight_norm_if_exact
 

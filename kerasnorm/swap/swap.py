@@ -25,7 +25,7 @@ from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
-from kerasnorm.targets import TARGETS
+from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.site_record import Verdict
 from kerasnorm.targets.target import Damping
 

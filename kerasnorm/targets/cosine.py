@@ -43,7 +43,6 @@ class CosineTarget(Target):
     """BatchNorm to cosine norm."""
 
     name = "cosine"
-    help = "cosine norm: fitted to data, which it needs"
 
     def plan(
         self, site: Site, model_graphs: ModelGraphs, statistics: StoredStatistics

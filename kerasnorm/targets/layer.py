@@ -97,7 +97,6 @@ class LayerTarget(Target):
     """BatchNorm to layer norm."""
 
     name = "layer"
-    help = "layer norm: from stored statistics, better fitted to data"
     folds = MappingProxyType({LayerNorm: fold_layer_norm})
 
     def plan(

@@ -37,14 +37,10 @@ class Target(ABC):
 
     Attributes:
         name: What it is asked for by, such as "weight".
-        help: What it is, for the command line.
-        takes_data: Whether it is fitted to data; what is exact without has no use for any.
         folds: How each layer class that it brings becomes a plain Keras layer (`fold_norms`).
     """
 
     name: str
-    help: str
-    takes_data: bool = True
     folds: Mapping[type, Fold] = MappingProxyType({})
 
     def check(self, site: Site, model_graphs: ModelGraphs) -> Plan | Refusal:

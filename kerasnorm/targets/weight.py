@@ -114,8 +114,6 @@ class WeightTarget(Target):
     """BatchNorm to weight norm."""
 
     name = "weight"
-    help = "weight norm: exact, without data"
-    takes_data = False
     folds = MappingProxyType({WeightNorm: fold_weight_norm})
 
     def plan(
