@@ -287,6 +287,7 @@ def squeeze_excite_net() -> keras.Model:
     return classify(inputs, x)
 
 
+@keras.saving.register_keras_serializable(package="bench_nets")
 class Uneven(keras.initializers.Initializer):
     """Values from 1/30 to 30, evenly on a logarithmic scale, in random order."""
 
