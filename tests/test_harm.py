@@ -13,9 +13,9 @@ layers = keras.layers
 BN = layers.BatchNormalization
 
 
-def functional(end, units=6):
+def functional(end, units=6, front=lambda x: x):
     inputs = keras.Input((5,))
-    x = layers.ReLU()(BN(name="first")(layers.Dense(8)(inputs)))
+    x = layers.ReLU()(BN(name="first")(layers.Dense(8)(front(inputs))))
     return keras.Model(inputs, end(BN(name="last")(layers.Dense(units)(x))))
 
 
@@ -123,3 +123,99 @@ def test_one_batch_norm_in_several_places_of_code_becomes_one_thing():
     source(data())
     sites = kerasnorm.swap_norms(source, "layer").report.sites
     assert {site.becomes for site in sites} == {"LayerNorm"}
+
+
+def seen_through(layer):
+    return lambda: functional(layers.ReLU(), front=layer)
+
+
+def with_backbone(front):
+    backbone = functional(layers.ReLU())
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, backbone(front(inputs)))
+
+
+def on_two_inputs():
+    a, b = keras.Input((2,)), keras.Input((3,))
+    return keras.Model([a, b], functional(layers.ReLU())(layers.Concatenate()([a, b])))
+
+
+def on_the_input_itself():
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, activation="relu")(BN(name="first")(inputs))
+    return keras.Model(inputs, BN(name="last")(layers.Dense(6)(x)))
+
+
+class TwoSites(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense, self.first = layers.Dense(8), BN(name="first")
+        self.head, self.last = layers.Dense(6), BN(name="last")
+
+    def call(self, x):
+        return self.last(self.head(keras.ops.relu(self.first(self.dense(x)))))
+
+
+def two_sites_in_code():
+    model = TwoSites()
+    model(np.zeros((1, 5), "float32"))
+    return model
+
+
+AT_INPUT = {
+    "dense": lambda: functional(layers.ReLU()),
+    "rescaled": seen_through(layers.Rescaling(1 / 255)),
+    "standardized": seen_through(layers.Normalization(mean=[0.0] * 5, variance=[1.0] * 5)),
+    "dropout": seen_through(layers.Dropout(0.1)),
+    "an operation": seen_through(lambda x: x * 2.0),
+    "backbone": lambda: with_backbone(lambda x: x),
+    "two inputs": on_two_inputs,
+    "code": two_sites_in_code,
+}
+NOT_AT_INPUT = {
+    "behind a layer with weights": seen_through(layers.Dense(5)),
+    "backbone behind one": lambda: with_backbone(layers.Dense(5)),
+    "beside one": seen_through(lambda x: layers.Concatenate()([x, layers.Dense(5)(x)])),
+}
+
+
+def first_of(report):
+    (site,) = (site for site in report.sites if site.name.endswith("first"))
+    return site
+
+
+def inputs_for(model):
+    shapes = [tensor.shape[1:] for tensor in keras.tree.flatten(getattr(model, "inputs", [data()]))]
+    given = [np.random.default_rng(0).normal(size=(120, *shape)) for shape in shapes]
+    return given if len(given) > 1 else given[0]
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("case", AT_INPUT)
+def test_the_size_of_the_input_is_kept(case, target, closed_form):
+    source = AT_INPUT[case]()
+    swap = kerasnorm.swap_norms(source, target, inputs_for(source))
+    site = first_of(swap.report)
+    assert (site.verdict, site.becomes, site.target) == ("exact", "WeightNorm(Dense)", target)
+    assert "reads the model's input" in site.reason
+    assert last_of(swap.report).verdict == "calibrated"
+    named = kerasnorm.swap_norms(source, target, inputs_for(source), sites=lambda record: True)
+    assert first_of(named.report).verdict == "calibrated"
+
+
+@pytest.mark.parametrize("case", NOT_AT_INPUT)
+def test_a_site_behind_weights_does_not_read_the_input(case, closed_form):
+    source = NOT_AT_INPUT[case]()
+    assert first_of(kerasnorm.swap_norms(source, "layer").report).becomes == "LayerNorm"
+
+
+def test_a_batch_norm_on_the_input_does_not_become_a_cosine_of_it(closed_form):
+    swap = kerasnorm.swap_norms(on_the_input_itself(), "cosine", data())
+    assert first_of(swap.report).becomes == "WeightNorm(Affine)"
+
+
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_a_model_with_no_other_site_gets_the_norm_that_was_asked_for(target, closed_form):
+    inputs = keras.Input((5,))
+    source = keras.Model(inputs, layers.ReLU()(BN(name="first")(layers.Dense(8)(inputs))))
+    assert first_of(kerasnorm.swap_norms(source, target, data()).report).verdict == "calibrated"

@@ -117,34 +117,50 @@ def decide(
     targets = _targets(to, sites, found, opaque, model_graphs)
     _check_one_target_in_code(found, targets)
     named = sites is not None or isinstance(to, dict)
-    plans: dict[Site, Plan] = {}
-    records: list[SiteRecord] = []
-    for site in found:
-        if site.name not in targets:
-            records.append(_left_record(site))
-            continue
-        plan = _plan(site, targets[site.name], model_graphs, named)
-        if isinstance(plan, Plan):
-            plans[site] = plan
-        records.append(_record(site, targets[site.name], plan))
+    decided = {
+        site: TARGETS[targets[site.name]].check(site, model_graphs)
+        for site in found
+        if site.name in targets
+    }
+    plans = {site: plan for site, plan in decided.items() if isinstance(plan, Plan)}
+    if not named:
+        plans = _without_harm(plans, model_graphs)
+    records = [
+        _record(site, targets[site.name], plans.get(site, decided[site]))
+        if site in decided
+        else _left_record(site)
+        for site in found
+    ]
     records += [_opaque_record(inner, targets.get(inner.name, "none")) for inner in opaque]
     return Decision(model_graphs, found, plans, records)
 
 
-def _plan(site: Site, target: str, model_graphs: ModelGraphs, named: bool) -> Plan | Refusal:
-    """What becomes of a site: weight norm where the target does harm, and nobody named the site."""
-    plan = TARGETS[target].check(site, model_graphs)
-    if named or not isinstance(plan, Plan):
-        return plan
-    harm = TARGETS[target].harm(plan, model_graphs)
+def _without_harm(plans: dict[Site, Plan], model_graphs: ModelGraphs) -> dict[Site, Plan]:
+    """Weight norm where a target does harm."""
+    found = {
+        site: _instead(plan, TARGETS[plan.target].harm(plan, model_graphs), model_graphs)
+        for site, plan in plans.items()
+    }
+    at_input = {
+        site: _instead(plan, TARGETS[plan.target].harm_at_input(plan, model_graphs), model_graphs)
+        for site, plan in found.items()
+    }
+    # a model with no other site gets what was asked for
+    others = any(plan.verdict != "exact" for plan in at_input.values())
+    return at_input if others else found
+
+
+def _instead(plan: Plan, harm: Refusal | None, model_graphs: ModelGraphs) -> Plan:
+    """Weight norm in the place of a plan that does harm, where that is possible."""
+    site = plan.site
     calls = sum(call.operation is site.layer for call in site.graph.calls)
     if harm is None or (site.graph.is_code and calls > 1):  # of which all become the same
         return plan
     instead = TARGETS[_EXACT].check(site, model_graphs)
     if isinstance(instead, Refusal):
         return plan
-    reason = f"{harm.reason} (name it in `sites` for {target} norm all the same)"
-    return dataclasses.replace(instead, asked=target, reason=reason)
+    reason = f"{harm.reason} (name it in `sites` for {plan.target} norm all the same)"
+    return dataclasses.replace(instead, asked=plan.target, reason=reason)
 
 
 def _targets(

@@ -82,9 +82,10 @@ def swap_norms(
             generator), of which a tuple counts as (inputs, targets, …). A few hundred samples do.
         sites: Names of the sites to swap, or a predicate on a site's record (see
             `inspect_norms`); the others stay BatchNorm. None for all; then a site where a layer or
-            cosine norm does harm becomes weight norm: one whose output is the logits of a final
-            softmax or sigmoid, or vectors of fewer than four channels for a layer norm. Sites that
-            are named, here or in `to`, become what was asked for.
+            cosine norm does harm becomes weight norm: one that reads the model's input, where
+            others are left; one whose output is the logits of a final softmax or sigmoid, or
+            vectors of fewer than four channels for a layer norm. Sites that are named, here or in
+            `to`, become what was asked for.
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
             α·mean σ². At 0 the method is pure; as it grows it tends to the affine map, for a layer
             norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1

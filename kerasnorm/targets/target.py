@@ -11,6 +11,7 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.graph.model_input import is_model_input
 from kerasnorm.graph.output_heads import before_probabilities
 from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics
@@ -59,6 +60,13 @@ class Target(ABC):
     def harm(self, plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
         """Why this norm does harm at a site, which becomes weight norm unless it was asked for."""
         return None
+
+    def harm_at_input(self, plan: Plan, model_graphs: ModelGraphs) -> Refusal | None:
+        """The same of a site that reads the model's input, where others get the norm as well."""
+        first = plan.calls[0].inputs[0]
+        if plan.verdict == "exact" or not is_model_input(model_graphs, plan.site.graph, first):
+            return None
+        return Refusal("it reads the model's input, whose size (how bright, how loud) counts")
 
     @abstractmethod
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
