@@ -57,6 +57,45 @@ def test_each_form(form, platform):
     assert_close(result, x.sum(axes, keepdims=True), result.dtype.name)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's operations")
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_is_taken_where_it_is_quicker(form):
+    import tensorflow as tf
+
+    shape, axes = FORMS[form]
+
+    def operations(platform):
+        with sums.assuming(platform):
+            function = tf.function(lambda x: sums.total(x, axes)).get_concrete_function(
+                tf.TensorSpec(shape, "float32")
+            )
+        return [operation.type for operation in function.graph.get_operations()]
+
+    on_cpu = operations("cpu")
+    assert ("MatMul" in on_cpu) == form.startswith("a product")
+    # four quarters, and what is left over
+    assert on_cpu.count("StridedSlice") == (5 if form.startswith("parts") else 0)
+    assert not {"MatMul", "StridedSlice"} & set(operations("gpu"))
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's operations")
+@pytest.mark.parametrize(("size", "factor"), [(33, 0.5), (64, 0.5), (65, 1.0)])
+def test_entries_of_an_unrolled_row_have_a_factor(size, factor):
+    import tensorflow as tf
+
+    with sums.assuming("cpu"):
+        function = tf.function(lambda x: sums.total(x, (1,))).get_concrete_function(
+            tf.TensorSpec((4, size), "float32")
+        )
+    constants = [
+        tf.make_ndarray(operation.get_attr("value"))
+        for operation in function.graph.get_operations()
+        if operation.type == "Const"
+    ]
+    floats = {float(c) for c in constants if c.dtype == np.float32 and c.shape == ()}
+    assert floats == {factor}
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.data())
 def test_any_shape_and_axes(data):

@@ -1,0 +1,218 @@
+"""What is said of two models: how far apart they are, and how far their answers agree."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from kerasnorm import SwapError
+from kerasnorm.compare.agreement import Agreement, agreement, fits, random_agreement
+from kerasnorm.compare.differences import check_equal, check_finite, differences, random_batch
+from kerasnorm.compare.sample_sums import share_interval
+from kerasnorm.compare.tensor_pairs import pair_outputs
+from kerasnorm.graph.model_graphs import graphs_of
+
+
+def pair_of(source, copy):
+    return pair_outputs(graphs_of(source), graphs_of(copy).root)
+
+
+def model_of(function, shape=(3,), dtype="float32"):
+    inputs = keras.Input(shape, dtype=dtype)
+    return keras.Model(inputs, function(inputs))
+
+
+def shifted_by(offset, dtype="float32"):
+    return model_of(lambda x: layers.Rescaling(1.0, offset, dtype=dtype)(x), dtype=dtype)
+
+
+# How far the answers agree
+
+
+def test_answers_of_a_softmax_and_numbers_beside_it():
+    def two(x):
+        return [layers.Softmax()(x), x * 1.0]
+
+    def other_two(x):
+        # the second and third channels change places, one of the numbers is off
+        return [layers.Softmax()(ops.take(x, [0, 2, 1], axis=-1)), x * np.float32([1.2, 1, 1])]
+
+    x = np.eye(3, dtype="float32").repeat([4, 1, 5], axis=0)
+    models = pair_of(model_of(two), model_of(other_two))
+    fit, worst, changed = by_hand(two(x), other_two(x))
+    assert 0 < changed < 1
+    for at_once in (3, 8, 100):
+        found = agreement(models, [x], at_once)
+        assert found.samples == 10
+        assert found.same_answers == pytest.approx(0.4)
+        low, high = found.interval
+        assert (low - 0.4) ** 2 == pytest.approx(1.96**2 * low * (1 - low) / 10)
+        assert (high - 0.4) ** 2 == pytest.approx(1.96**2 * high * (1 - high) / 10)
+        assert found.fit == pytest.approx(fit, rel=1e-4)
+        assert found.worst == pytest.approx(worst, rel=1e-4)
+        assert found.changed == pytest.approx(changed)
+
+
+def by_hand(expected, received):
+    """R², the largest difference of a sample and the share of those above a half."""
+    fits_of, squares = [], []
+    for t, other in zip(expected, received, strict=True):
+        t, other = (np.asarray(y, "float64") for y in (t, other))
+        residual, spread = np.square(t - other).sum(1), np.square(t - t.mean(0)).sum()
+        fits_of.append(1 - residual.sum() / spread)
+        squares.append(residual / (spread / len(t)))
+    each = np.sqrt(np.mean(squares, 0))
+    return np.mean(fits_of), each.max(), np.mean(each > 0.5)
+
+
+def test_numbers_alone_have_no_answers():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    off = 0.01 * np.sqrt(3 * np.square(x - x.mean(0)).mean())
+    found = agreement(pair_of(shifted_by(0.0), shifted_by([0.0, 0.0, off])), [x])
+    assert found.same_answers is None
+    # in deviations of all three channels
+    assert found.worst == pytest.approx(0.01, rel=1e-4)
+    assert found.changed == 0
+    low, high = found.interval
+    assert low < found.fit < high <= 1
+    nothing = agreement(pair_of(shifted_by(0.0), shifted_by(0.0)), [x[:1]])
+    assert (nothing.fit, nothing.worst, nothing.changed) == (1, 0, 0)
+
+
+def test_answers_at_each_place_of_a_map_are_shares():
+    x = np.zeros((4, 4, 3), "float32")
+    x[..., 2] = 1
+    x[1, :3] = [1, 0, 0]
+
+    def turned(x):
+        return layers.Softmax()(ops.take(x, [1, 0, 2], axis=-1))
+
+    found = agreement(
+        pair_of(model_of(layers.Softmax(), (4, 3)), model_of(turned, (4, 3))), [x], at_once=3
+    )
+    shares = np.array([1.0, 0.25, 1.0, 1.0])
+    assert found.same_answers == pytest.approx(shares.mean())
+    assert found.interval == pytest.approx(share_interval(shares))
+
+
+def test_what_is_said():
+    found = Agreement(20, 0.875, 0.98765, (0.5, 0.912), 1.2345, 0.05)
+    assert str(found) == ("on 20 samples held out: 87.5% same answers, R² of the outputs 0.9877")
+    assert found.on("images").startswith("on 20 images: ")
+    assert found.of_others() == (
+        "95% interval of the same answers: 50.0% to 91.2%; 5.0% of these samples change by more "
+        "than half a deviation, the worst by 1.2"
+    )
+    found = Agreement(20, None, 0.98765, (0.5, 0.912), 1.2345, 0.05)
+    assert str(found) == "on 20 samples held out: R² of the outputs 0.9877"
+    assert found.of_others().startswith("95% interval of the R²: 0.5000 to 0.9120; ")
+
+
+def test_fits_leave_out_where_the_source_overflows():
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype("float32")
+    x[::7, 1] = np.inf
+    finite = np.isfinite(x).all(1)
+    fit = fits(pair_of(shifted_by(0.0), shifted_by(0.5)), [x])["output 0"]
+    spread = np.square(x[finite] - x[finite].mean(0)).sum()
+    assert fit == pytest.approx(1 - 0.25 * x[finite].size / spread, rel=1e-5)
+
+
+def test_nothing_is_said_where_nothing_is_finite():
+    nowhere = model_of(lambda x: x + np.float32(np.nan))
+    assert random_agreement(pair_of(nowhere, shifted_by(0.0))) is None
+    text = keras.Input((1,), dtype="string")
+    model = keras.Model(text, layers.StringLookup(vocabulary=["a"])(text))
+    assert random_agreement(pair_of(model, model)) is None
+    found = random_agreement(pair_of(shifted_by(0.0), shifted_by(0.0)))
+    assert (found.samples, found.fit, found.worst) == (32, 1, 0)
+
+
+# How far two models may be apart
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_hundredth_of_a_deviation_is_allowed(dtype):
+    (x,) = random_batch(pair_of(shifted_by(0.0, dtype), shifted_by(0.0, dtype)))
+    for size, passes in ((0.0099, True), (0.0101, False)):
+        off = np.zeros(3)
+        off[1] = size * x[:, 1].std()
+        models = pair_of(shifted_by(0.0, dtype), shifted_by(off.tolist(), dtype))
+        assert differences(models)["output 0"] == pytest.approx(size, rel=1e-3)
+        if passes:
+            found, notes = check_equal(models)
+            assert found["output 0"] == pytest.approx(size, rel=1e-3)
+            assert notes == []
+        else:
+            with pytest.raises(
+                SwapError,
+                match=r"'output 0', in channel 1, by 0\.01 of its standard deviations on random "
+                r"inputs; allowed is 0\.01",
+            ):
+                check_equal(models)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [("float16", 0.3), ("bfloat16", 1.0)])
+def test_16_bits_that_cannot_be_had_in_float32_may_be_further_apart(dtype, allowed):
+    class Policy(keras.DTypePolicy):
+        """One that a copy does not take."""
+
+    def shifted(off):
+        def function(x):
+            beside = layers.ReLU(dtype=Policy(f"mixed_{dtype}"))(x)
+            return [layers.Rescaling(1.0, off, dtype=f"mixed_{dtype}")(x), beside]
+
+        return model_of(function)
+
+    source, near, far = (shifted(factor * allowed) for factor in (0.0, 0.8, 1.2))
+    found, notes = check_equal(pair_of(source, near))
+    assert 0.6 * allowed < found["output 0"] < allowed
+    assert notes == [
+        f"compared in {dtype} alone, whose rounding may hide differences of less than "
+        f"{allowed:g} standard deviations: a layer cannot be had in float32"
+    ]
+    with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
+        check_equal(pair_of(source, far))
+
+
+class Near(layers.Layer):
+    """x, with the rounding of a number that is much larger."""
+
+    def __init__(self, large, off=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.large, self.off = large, off
+
+    def build(self, shape):
+        self.shift = self.add_weight(shape=(), initializer=keras.initializers.Constant(self.large))
+
+    def call(self, x):
+        return (x + self.shift) - self.large + self.off
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float32", 2.0**18), ("float64", 2.0**47)])
+def test_so_are_eight_times_what_a_rounding_step_of_the_weights_does(dtype, large):
+    step = large * float(np.finfo(dtype).eps)
+
+    def near(off):
+        return model_of(lambda x: Near(large, off, dtype=dtype)(x), dtype=dtype)
+
+    check_equal(pair_of(near(0.0), near(7.5 * step)))
+    with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
+        check_equal(pair_of(near(0.0), near(8.5 * step)))
+
+
+def test_a_copy_must_be_finite_where_its_source_is():
+    def roots(x):
+        return ops.sqrt(x)
+
+    def with_infinities(x):
+        return ops.where(x > 0, ops.sqrt(x), x / 0.0)
+
+    # what the source has no number for may be anything
+    found, notes = check_finite(pair_of(model_of(roots), model_of(lambda x: x * 1.0)))
+    assert notes == []
+    assert list(found) == ["output 0"]
+    check_finite(pair_of(model_of(roots), model_of(with_infinities)))
+    with pytest.raises(SwapError, match=r"must be finite .* at 'output 0' on random inputs"):
+        check_finite(pair_of(shifted_by(0.0), model_of(with_infinities)))
