@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 
 import kerasnorm
 from kerasnorm import LayerNorm
+from kerasnorm.graph import sites
+from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.stored_statistics import stored_statistics
+from kerasnorm.targets import fold_into
+from kerasnorm.targets.channel_signs import channel_signs
 
 layers = keras.layers
 BN = layers.BatchNormalization
@@ -74,3 +81,91 @@ def test_a_maximum_in_between_is_of_the_channel_itself():
     swap = kerasnorm.swap_norms(model, "layer")
     (norm,) = (layer for layer in swap.model.layers if isinstance(layer, LayerNorm))
     assert (np.asarray(norm.gamma) > 0).all()
+
+
+def found_in(model, seed):
+    """What the BatchNorm of a model computes, of random statistics, and the layer in front."""
+    rng = np.random.default_rng(seed)
+    for variable in model.variables:
+        value = rng.normal(size=variable.shape)
+        variable.assign(np.abs(value) if "variance" in variable.name else value)
+    graphs = graphs_of(model)
+    ((site,), _) = sites.find_sites(graphs)
+    found = stored_statistics(site.layer)
+    partner = fold_into.partner_of(site, graphs, found)
+    return found, partner if isinstance(partner, fold_into.Partner) else None
+
+
+def products_of_kernels(layer, shape):
+    """⟨U_c, U_d⟩ of what reaches channels c and d from each input alone, far from any border.
+
+    The inputs of a separable convolution are those of its second step, whose kernel is folded.
+    """
+    if isinstance(layer, layers.SeparableConv2D):
+        kernel = np.asarray(layer.pointwise_kernel, "float64")[0, 0]
+        return kernel.T @ kernel
+    middle = tuple(size // 2 for size in layer.compute_output_shape((1, *shape))[1:-1])
+    inputs = np.zeros((shape[-1], *shape))
+    for number in range(shape[-1]):
+        inputs[number, ..., number] = 1
+    bias = 0 if layer.bias is None else np.asarray(layer.bias)
+    answers = (np.asarray(layer(inputs)).astype("float64") - bias)[(slice(None), *middle)]
+    return answers.T @ answers
+
+
+def least_turns(gram, start):
+    """Single signs turned, that which gains most first, until none makes sᵀGs less."""
+    signs = start.copy()
+    while True:
+        turned = [signs * np.where(np.arange(len(signs)) == c, -1, 1) for c in range(len(signs))]
+        values = [s @ gram @ s for s in turned]
+        if min(values) >= signs @ gram @ signs - 1e-9 * np.trace(gram):
+            return signs
+        signs = turned[int(np.argmin(values))]
+
+
+def balanced(values):
+    signs, total = np.ones(len(values)), 0.0
+    for channel in sorted(range(len(values)), key=lambda c: -abs(values[c])):
+        if total * values[channel] > 0:
+            signs[channel] = -1
+        total += signs[channel] * values[channel]
+    return signs
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_signs_make_the_mean_square_of_the_mean_small(case, seed):
+    """They are those of the formula in the docstring, written out."""
+    make, shape = CASES[case]
+    inputs = keras.Input(shape)
+    found, partner = found_in(keras.Model(inputs, BN()(make(inputs))), seed)
+    size = found.scale.size
+    own = np.eye(size) if partner is None else products_of_kernels(partner.layer, shape)
+    offset = 0 if partner is None else np.asarray(partner.layer.bias, "float64")
+    each = found.scale[:, None] * own * found.scale
+    together = found.scale * (found.mean - offset)
+    gram = each / np.trace(each) + np.outer(together, together) / (together @ together)
+    gram *= (found.scale**2 * found.variance).sum() / 2
+    gram += np.outer(found.beta, found.beta)
+    ends = [least_turns(gram, start) for start in (np.ones(size), balanced(found.beta))]
+    best = min(signs @ gram @ signs for signs in ends)
+    signs = channel_signs(found, partner)
+    assert set(signs) <= {-1.0, 1.0}
+    assert signs @ gram @ signs == pytest.approx(best, rel=1e-6)
+
+
+def test_channels_that_are_zero_have_signs():
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, BN()(inputs))
+    found, _ = found_in(model, 0)
+    nothing = dataclasses.replace(
+        found, scale=0 * found.scale, shift=0 * found.shift, beta=0 * found.beta
+    )
+    np.testing.assert_array_equal(channel_signs(nothing, None), np.ones(6))
+
+
+def test_of_very_many_channels_all_signs_are_alike():
+    inputs = keras.Input((4097,))
+    found, _ = found_in(keras.Model(inputs, BN()(inputs)), 0)
+    np.testing.assert_array_equal(channel_signs(found, None), np.ones(4097))
