@@ -216,3 +216,26 @@ def test_a_copy_must_be_finite_where_its_source_is():
     check_finite(pair_of(model_of(roots), model_of(with_infinities)))
     with pytest.raises(SwapError, match=r"must be finite .* at 'output 0' on random inputs"):
         check_finite(pair_of(shifted_by(0.0), model_of(with_infinities)))
+
+
+def test_text_cannot_be_compared_on_random_inputs():
+    text = keras.Input((1,), dtype="string", name="text")
+    model = keras.Model(text, layers.StringLookup(vocabulary=["a"])(text))
+    with pytest.raises(SwapError, match=r"run on random inputs\. Received: input 'text' takes"):
+        differences(pair_of(model, model))
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "axis"),
+    [
+        (layers.Conv1D(2, 1, data_format="channels_first"), (3, 4), 1),
+        (layers.AveragePooling2D(2, data_format="channels_first"), (3, 4, 4), 1),
+        (layers.Flatten(data_format="channels_first"), (3, 4), -1),
+        (layers.Conv1D(2, 1, data_format="channels_last"), (4, 3), -1),
+        (layers.ReLU(), (3, 4), -1),
+    ],
+)
+def test_the_channels_of_an_output_are_where_its_layer_has_them(layer, shape, axis):
+    model = model_of(layer, shape)
+    (pair,) = pair_of(model, model).outputs
+    assert (pair.name, pair.axis, pair.exact) == ("output 0", axis, True)
