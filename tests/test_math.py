@@ -303,6 +303,20 @@ def test_moments_over_replicas_are_those_of_all_of_them():
     assert asked == [2]
 
 
+def test_sums_over_the_replicas_are_taken_once_and_not_again_for_the_gradient():
+    asked = []
+
+    def of_one_replica(tensors):
+        asked.append(len(tensors))
+        return tensors
+
+    with_gradients(
+        lambda x: normalize.normalize(x, (0,), 0.1, sum_replicas=of_one_replica)[0],
+        [normal(5, 3)],
+    )
+    assert asked == [2, 3]  # the mean, then what is left of it and the squares; each with a count
+
+
 def test_the_mean_of_nothing_is_zero():
     nothing = np.zeros((5, 1))
     mean = normalize.weighted_mean(normal(5, 3), (0,), nothing)

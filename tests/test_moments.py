@@ -51,7 +51,7 @@ def test_the_typical_variance_is_the_mean_of_all_channels_but_for_rounding():
     for variance, typical in ((0.9e-12, 0.0), (1.1e-12, 1.1e-12)):
         moments = RunningMoments()
         moments.add(2.0, np.array([1.0]), np.array([variance]))
-        assert moments.typical_variance == pytest.approx(typical)
+        assert moments.typical_variance == pytest.approx(typical, rel=1e-6, abs=0)
 
 
 def test_r_squared_of_parts_is_its_formula():

@@ -66,9 +66,8 @@ def test_each_form_is_taken_where_it_is_quicker(form):
 
     def operations(platform):
         with sums.assuming(platform):
-            function = tf.function(lambda x: sums.total(x, axes)).get_concrete_function(
-                tf.TensorSpec(shape, "float32")
-            )
+            traced = tf.function(lambda x: sums.total(x, axes), autograph=False)
+            function = traced.get_concrete_function(tf.TensorSpec(shape, "float32"))
         return [operation.type for operation in function.graph.get_operations()]
 
     on_cpu = operations("cpu")
@@ -84,9 +83,8 @@ def test_entries_of_an_unrolled_row_have_a_factor(size, factor):
     import tensorflow as tf
 
     with sums.assuming("cpu"):
-        function = tf.function(lambda x: sums.total(x, (1,))).get_concrete_function(
-            tf.TensorSpec((4, size), "float32")
-        )
+        traced = tf.function(lambda x: sums.total(x, (1,)), autograph=False)
+        function = traced.get_concrete_function(tf.TensorSpec((4, size), "float32"))
     constants = [
         tf.make_ndarray(operation.get_attr("value"))
         for operation in function.graph.get_operations()
