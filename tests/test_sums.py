@@ -26,6 +26,8 @@ FORMS = {
     "parts of leading axes": ((2, 11, 13, 4), (0, 1, 2)),
     "parts of axes in the middle": ((2, 11, 13, 4), (1, 2)),
     "parts, with short rows summed too": ((2, 11, 13, 4), (1, 2, 3)),
+    "parts of the second axis": ((3, 140, 5), (1,)),
+    "parts of two axes, with a later one summed too": ((2, 11, 13, 3, 4), (1, 2, 4)),
     "parts of the longer of two runs": ((3, 4, 140, 2, 5), (0, 2)),
     "all axes": ((2, 3), (0, 1)),
     "none": ((2, 3), ()),
