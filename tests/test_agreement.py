@@ -10,7 +10,9 @@ from keras import layers, ops
 from kerasnorm import SwapError
 from kerasnorm.compare.agreement import Agreement, agreement, fits, random_agreement
 from kerasnorm.compare.differences import check_equal, check_finite, differences, random_batch
+from kerasnorm.compare.random_inputs import NotComparableError
 from kerasnorm.compare.sample_sums import share_interval
+from kerasnorm.compare.side_by_side import source_values
 from kerasnorm.compare.tensor_pairs import pair_outputs
 from kerasnorm.graph.model_graphs import graphs_of
 
@@ -239,3 +241,30 @@ def test_the_channels_of_an_output_are_where_its_layer_has_them(layer, shape, ax
     model = model_of(layer, shape)
     (pair,) = pair_of(model, model).outputs
     assert (pair.name, pair.axis, pair.exact) == ("output 0", axis, True)
+
+
+class Fails(layers.Layer):
+    """Runs until it is told what to fail with."""
+
+    error: Exception | None = None
+
+    def call(self, x):
+        if self.error is not None:
+            raise self.error
+        return x
+
+
+def test_why_a_source_cannot_be_run_is_said_in_one_short_line():
+    layer = Fails()
+    model = model_of(layer)
+    layer.error = RuntimeError("\n \n" + 99 * "a" + "bc\nmore")
+    said = f"it fails ({99 * 'a'}b)"
+    with pytest.raises(NotComparableError) as found:
+        source_values(graphs_of(model).root, [np.zeros((2, 3), "float32")], model.outputs)
+    assert str(found.value) == said
+    # nothing is refused then, and it is said
+    models = pair_of(model, shifted_by(1.0))
+    for judge in (check_equal, check_finite):
+        assert judge(models) == ({}, [f"not compared with its source on random inputs: {said}"])
+    with pytest.raises(SwapError, match=r"run on the given inputs\. Received: it fails"):
+        differences(models, np.zeros((2, 3), "float32"))

@@ -19,7 +19,7 @@ from kerasnorm.compare.rounding import moved_weights
 from kerasnorm.compare.tensor_pairs import ModelPair, TensorPair, output_pairs
 from kerasnorm.graph.execute import run_tensors
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.trace import fed, fed_by
+from kerasnorm.graph.trace import fed, fed_by, said
 
 
 @dataclass(frozen=True)
@@ -125,5 +125,4 @@ def source_values(graph: Graph, arrays: list[Any], tensors: list[Any]) -> list[A
         return run_tensors(graph, arrays, tensors)
     except Exception as error:
         # any model of any user, on inputs it was not made for
-        said = next((line for line in str(error).splitlines() if line.strip()), repr(error))
-        raise NotComparableError(f"it fails ({said[:100]})") from error
+        raise NotComparableError(f"it fails ({said(error)[:100]})") from error
