@@ -79,6 +79,9 @@ def test_numbers_alone_have_no_answers():
     assert found.changed == 0
     low, high = found.interval
     assert low < found.fit < high <= 1
+    two = np.float32([[1, 1, 1], [-1, -1, -1]])
+    half = agreement(pair_of(shifted_by(0.0), shifted_by(0.5)), [two])
+    assert (half.worst, half.changed) == (0.5, 0)  # no more than half a deviation
     nothing = agreement(pair_of(shifted_by(0.0), shifted_by(0.0)), [x[:1]])
     assert (nothing.fit, nothing.worst, nothing.changed) == (1, 0, 0)
 

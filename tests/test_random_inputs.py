@@ -17,7 +17,7 @@ from kerasnorm.compare.random_inputs import (
 )
 from kerasnorm.compare.rounding import moved, moved_weights
 from kerasnorm.compare.tensor_pairs import pair_models, pair_outputs
-from kerasnorm.compare.tolerances import coarsest_dtype
+from kerasnorm.compare.tolerances import EPSILONS, OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.graph import sites
 from kerasnorm.graph.model_graphs import graphs_of
 
@@ -264,3 +264,9 @@ def test_the_coarsest_dtype_that_a_model_computes_in(dtypes, coarsest):
     stack = [layers.Activation("linear", dtype=dtype) for dtype in dtypes]
     model = keras.Sequential([keras.Input((2,)), *stack], name="stack")
     assert coarsest_dtype(model) == coarsest
+
+
+def test_runtimes_may_differ_by_some_rounding_steps_of_the_dtype():
+    for dtype, steps in (("float32", 100), ("float16", 20), ("bfloat16", 20)):
+        assert 5 < OF_LARGEST_ENTRY[dtype] / EPSILONS[dtype] < steps
+    assert 0 < OF_LARGEST_ENTRY["float64"] < 1e-4 * OF_LARGEST_ENTRY["float32"]
