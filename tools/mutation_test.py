@@ -29,7 +29,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -129,39 +129,54 @@ def _annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     ]
 
 
-def tests_for(mutant: dict[str, Any], measured: dict[str, Any], budget: float) -> list[str]:
-    """Tests that execute the broken line; of the whole file where none does.
+def known() -> dict[str, Any]:
+    """What `measure` has kept, and how many lines each test executes."""
+    measured = json.loads(LINES.read_text())
+    widths: Counter[str] = Counter()
+    for lines in measured["lines"].values():
+        for tests in lines.values():
+            widths.update(tests)
+    return {**measured, "widths": widths}
 
-    The quickest case of each test function first, then the second quickest: cases of one function
-    see much the same.
+
+def tests_for(mutant: dict[str, Any], measured: dict[str, Any], budget: float) -> list[str]:
+    """Tests that execute the broken line; of the whole file where none does, or of all files.
+
+    Half of the budget is for those that execute the fewest lines, which look at these the closest.
+    For the other half, the quickest case of each test function comes first, then the second
+    quickest: cases of one function see much the same.
 
     Args:
         mutant: What is broken.
-        measured: What `measure` has kept.
+        measured: What `known` gives.
         budget: Seconds that the tests may take, but for the first.
     """
     lines, seconds = measured["lines"].get(mutant["file"], {}), measured["seconds"]
-    found = lines.get(str(mutant["line"])) or sorted(set(itertools.chain(*lines.values())))
+    of_file = sorted(set(itertools.chain(*lines.values())))
+    found = lines.get(str(mutant["line"])) or of_file or list(seconds)
+    chosen: dict[str, None] = {}  # in order
+
+    def choose(tests: Iterable[str], end: float) -> None:
+        total = sum(seconds[test] for test in chosen)
+        for test in tests:
+            total += seconds[test]
+            if chosen and total > end:
+                break
+            chosen[test] = None
+
+    choose(sorted(found, key=lambda test: (measured["widths"][test], seconds[test])), budget / 2)
     seen: Counter[str] = Counter()
     ordered = []
     for test in sorted(found, key=seconds.__getitem__):
         function = test.partition("[")[0]
         ordered.append((seen[function], seconds[test], test))
         seen[function] += 1
-    chosen: list[str] = []
-    total = 0.0
-    for _, cost, test in sorted(ordered):
-        total += cost
-        if chosen and total > budget:
-            break
-        chosen.append(test)
-    return chosen
+    choose((test for *_, test in sorted(ordered) if test not in chosen), budget)
+    return list(chosen)
 
 
 def outcome(mutant: dict[str, Any], tests: list[str], measured: dict[str, Any]) -> str:
-    """ "killed", "survived", or "no test" where nothing executes the file."""
-    if not tests:
-        return "no test"
+    """ "killed" or "survived"."""
     context = multiprocessing.get_context("forkserver")
     limit = PATIENCE * sum(measured["seconds"][test] for test in tests) + 60
     process = context.Process(target=_run, args=(mutant, tests), daemon=True)
@@ -201,7 +216,7 @@ def _run(mutant: dict[str, Any], tests: list[str]) -> None:
 
 def run(paths: list[str], share: float, minutes: float, workers: int, budget: float) -> None:
     """Run mutants that have no result yet, in random order, until the time is over."""
-    measured = json.loads(LINES.read_text())
+    measured = known()
     files = sorted(
         itertools.chain(*([p] if p.suffix else p.glob("*.py") for p in map(ROOT.joinpath, paths)))
     )
