@@ -471,3 +471,54 @@ def test_layers_of_keras_without_a_config_of_their_own(cls):
     swap = kerasnorm.swap_norms(model, "weight")
     assert swap.model.get_layer("last").dtype_policy == layer.dtype_policy
     np.testing.assert_allclose(swap.model(x), model(x), atol=1e-2)
+
+
+class CodeThatTellsLess(layers.Layer):
+    """A block of code whose config makes another one than it is."""
+
+    def __init__(self, units=4, **kwargs):
+        super().__init__(**kwargs)
+        self.dense, self.norm = layers.Dense(units), layers.BatchNormalization()
+
+    def build(self, shape):
+        self.dense.build(shape)
+        self.norm.build((*shape[:-1], self.dense.units))
+
+    def call(self, x):
+        return self.norm(ops.tanh(self.dense(x)))
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype_policy.name}
+
+
+class WrapperThatTellsLess(layers.Wrapper):
+    """The same of a class that cannot be cloned by its attributes."""
+
+    def __init__(self, layer=None, **kwargs):
+        super().__init__(layer or layers.Dense(4), **kwargs)
+        self.norm = layers.BatchNormalization()
+
+    def build(self, shape):
+        self.layer.build(shape)
+        self.norm.build((*shape[:-1], self.layer.units))
+        self.built = True
+
+    def call(self, x):
+        return self.norm(ops.tanh(self.layer(x)))
+
+    def get_config(self):
+        return {"name": self.name}
+
+
+def test_code_whose_config_makes_another_is_cloned_by_its_attributes():
+    model = keras.Sequential([keras.Input((3,)), CodeThatTellsLess(6, name="block")])
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    np.testing.assert_allclose(swap.model(x), model(x), atol=1e-5)
+
+
+def test_code_that_can_be_cloned_in_neither_way_is_refused():
+    block = WrapperThatTellsLess(layers.Dense(6), name="block")
+    model = keras.Sequential([keras.Input((3,)), block])
+    with pytest.raises(SwapError, match=r"'block': .* WrapperThatTellsLess cannot be made"):
+        kerasnorm.swap_norms(model, "weight")

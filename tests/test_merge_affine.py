@@ -10,6 +10,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm import Affine, WeightNorm
 from kerasnorm.swap.fold import fold_weight_norms
+from kerasnorm.targets.plain import unfold_affine
 
 
 def model_of(build, *shape, dtype=None):
@@ -226,3 +227,54 @@ def test_names_of_outputs_are_kept(between):
 def test_baked_models_are_left_as_they_were():
     model = model_of(behind(layers.Dense(3)), 4)
     assert fold_weight_norms(model) is model
+
+
+# An EinsumDense that is an Affine
+
+
+def unfolded(equation, output_shape, bias_axes=None, shape=(4, 3), **more):
+    layer = layers.EinsumDense(equation, output_shape, bias_axes=bias_axes, **more)
+    layer.build((None, *shape))
+    rng = np.random.default_rng(0)
+    for variable in layer.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    edit = unfold_affine(layer, [], "again")
+    if edit is None:
+        return layer, None
+    affine = edit.make()
+    affine.build((None, *shape))
+    edit.fill(affine)
+    return layer, affine
+
+
+@pytest.mark.parametrize(
+    ("equation", "bias_axes", "axis"),
+    [
+        ("abc,c->abc", "c", 2),
+        ("abc,c->abc", None, 2),
+        ("abc,b->abc", "b", 1),
+        ("abc,b->abc", None, 1),
+    ],
+)
+def test_a_diagonal_einsum_is_an_affine(equation, bias_axes, axis):
+    layer, affine = unfolded(equation, (4, 3), bias_axes, dtype="float64", trainable=False)
+    assert type(affine) is Affine
+    assert (affine.axis, affine.name, affine.use_bias) == (axis, "again", bias_axes is not None)
+    assert (affine.dtype, affine.trainable) == ("float64", False)
+    x = np.random.default_rng(1).normal(size=(2, 4, 3))
+    np.testing.assert_allclose(affine(x), layer(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "more"),
+    [
+        ("abc,cd->abd", (4, 3), {}),  # no diagonal
+        ("abc,bc->abc", (4, 3), {}),  # a gain for each of two axes
+        ("abc,c->acb", (3, 4), {}),  # which turns round as well
+        ("abc,c->abc", (4, 3), {"bias_axes": "b"}),  # a bias along another axis
+        ("abc,c->abc", (4, 3), {"activation": "relu"}),
+        ("...c,c->...c", 3, {}),  # whose axis is not known
+    ],
+)
+def test_other_einsums_are_none(equation, output_shape, more):
+    assert unfolded(equation, output_shape, **more)[1] is None

@@ -211,6 +211,81 @@ def test_both_kernels_of_a_separable_convolution(target):
     np.testing.assert_allclose(folded.pointwise_kernel, expected, rtol=1e-6)
 
 
+FOLLOWERS = {
+    "Dense": (lambda: layers.Dense(2), (4,), True),
+    "without a bias": (lambda: layers.Dense(2, use_bias=False), (4,), True),
+    "Conv1D": (lambda: layers.Conv1D(2, 2, activation="tanh"), (5, 4), True),
+    "transposed": (lambda: layers.Conv1DTranspose(2, 2), (5, 4), True),
+    "EinsumDense": (lambda: layers.EinsumDense("abc,cd->abd", (5, 2)), (5, 4), True),
+    "and its bias": (
+        lambda: layers.EinsumDense("abc,cd->abd", (5, 2), bias_axes="d"),
+        (5, 4),
+        True,
+    ),
+    "over two axes": (lambda: layers.EinsumDense("abc,bcd->ad", 2), (5, 4), False),
+    "units along two axes": (lambda: layers.EinsumDense("ab,bcd->acd", (2, 3)), (4,), False),
+    "penalized": (lambda: layers.Dense(2, activity_regularizer="l2"), (4,), False),
+    "no linear layer": (lambda: layers.LSTM(2), (5, 4), False),
+    "PReLU in between": (lambda: keras.Sequential([layers.PReLU(), layers.Dense(2)]), (4,), False),
+}
+
+
+@pytest.mark.parametrize("kind", FOLLOWERS)
+def test_the_next_linear_layer_takes_the_cosine_with_its_own_kernel(kind):
+    make, shape, takes = FOLLOWERS[kind]
+    inputs, follower = keras.Input(shape), make()
+    x = layers.ReLU()(BN(name="bn")(layers.ReLU()(inputs)))
+    steps = follower.layers if isinstance(follower, keras.Sequential) else [follower]
+    for step in steps:
+        x = step(x)
+    model = random_weights(keras.Model(inputs, layers.ReLU()(x)))
+    result = rewritten(model, "cosine")
+    a, c = map_of(model.get_layer("bn"))
+    affine = result.get_layer("bn")
+    np.testing.assert_allclose(affine.kernel, a, rtol=1e-6)
+    np.testing.assert_allclose(affine.bias, c, rtol=1e-6)
+    found = [layer for layer in result.layers if isinstance(layer, CosineNorm)]
+    assert bool(found) == takes
+    if takes:
+        (new,) = found
+        assert new.name == follower.name
+        np.testing.assert_array_equal(new.layer.kernel, follower.kernel)
+        own = 0 if follower.bias is None else wide(follower.bias)
+        np.testing.assert_allclose(new.layer.bias, own + np.zeros(2), rtol=1e-6)
+        assert new.layer.bias.shape == (2,)
+        assert new.layer.activation is follower.activation
+
+
+def after_the_map(build):
+    """How many layers take the cosine behind a BatchNorm that no linear layer is in front of."""
+    inputs = keras.Input((4,))
+    found = build(BN(name="bn")(layers.ReLU()(inputs)))
+    model = random_weights(keras.Model(inputs, found))
+    graphs = graphs_of(model)
+    (site,) = (s for s in sites.find_sites(graphs)[0] if s.name == "bn")
+    plan = TARGETS["cosine"].check(site, graphs)
+    assert plan.case == 2
+    assert plan.verdict == ("exact" if plan.partner is None else "calibrated")
+    return plan.partner is not None
+
+
+def test_the_next_linear_layer_must_be_the_only_reader_and_not_be_claimed():
+    dense = layers.Dense(4)
+    assert after_the_map(lambda x: layers.ReLU()(dense(x)))
+    assert not after_the_map(lambda x: [layers.Dense(4)(x), layers.ReLU()(x)])  # read twice
+    assert not after_the_map(lambda x: [layers.Dense(4)(x), x])  # an output
+    assert not after_the_map(lambda x: layers.Add()([layers.Dense(4)(x), x]))
+    shared = layers.Dense(4)
+    assert not after_the_map(lambda x: shared(layers.ReLU()(shared(x))))
+    # another BatchNorm behind it may take it in, across what commutes with that alone
+    assert not after_the_map(lambda x: BN()(layers.Dense(4)(x)))
+    assert not after_the_map(lambda x: BN()(layers.Dropout(0.1)(layers.Dense(4)(x))))
+    assert after_the_map(lambda x: BN()(layers.ReLU()(layers.Dense(4)(x))))
+    # several layers without weights may be in between, and operations of one input
+    assert after_the_map(lambda x: layers.Dense(2)(layers.Dropout(0.1)(layers.ReLU()(x))))
+    assert not after_the_map(lambda x: layers.Dense(2)(layers.Multiply()([x, x])))
+
+
 # What trains
 
 
