@@ -10,6 +10,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm import Affine, WeightNorm
 from kerasnorm.swap.fold import fold_weight_norms
+from kerasnorm.targets.merge_affine import _input_letter
 from kerasnorm.targets.plain import unfold_affine
 
 
@@ -90,6 +91,42 @@ def test_into_the_layer_behind_without_a_shift_only(layer, shape, axis):
     own = layer()
     result = folded(model_of(behind(own, axis=axis), *shape))
     assert kinds(result) == ["EinsumDense", type(own).__name__]
+
+
+@pytest.mark.parametrize("dots", [False, True])
+@pytest.mark.parametrize(
+    ("output", "steps", "units", "merges"),
+    [
+        ("adb", 5, 3, True),  # Keras adds a bias along axis 1, if the last has another size
+        ("adb", 5, 5, False),  # and along the last otherwise
+        ("adb", 5, 1, True),  # a single entry is the same along any
+        ("abd", 5, 3, True),
+        ("abd", 5, 5, True),
+    ],
+)
+def test_a_bias_of_an_einsum_goes_where_keras_adds_it(output, steps, units, merges, dots):
+    equation, sizes = f"abc,cd->{output}", {"b": steps, "d": units}
+    if dots:
+        equation = equation.replace("a", "...")
+    own = layers.EinsumDense(equation, [sizes[letter] for letter in output[1:]])
+    result = folded(model_of(behind(own), steps, 4))
+    assert kinds(result) == (["EinsumDense"] if merges else ["EinsumDense", "EinsumDense"])
+
+
+@pytest.mark.parametrize(
+    ("equation", "letters"),
+    [
+        ("abc,cd->abd", "abc"),
+        ("...x,xy->...y", "...x"),
+        ("...bx,xy->...by", "..bx"),
+        ("...bx,xy->...by", ".bx"),
+        ("abc...,bd->adc...", "abc.."),
+    ],
+)
+def test_letters_of_the_axes_of_an_input(equation, letters):
+    layer = layers.EinsumDense(equation, (2, 2))
+    found = [_input_letter(layer, axis, len(letters)) for axis in range(len(letters))]
+    assert "".join(found) == letters
 
 
 def test_a_shift_of_zeros_is_none():
