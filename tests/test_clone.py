@@ -522,3 +522,14 @@ def test_code_that_can_be_cloned_in_neither_way_is_refused():
     model = keras.Sequential([keras.Input((3,)), block])
     with pytest.raises(SwapError, match=r"'block': .* WrapperThatTellsLess cannot be made"):
         kerasnorm.swap_norms(model, "weight")
+
+
+def test_what_loading_reported_is_of_the_source_alone():
+    layer = Multiplies(Factor(5.0), name="times")
+    layer.load_report = ["a line"]
+    layer.later = [Factor(2.0)]
+    copy = copy_layer(layer)
+    assert not hasattr(copy, "load_report")
+    assert copy.later[0] == layer.later[0]
+    assert copy.later[0] is not layer.later[0]
+    assert (copy.name, copy.factor.value) == ("times", 5.0)
