@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,10 +11,16 @@ from keras import layers, ops
 
 from kerasnorm import SwapError
 from kerasnorm.compare.agreement import Agreement, agreement, fits, random_agreement
-from kerasnorm.compare.differences import check_equal, check_finite, differences, random_batch
+from kerasnorm.compare.differences import (
+    _of_channels,
+    check_equal,
+    check_finite,
+    differences,
+    random_batch,
+)
 from kerasnorm.compare.random_inputs import NotComparableError
 from kerasnorm.compare.sample_sums import share_interval
-from kerasnorm.compare.side_by_side import source_values
+from kerasnorm.compare.side_by_side import Values, source_values
 from kerasnorm.compare.tensor_pairs import pair_outputs
 from kerasnorm.graph.model_graphs import graphs_of
 
@@ -271,3 +279,19 @@ def test_why_a_source_cannot_be_run_is_said_in_one_short_line():
         assert judge(models) == ({}, [f"not compared with its source on random inputs: {said}"])
     with pytest.raises(SwapError, match=r"run on the given inputs\. Received: it fails"):
         differences(models, np.zeros((2, 3), "float32"))
+
+
+def test_places_beyond_the_range_of_float16_are_left_out_in_all_channels():
+    expected = np.float16([[1, 1], [np.inf, 5], [-1, -1], [3, 2]])
+    received = np.float16([[1.5, 1], [7, 9], [-1, -1], [3, 2]])
+    pair = pair_of(shifted_by(0.0), shifted_by(0.0)).outputs[0]
+    deviation = np.std([1, -1, 3])
+    for axis, turn in ((-1, lambda a: a), (0, np.transpose)):
+        values = Values("a", dataclasses.replace(pair, axis=axis), turn(expected), turn(received))
+        found = _of_channels(values, "float16")
+        np.testing.assert_allclose(found, [0.5 / deviation, 0], rtol=1e-3)
+        np.testing.assert_array_equal(_of_channels(values)[0], np.inf)
+    values = dataclasses.replace(values, received=received[:, :1])
+    assert _of_channels(values, "float16") == [np.inf]
+    finite = dataclasses.replace(values, expected=expected[2:].T, received=received[2:].T)
+    np.testing.assert_array_equal(_of_channels(finite, "float16"), [0, 0])

@@ -533,3 +533,35 @@ def test_what_loading_reported_is_of_the_source_alone():
     assert copy.later[0] == layer.later[0]
     assert copy.later[0] is not layer.later[0]
     assert (copy.name, copy.factor.value) == ("times", 5.0)
+
+
+@keras.saving.register_keras_serializable(package="test_copying")
+class Blend(layers.Layer):
+    """Takes two inputs, and is built for both."""
+
+    def build(self, shapes):
+        first, second = shapes
+        self.mix = self.add_weight(shape=(first[-1], second[-1]))
+
+    def call(self, inputs):
+        first, second = inputs
+        return first @ self.mix + second
+
+
+class CallsABlend(layers.Layer):
+    def __init__(self, blend, **kwargs):
+        super().__init__(**kwargs)
+        self.blend, self.norm = blend, layers.BatchNormalization(name="inner")
+
+    def call(self, x):
+        return self.norm(self.blend([x, ops.tanh(x)]))
+
+
+def test_a_layer_of_two_inputs_that_code_and_a_graph_call():
+    blend, inputs = Blend(name="blend"), keras.Input((4,))
+    x = CallsABlend(blend, name="block")(inputs)
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm")(blend([x, inputs])))
+    swapped = kerasnorm.swap_norms(model, "weight", strict=True).model
+    assert swapped.get_layer("block").blend is swapped.get_layer("blend")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    np.testing.assert_allclose(swapped(x), model(x), atol=1e-5)
