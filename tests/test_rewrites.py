@@ -284,6 +284,17 @@ def test_the_next_linear_layer_must_be_the_only_reader_and_not_be_claimed():
     # several layers without weights may be in between, and operations of one input
     assert after_the_map(lambda x: layers.Dense(2)(layers.Dropout(0.1)(layers.ReLU()(x))))
     assert not after_the_map(lambda x: layers.Dense(2)(layers.Multiply()([x, x])))
+    other = keras.ops.ones((1, 4))
+    assert not after_the_map(lambda x: layers.Dense(2)(keras.ops.add(x, other)))
+    assert not after_the_map(lambda x: layers.Dense(2)(BN(name="next")(layers.ReLU()(x))))
+
+
+def test_a_step_that_takes_something_else_too_ends_the_search():
+    inputs = keras.Input((4,))
+    x = layers.Add()([BN(name="bn")(layers.ReLU()(inputs)), layers.Dense(4)(inputs)])
+    model = random_weights(keras.Model(inputs, layers.Dense(2)(x)))
+    (site,) = sites.find_sites(graphs_of(model))[0]
+    assert TARGETS["cosine"].check(site, graphs_of(model)).partner is None
 
 
 # What trains

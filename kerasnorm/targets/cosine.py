@@ -151,7 +151,7 @@ def _follower(site: Site, model_graphs: ModelGraphs) -> Partner | None:
         if is_plain_linear(layer):
             break
         weightless = isinstance(layer, keras.layers.Layer) and not layer.weights
-        if not weightless or is_batch_norm(layer) or len(call.inputs) != 1:
+        if not weightless or len(call.inputs) != 1:
             return None
         tensor = call.output
     once = model_graphs.calls[id(layer)] == 1 and layer.activity_regularizer is None

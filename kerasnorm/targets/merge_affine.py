@@ -233,7 +233,7 @@ def _with_bias(layer: Any, call: Call, shape: tuple[int, ...]) -> dict[str, Any]
     kept = "".join(x for x in outputs if x in letters)
     wide = [letter for letter, size in zip(kept, shape, strict=True) if size > 1]
     if len(wide) == 1:
-        from_end = outputs.index(wide[0]) >= outputs.find(".") >= 0
+        from_end = outputs.index(wide[0]) >= outputs.find(".")  # without dots, either is the same
         axis = outputs.index(wide[0]) + (len(output) - len(outputs) if from_end else 0)
         if not adds_bias_along(axis, output, shape[kept.index(wide[0])]):
             return None
