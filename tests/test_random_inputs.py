@@ -271,3 +271,9 @@ def test_runtimes_may_differ_by_some_rounding_steps_of_the_dtype(dtype, steps):
     assert coarsest_dtype(layers.ReLU(dtype=dtype)) == dtype
     assert 5 < OF_LARGEST_ENTRY[dtype] / EPSILONS[dtype] < steps
     assert 0 < OF_LARGEST_ENTRY["float64"] < 1e-4 * OF_LARGEST_ENTRY["float32"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_rounding_step_is_that_from_one_to_the_next_number(dtype):
+    coarsest = coarsest_dtype(layers.ReLU(dtype=dtype))
+    assert EPSILONS[coarsest] == float(ml_dtypes.finfo(dtype).eps)

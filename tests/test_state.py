@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from kerasnorm.clone.by_config import _accepted
 from kerasnorm.clone.operation import clone_arguments, clone_operation
 from kerasnorm.clone.replace_sublayer import replace_sublayer
 from kerasnorm.clone.state import build_alike, carry_functions, carry_values, copy_state
@@ -68,6 +69,27 @@ def test_functions_and_penalties_are_carried_under_their_names():
     own = copy.activation
     carry_functions(source, copy)
     assert copy.activation is own
+
+
+def test_a_constructor_is_given_what_it_takes():
+    config = {"units": 2, "name": "a", "dtype": "float32", "trainable": True}
+
+    class TakesUnits:
+        def __init__(self, units):
+            pass
+
+    class TakesItsName:
+        def __init__(self, units, name="b"):
+            pass
+
+    class TakesAnything:
+        def __init__(self, units, **kwargs):
+            pass
+
+    assert _accepted(TakesUnits, config) == {"units": 2}
+    assert _accepted(TakesItsName, config) == {"units": 2, "name": "a"}
+    assert _accepted(TakesAnything, config) == config
+    assert _accepted(TakesUnits, {**config, "more": 1}) == {"units": 2, "more": 1}
 
 
 def pair_of_blocks(build=True):
