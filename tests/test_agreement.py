@@ -197,7 +197,8 @@ class Near(layers.Layer):
         self.large, self.off = large, off
 
     def build(self, shape):
-        self.shift = self.add_weight(shape=(), initializer=keras.initializers.Constant(self.large))
+        constant = keras.initializers.Constant(self.large)
+        self.shift = self.add_weight(shape=np.shape(self.large), initializer=constant)
 
     def call(self, x):
         return (x + self.shift) - self.large + self.off
@@ -213,6 +214,16 @@ def test_so_are_eight_times_what_a_rounding_step_of_the_weights_does(dtype, larg
     check_equal(pair_of(near(0.0), near(7.5 * step)))
     with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
         check_equal(pair_of(near(0.0), near(8.5 * step)))
+
+
+def test_the_channel_that_is_named_is_furthest_beyond_what_is_allowed_to_it():
+    large = np.float32([1, 2**20, 1])  # the second may be off by a deviation
+
+    def near(*off):
+        return model_of(Near(large, np.float32(off)))
+
+    with pytest.raises(SwapError, match=r"in channel 0, by 0\.\d+ .* allowed is 0\.01\."):
+        check_equal(pair_of(near(0, 0, 0), near(0.3, 2, 0)))
 
 
 def test_a_copy_must_be_finite_where_its_source_is():

@@ -29,6 +29,7 @@ def test_moments_of_parts_are_those_of_the_whole(cuts, mean):
 def test_channels_may_have_counts_of_their_own():
     first, second, moments = rows(4), rows(9)[4:], RunningMoments()
     moments.add(np.array([4.0, 0.0, 4.0]), first.mean(0), first.var(0))
+    np.testing.assert_allclose(moments.mean, first.mean(0) * [1, 0, 1])
     np.testing.assert_allclose(moments.variance, first.var(0) * [1, 0, 1])
     moments.add(np.array([5.0, 5.0, 0.0]), second.mean(0), second.var(0))
     np.testing.assert_array_equal(moments.count, [9, 5, 4])

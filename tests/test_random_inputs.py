@@ -53,6 +53,7 @@ def test_shapes_and_dtypes():
     for integers in arrays[3:5]:
         assert (integers.min(), integers.max()) == (0, 99)
     assert set(np.unique(arrays[5])) == {False, True}
+    assert 0.4 < arrays[5].mean() < 0.6
     assert abs(arrays[6].mean()) < 0.02
     assert abs(arrays[6].std() - 1) < 0.02
 

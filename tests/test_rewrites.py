@@ -117,6 +117,24 @@ def test_layer_norm_follows_what_the_map_is_folded_into(kind, use_bias):
         np.testing.assert_allclose(new.beta, signs * center, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("step", "shape", "axis"),
+    [
+        (layers.Dense(4), (3,), -1),
+        (layers.Conv1D(4, 1), (5, 3), -1),
+        (layers.Conv2D(4, 1), (5, 5, 3), "sample"),
+        (layers.ReLU(), (5, 5, 4), "sample"),
+        (layers.Conv3D(4, 1), (3, 3, 3, 2), "sample"),
+        (layers.Conv3DTranspose(4, 1), (3, 3, 3, 2), "sample"),
+        (layers.Dense(4), (3, 3, 3, 2), -1),  # steps of images
+        (layers.ReLU(), (3, 3, 3, 4), -1),
+    ],
+)
+def test_maps_are_normalized_as_a_whole_and_steps_by_themselves(step, shape, axis):
+    norm = only(rewritten(behind(step, shape), "layer"), LayerNorm)
+    assert norm.axis == axis
+
+
 @linear_layers
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_cosine_norm_starts_from_the_kernel_with_the_map_folded_in(kind, use_bias):

@@ -134,6 +134,20 @@ def test_a_copy_with_other_variables_or_layers_is_refused():
         copy_state(source, copy)
 
 
+def test_variables_are_known_by_their_names_where_their_order_differs():
+    source = layers.Dense(4)
+    source.build((None, 4))
+    source.bias.assign([1.0, 2.0, 3.0, 4.0])
+    source.quantize("float8")
+    copy = layers.Dense.from_config(source.get_config())
+    copy.build((None, 4))
+    assert [v.name for v in copy.variables] != [v.name for v in source.variables]
+    copy_state(source, copy)
+    for variable in source.variables:
+        (own,) = (v for v in copy.variables if v.name == variable.name)
+        np.testing.assert_array_equal(own, variable)
+
+
 def test_layers_inside_are_built_alike():
     class Late(layers.Layer):
         def __init__(self):
