@@ -113,6 +113,13 @@ def test_a_bias_of_an_einsum_goes_where_keras_adds_it(output, steps, units, merg
     assert kinds(result) == (["EinsumDense"] if merges else ["EinsumDense", "EinsumDense"])
 
 
+@pytest.mark.parametrize(("size", "merges"), [(5, True), (3, False)])
+def test_a_bias_in_front_of_dots(size, merges):
+    own = layers.EinsumDense("ab...,bd->ad...", (3, size))
+    result = folded(model_of(behind(own, axis=1), 4, size))
+    assert kinds(result) == (["EinsumDense"] if merges else ["EinsumDense", "EinsumDense"])
+
+
 @pytest.mark.parametrize(
     ("equation", "letters"),
     [

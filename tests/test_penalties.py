@@ -373,3 +373,24 @@ def test_the_present_strength_of_a_penalty_is_carried(wrap):
     copy = next(layer for layer in all_layers(swapped) if layer.name == kept.name)
     assert copy.kernel_regularizer.steps == 1
     assert copy.kernel_regularizer.beta is not kept.kernel_regularizer.beta
+
+
+def test_the_penalty_of_gamma_in_code_means_gamma_still():
+    """Its gain is γ/s times the deviation of what is normalized."""
+
+    class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            penalties = {"gamma_regularizer": "l2", "gamma_constraint": "non_neg"}
+            self.norm = BN(name="bn", **penalties)
+
+        def call(self, x):
+            return keras.ops.tanh(self.norm(keras.ops.relu(x)))
+
+    source, x = Net(), np.random.default_rng(0).normal(size=(64, 6)).astype("float32")
+    source(x)
+    randomize(source, x)
+    swapped = kerasnorm.swap_norms(source, "layer", damping=0).model
+    swapped(x)
+    assert swapped.norm.gamma_constraint is not None
+    assert penalty(swapped) == pytest.approx(penalty(source), rel=1e-4)
