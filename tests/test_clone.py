@@ -565,3 +565,24 @@ def test_a_layer_of_two_inputs_that_code_and_a_graph_call():
     assert swapped.get_layer("block").blend is swapped.get_layer("blend")
     x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
     np.testing.assert_allclose(swapped(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["functional", "sequential", "unbuilt"])
+def test_models_of_kerass_own_classes_are_copied_layer_by_layer(kind):
+    """Their configs would lose what the configs of their layers do."""
+    times, dense = Multiplies(Factor(5.0), name="times"), layers.Dense(4, name="dense")
+    if kind == "functional":
+        inputs = keras.Input((4,))
+        model = keras.Model(inputs, dense(times(dense(inputs))), name="model")
+    else:
+        first = [keras.Input((4,))] if kind == "sequential" else []
+        model = keras.Sequential([*first, dense, times, dense], name="model")
+    model.dtype_policy = keras.DTypePolicy("mixed_bfloat16")
+    copy = copy_layer(model)
+    assert (type(copy), copy.name, copy.built) == (type(model), "model", model.built)
+    assert copy.dtype_policy == model.dtype_policy
+    names = [layer.name for layer in model.layers]
+    assert [layer.name for layer in copy.layers] == names
+    assert not {id(layer) for layer in model.layers} & {id(layer) for layer in copy.layers}
+    assert copy.get_layer("times").factor == Factor(5.0)
+    assert len({id(layer) for layer in copy.layers}) == len({id(layer) for layer in model.layers})
