@@ -99,6 +99,7 @@ def test_into_the_layer_behind_without_a_shift_only(layer, shape, axis):
     [
         ("adb", 5, 3, True),  # Keras adds a bias along axis 1, if the last has another size
         ("adb", 5, 5, False),  # and along the last otherwise
+        ("adb", 2, 2, False),
         ("adb", 5, 1, True),  # a single entry is the same along any
         ("abd", 5, 3, True),
         ("abd", 5, 5, True),

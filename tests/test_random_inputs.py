@@ -12,6 +12,7 @@ from kerasnorm import ExportError
 from kerasnorm.compare.differences import random_batch
 from kerasnorm.compare.random_inputs import (
     NotComparableError,
+    is_saturated,
     random_inputs,
     scaled_off_saturation,
 )
@@ -205,6 +206,22 @@ def test_the_error_of_the_inputs_as_they_are_is_raised_where_none_is_taken():
 
     with pytest.raises(ExportError, match=r"largest is 2\.0"):
         scaled_off_saturation([X], answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "saturated"),
+    [
+        ([0.0, 1.0], True),
+        ([0.001, 0.999], True),
+        ([0.0, 0.0011], False),
+        ([0.9989, 1.0], False),
+        ([-0.1, 1.0], False),  # no probabilities
+        ([0.0, 1.1], False),
+    ],
+)
+def test_probabilities_next_to_0_or_1_are_saturated(answer, saturated):
+    assert is_saturated(np.array(answer)) is saturated
+    assert not is_saturated(np.array(answer).astype(int))
 
 
 # Rounding
