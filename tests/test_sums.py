@@ -80,6 +80,18 @@ def test_each_form_is_taken_where_it_is_quicker(form):
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's operations")
+def test_an_unknown_size_counts_as_one():
+    import tensorflow as tf
+
+    for rows, parts in ((12, True), (10, False)):
+        with sums.assuming("cpu"):
+            traced = tf.function(lambda x: sums.total(x, (0, 1, 2)), autograph=False)
+            function = traced.get_concrete_function(tf.TensorSpec((None, rows, 12, 8), "float32"))
+        kinds = [operation.type for operation in function.graph.get_operations()]
+        assert ("AddV2" in kinds) == parts
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow's operations")
 @pytest.mark.parametrize(("size", "factor"), [(33, 0.5), (64, 0.5), (65, 1.0)])
 def test_entries_of_an_unrolled_row_have_a_factor(size, factor):
     import tensorflow as tf
