@@ -11,7 +11,8 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph import sites
 from kerasnorm.graph.model_graphs import graphs_of
-from kerasnorm.targets import TARGETS, fold_into
+from kerasnorm.targets import fold_into
+from kerasnorm.targets.registry import TARGETS
 
 BN = layers.BatchNormalization
 

@@ -11,7 +11,7 @@ from kerasnorm import Affine, CosineNorm, LayerNorm, WeightNorm
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.graph import sites
 from kerasnorm.graph.model_graphs import graphs_of
-from kerasnorm.targets import TARGETS
+from kerasnorm.targets.registry import TARGETS
 
 BN = layers.BatchNormalization
 
