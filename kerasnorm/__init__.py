@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from kerasnorm.cli.quiet_start import is_command_line
+from kerasnorm.cli.quiet_start import is_command_line as _is_command_line
 from kerasnorm.errors import ExportError as ExportError
 from kerasnorm.errors import FidelityWarning as FidelityWarning
 from kerasnorm.errors import KerasNormError as KerasNormError
@@ -11,7 +11,7 @@ from kerasnorm.errors import SwapError as SwapError
 from kerasnorm.version import __version__ as __version__
 
 # The command line answers to wrong requests at once: its commands import what they use.
-if TYPE_CHECKING or not is_command_line():
+if TYPE_CHECKING or not _is_command_line():
     from kerasnorm import layers as layers
     from kerasnorm.distillation.distill import distill as distill
     from kerasnorm.fit.batch_statistics import estimate_statistics as estimate_statistics

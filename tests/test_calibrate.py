@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
-from fidelity import randomize
+from fidelity import every_site, randomize
 from test_swap import batch
 
 import kerasnorm
@@ -47,8 +47,8 @@ def ruined_fits(monkeypatch):
 @pytest.mark.parametrize("rows", [40, 120])
 def test_fits_that_answer_worse_than_statistics_are_left_out(rows, ruined_fits, closed_form):
     source, data = source_and_data(rows)
-    without = kerasnorm.swap_norms(source, "layer")
-    swap = kerasnorm.swap_norms(source, "layer", data)
+    without = kerasnorm.swap_norms(source, "layer", sites=every_site)
+    swap = kerasnorm.swap_norms(source, "layer", data, sites=every_site)
     for a, b in zip(swap.model.variables, without.model.variables, strict=True):
         np.testing.assert_array_equal(a, b)
     assert [n.epsilon for n in norms(swap.model)] == [n.epsilon for n in norms(without.model)]
@@ -60,17 +60,17 @@ def test_fits_that_answer_worse_than_statistics_are_left_out(rows, ruined_fits, 
 
 def test_fits_that_answer_better_stay(closed_form):
     source, data = source_and_data()
-    swap = kerasnorm.swap_norms(source, "layer", data)
+    swap = kerasnorm.swap_norms(source, "layer", data, sites=every_site)
     assert {site.verdict for site in swap.report.sites} == {"calibrated"}
     assert not any("left out" in note for note in swap.report.notes + swap.report.warnings)
-    without = kerasnorm.swap_norms(source, "layer")
+    without = kerasnorm.swap_norms(source, "layer", sites=every_site)
     loss = AnswerLoss(graphs_of(source), [data[4::10]])
     assert loss.of(graph_of(swap.model)) < loss.of(graph_of(without.model))
 
 
 def test_of_very_few_samples_none_chooses(ruined_fits, closed_form):
     source, data = source_and_data(30)
-    swap = kerasnorm.swap_norms(source, "layer", data)
+    swap = kerasnorm.swap_norms(source, "layer", data, sites=every_site)
     assert {site.verdict for site in swap.report.sites} == {"calibrated"}
 
 

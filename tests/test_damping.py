@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
-from fidelity import randomize
+from fidelity import every_site, randomize
 from test_swap import batch
 
 import kerasnorm
@@ -45,13 +45,13 @@ def test_the_first_that_is_enough_or_else_the_best(scores, taken):
 @pytest.mark.parametrize("target", ["layer", "cosine"])
 def test_the_record_says_what_each_norm_has(target):
     source, data = source_and_data()
-    auto = kerasnorm.swap_norms(source, target, data)
+    auto = kerasnorm.swap_norms(source, target, data, sites=every_site)
     shares = {site.name: site.damping for site in auto.report.sites}
     assert set(shares.values()) <= {0.0, 0.25, 1.0, 4.0}
     assert auto.report.to_dict()["sites"][0]["damping"] == auto.report.sites[0].damping
     # each has what an explicit number gives: the first site is fitted on the same inputs
     first = auto.report.sites[0]
-    explicit = kerasnorm.swap_norms(source, target, data, damping=first.damping)
+    explicit = kerasnorm.swap_norms(source, target, data, damping=first.damping, sites=every_site)
     a, b = (norms(swap.model)[0] for swap in (auto, explicit))
     name = "epsilon" if target == "layer" else "damping"
     assert getattr(a, name) == pytest.approx(getattr(b, name), rel=0.05)

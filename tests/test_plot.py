@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
+from fidelity import every_site
 
 import kerasnorm
 from kerasnorm.cli.main import main
@@ -35,7 +36,7 @@ def test_every_site_is_named_with_what_it_became(tmp_path):
 
 def test_fits_and_agreement_are_shown_where_there_is_data(tmp_path, closed_form):
     x = np.random.default_rng(0).normal(size=(200, 8, 8, 3)).astype("float32")
-    report = kerasnorm.swap_norms(tiny_models.residual(), "layer", x).report
+    report = kerasnorm.swap_norms(tiny_models.residual(), "layer", x, sites=every_site).report
     text = words(report, tmp_path / "swap.svg")
     assert "R² on samples held out" in text
     assert all(f"{site.fit:.3f}" in text for site in report.sites)

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
-from fidelity import all_layers, randomize
+from fidelity import all_layers, every_site, randomize
 from helpers import assert_close
 from keras import layers
 
@@ -77,7 +77,11 @@ def test_the_same_seed_and_data_give_the_same_weights(training_stays):
     weights = []
     for seed in (3, 3, 4):
         keras.utils.set_random_seed(seed + 10)  # of no account
-        weights.append(kerasnorm.swap_norms(source, "layer", data, seed=seed).model.get_weights())
+        weights.append(
+            kerasnorm.swap_norms(
+                source, "layer", data, seed=seed, sites=every_site
+            ).model.get_weights()
+        )
     assert all(np.array_equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
     assert any((a != b).any() for a, b in zip(weights[0], weights[2], strict=True))
 
@@ -140,7 +144,7 @@ def test_two_threads_give_what_one_gives(monkeypatch):
 @pytest.mark.parametrize("target", ["layer", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_the_report_is_of_the_trained_model_on_held_out_samples(target):
     source, data = residual(), images()
-    swap = kerasnorm.swap_norms(source, target, data)
+    swap = kerasnorm.swap_norms(source, target, data, sites=every_site)
     held_out = data[9::10]
     for site in swap.report.sites:
         place = swap.report.layers[site.name]
@@ -247,7 +251,7 @@ def test_work_is_counted_in_wrappers_and_at_the_size_of_the_data():
 
 
 def test_few_samples_are_fitted_and_no_more():
-    swap = kerasnorm.swap_norms(residual(), "layer", images(12))
+    swap = kerasnorm.swap_norms(residual(), "layer", images(12), sites=every_site)
     assert not swap.report.trained
     assert "it needs at least 100 samples, and there are 12" in str(swap.report)
     assert swap.report.agreement is None

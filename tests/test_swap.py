@@ -13,6 +13,7 @@ from fidelity import (
     all_layers,
     assert_exact,
     assert_no_batch_norm,
+    every_site,
     randomize,
 )
 from keras import layers
@@ -357,7 +358,9 @@ def test_frozen_layers(conv, norm):
 )
 def test_frozen_variables(to, frozen, becomes, trains):
     source = with_frozen(*frozen)
-    swapped = kerasnorm.swap_norms(source, to, batch(source) if to == "cosine" else None).model
+    swapped = kerasnorm.swap_norms(
+        source, to, batch(source) if to == "cosine" else None, sites=every_site
+    ).model
     assert {v.name for v in swapped.get_layer(becomes).trainable_variables} == trains
 
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tiny_models
-from fidelity import randomize
+from fidelity import every_site, randomize
 from keras import layers
 
 import kerasnorm
@@ -274,8 +274,8 @@ def distance(source, model, x):
 def test_data_brings_it_closer():
     source = randomized(two_convolutions, images())
     test = images(rows=64, seed=9)
-    bare = kerasnorm.swap_norms(source, "layer")
-    fitted = kerasnorm.swap_norms(source, "layer", images(rows=200, seed=1))
+    bare = kerasnorm.swap_norms(source, "layer", sites=every_site)
+    fitted = kerasnorm.swap_norms(source, "layer", images(rows=200, seed=1), sites=every_site)
     assert {s.verdict for s in bare.report.sites} == {"matched"}
     assert {s.verdict for s in fitted.report.sites} == {"calibrated"}
     assert distance(source, fitted.model, test) < 0.7 * distance(source, bare.model, test)
@@ -297,7 +297,7 @@ def activations(model, name, x):
 def test_the_reported_fit_is_that_of_the_activations(target):
     source = randomized(two_convolutions, images())
     data = images(rows=300, seed=1)
-    swap = kerasnorm.swap_norms(source, target, data)
+    swap = kerasnorm.swap_norms(source, target, data, sites=every_site)
     # of every ten samples, one chooses among the fits
     held_out = data[4::10]
     for site in swap.report.sites:
@@ -396,7 +396,7 @@ def test_dead_channels_and_rank_deficient_inputs():
     norm.gamma.assign(gamma)
     norm.moving_variance.assign(np.where(np.arange(12) == 1, 1e-36, norm.moving_variance))
     for target in ("layer", "cosine"):
-        swap = kerasnorm.swap_norms(source, target, images(rows=60, seed=1))
+        swap = kerasnorm.swap_norms(source, target, images(rows=60, seed=1), sites=every_site)
         assert all(np.isfinite(w).all() for w in swap.model.get_weights())
         assert all(0.5 < site.fit <= 1.0 for site in swap.report.sites)
 
@@ -415,7 +415,7 @@ def test_a_shared_batch_norm_with_two_forms_becomes_two_layers():
     source = tiny_models.shared_bn()
     x = np.random.default_rng(0).normal(size=(40, 6)).astype("float32")
     randomize(source, x)
-    swap = kerasnorm.swap_norms(source, "layer", x)
+    swap = kerasnorm.swap_norms(source, "layer", x, sites=every_site)
     assert [site.rule for site in swap.report.sites] == ["to_layer 1", "to_layer 2", "to_layer 2"]
     norms = [layer for layer in swap.model.layers if isinstance(layer, LayerNorm)]
     assert len(norms) == 2
@@ -430,7 +430,7 @@ def test_what_is_left_alone_and_what_is_mixed():
 
 def test_saved_and_exported(tmp_path):
     source = randomized(two_convolutions, images())
-    swap = kerasnorm.swap_norms(source, "layer", images(rows=60, seed=1))
+    swap = kerasnorm.swap_norms(source, "layer", images(rows=60, seed=1), sites=every_site)
     swap.model.save(tmp_path / "swapped.keras")
     x = images(seed=2)
     again = keras.models.load_model(tmp_path / "swapped.keras")
