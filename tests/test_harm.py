@@ -8,6 +8,7 @@ import pytest
 from fidelity import assert_exact, randomize
 
 import kerasnorm
+from kerasnorm.cli.main import main
 
 layers = keras.layers
 BN = layers.BatchNormalization
@@ -219,3 +220,10 @@ def test_a_model_with_no_other_site_gets_the_norm_that_was_asked_for(target, clo
     inputs = keras.Input((5,))
     source = keras.Model(inputs, layers.ReLU()(BN(name="first")(layers.Dense(8)(inputs))))
     assert first_of(kerasnorm.swap_norms(source, target, data()).report).verdict == "calibrated"
+
+
+def test_the_last_line_of_the_command_says_which_norms_there_are(tmp_path, capsys):
+    functional(layers.ReLU()).save(tmp_path / "model.keras")
+    assert main(["swap", str(tmp_path / "model.keras"), "--to", "layer"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "model.keras: 1 of 2 BatchNorm calls to layer norm, 1 to weight norm" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from typing import Any
 
 from kerasnorm.version import __version__
@@ -52,8 +53,11 @@ def show_warnings(console: Any, warnings: list[str]) -> None:
 def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     """One line to be pasted where the work is told."""
     report = swap.report
-    replaced = len(report.sites) - sum(site.verdict == "refused" for site in report.sites)
-    parts = [f"{replaced} of {len(report.sites)} BatchNorm calls to {report.target} norm"]
+    replaced = [site for site in report.sites if site.verdict != "refused"]
+    norms = Counter(site.rule.split()[0].removeprefix("to_") for site in replaced)
+    count = norms.pop(report.target, 0)
+    parts = [f"{count} of {len(report.sites)} BatchNorm calls to {report.target} norm"]
+    parts += [f"{others} to {norm} norm" for norm, others in norms.items()]
     if report.agreement is not None:
         parts.append(str(report.agreement))
     elif swap.differences and replaced and _is_exact(report):
