@@ -241,14 +241,20 @@ def test_a_scale_that_can_be_divided_by(dtype):
 # What takes a mean off
 
 
-@pytest.mark.parametrize("gain", [None, (1, 4), (3, 1), (1, 1)])
-@pytest.mark.parametrize("bias", [None, (1, 4), (3, 1)])
-def test_affine(gain, bias):
-    given = [normal(*shape, seed=k) for k, shape in enumerate((gain, bias)) if shape]
+def drawn(*shapes):
+    """Values of the shapes that are not None, and a function that has None in the others' place."""
 
     def parts(values):
         values = list(values)
-        return [values.pop(0) if shape else None for shape in (gain, bias)]
+        return [values.pop(0) if shape else None for shape in shapes]
+
+    return [normal(*shape, seed=k) for k, shape in enumerate(shapes) if shape], parts
+
+
+@pytest.mark.parametrize("gain", [None, (1, 4), (3, 1), (1, 1)])
+@pytest.mark.parametrize("bias", [None, (1, 4), (3, 1)])
+def test_affine(gain, bias):
+    given, parts = drawn(gain, bias)
 
     def formula(x, *values):
         a, c = parts(values)
@@ -333,11 +339,7 @@ def test_the_mean_of_nothing_is_zero():
     ("gain", "bias"), [(None, None), ((1, 3), (1, 3)), ((1, 1), None), ((5, 3), (1, 1))]
 )
 def test_normalize(weights, replicas, gain, bias):
-    given = [normal(*shape, seed=k) for k, shape in enumerate((gain, bias)) if shape]
-
-    def parts(values):
-        values = list(values)
-        return [values.pop(0) if shape else None for shape in (gain, bias)]
+    given, parts = drawn(gain, bias)
 
     def formula(x, *values):
         a, c = parts(values)

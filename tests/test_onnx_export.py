@@ -479,7 +479,10 @@ def test_a_model_that_amplifies_rounding_is_not_held_to_what_it_cannot_keep(path
     perturbed(monkeypatch, perturb_initializer("dense_net_1/head_1/", 1 + 1e-4))
     with pytest.raises(ExportError, match=r"allowed is 1e-05"):
         export_onnx(model, path)
-    monkeypatch.setattr(checks, "rounding_sensitivity", lambda *args: 1e-4)
+    monkeypatch.setattr(checks, "rounding_sensitivity", lambda *args: 1e-4 / 9)
+    with pytest.raises(ExportError, match=r"allowed is 8\.89e-05"):
+        export_onnx(model, path)
+    monkeypatch.setattr(checks, "rounding_sensitivity", lambda *args: 1e-4 / 7)
     assert export_onnx(model, path).max_difference == pytest.approx(1e-4, rel=0.01)
     with pytest.raises(ExportError, match=r"allowed is 1e-05"):
         export_onnx(model, path, tolerance=1e-5)
@@ -502,6 +505,17 @@ def test_rounding_sensitivity_is_how_far_the_answer_moves():
     assert 2 * unit < sensitivity(layers.Rescaling(1000.0, offset=-1500.0)) < 20 * unit
     # Zeros do not move.
     assert sensitivity(layers.Rescaling(0.0)) == 0
+
+
+def test_the_largest_of_several_moves_counts(monkeypatch):
+    found = []
+    for moves in (1, 3, 10):
+        monkeypatch.setattr(checks, "MOVES", moves)
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, kernel_initializer="ones")])
+        x = np.linspace(-1, 1, 8, dtype="float32").reshape(2, 4)
+        found.append(checks.rounding_sensitivity(freeze(model, signature_of(model), 17), [x]))
+    assert found == sorted(found)
+    assert found[0] < found[-1]
 
 
 def test_answers_that_are_not_finite_are_an_error(path, monkeypatch):

@@ -143,3 +143,13 @@ def test_sizes_that_are_not_known_when_it_is_traced(size):
 def test_count_is_a_number_to_divide_by():
     assert sums.count(np.zeros((4, 5, 6)), (0, 2)) == 24.0
     assert sums.count(np.zeros((4, 0, 6)), (0, 1)) == 1.0
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="JAX takes one form always")
+def test_what_runs_eagerly_takes_plain_sums():
+    import tensorflow as tf
+
+    traced = []
+    tf.function(lambda: traced.append(sums.for_cpu()), autograph=False)()
+    assert traced == [not tf.config.list_physical_devices("GPU")]
+    assert not sums.for_cpu()

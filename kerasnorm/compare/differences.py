@@ -23,17 +23,12 @@ from kerasnorm.compare.random_inputs import (
     random_inputs,
     scaled_off_saturation,
 )
+from kerasnorm.compare.rounding import MOVES, ROUNDINGS
 from kerasnorm.compare.side_by_side import SideBySide, Values, source_values
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.compare.tolerances import EPSILONS, OF_DEVIATION, coarsest_dtype
 from kerasnorm.errors import SwapError
 
-# A model computes rounding of its own, other than its copy does, of up to so many times what moving
-# each weight by one rounding step does to a channel. Up to 3.6 times was seen, in 10^5 channels of
-# two numbers each; up to 2 where there are more.
-_ROUNDINGS = 8
-# How often the weights are moved, each time at random.
-_MOVES = 3
 # Samples in the random inputs: so many that a channel has this many numbers at every site, and more
 # where the tensors of all calls are no larger than this together. A deviation of two numbers may
 # be anything.
@@ -257,13 +252,13 @@ def _allowed(
     the source moves with them is what any other way to compute the same may be off by.
     """
     allowed = {name: np.full(len(d), OF_DEVIATION[dtype]) for name, d in found.items()}
-    for seed in range(_MOVES):
+    for seed in range(MOVES):
         if not any((channels > allowed[name]).any() for name, channels in found.items()):
             break
         moved = SideBySide(models.of_source(), stepwise=True, moved=(seed, EPSILONS[dtype]))
         for values in moved.run(arrays):
             if values.name in allowed:
-                movement = _ROUNDINGS * _of_channels(values, dtype)
+                movement = ROUNDINGS * _of_channels(values, dtype)
                 allowed[values.name] = np.fmax(allowed[values.name], movement)
     return allowed
 

@@ -16,6 +16,13 @@ import numpy as np
 
 from kerasnorm.compare.tolerances import EPSILONS
 
+# How often everything is moved, each time at random; the largest movement counts.
+MOVES = 3
+# Two computations of one network may be so many times as far apart as that. Up to 4.2 times was
+# seen between Keras and ONNX Runtime (EfficientNetB0, random weights, one move), and 3.6 between a
+# model and its copy, in 10^5 channels of two numbers each.
+ROUNDINGS = 8
+
 
 def moved(values: np.ndarray, generator: np.random.Generator, step: float = 0.0) -> np.ndarray:
     """Floating numbers moved up or down, at random, by one rounding step; others as they are.

@@ -14,7 +14,7 @@ import numpy as np
 
 from kerasnorm.compare.measures import relative_difference
 from kerasnorm.compare.random_inputs import random_inputs, scaled_off_saturation
-from kerasnorm.compare.rounding import moved
+from kerasnorm.compare.rounding import MOVES, ROUNDINGS, moved
 from kerasnorm.compare.tolerances import EPSILONS, OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import ExportError
 from kerasnorm.onnx.blame import first_layers_that_differ
@@ -22,11 +22,6 @@ from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.frozen_graph import FrozenGraph
 from kerasnorm.onnx.io_spec import Signature, arrays_for
 
-# Differences of up to this many times what rounding alone does to a model's answer are rounding.
-# EfficientNetB0 with random weights came to 4.2 times one draw; an error in the file is a thousand.
-_AMPLIFICATION = 8
-# Draws of the directions in which everything is rounded; the largest movement counts.
-_ROUNDINGS = 3
 # Beyond this many tolerances the answer is noise, and agreement would prove nothing.
 _MOST_TOLERANCES = 100
 
@@ -98,7 +93,7 @@ def check(
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
     if tolerance is None and difference.relative > allowed:
-        amplified = _AMPLIFICATION * _rounding(frozen, batch)
+        amplified = ROUNDINGS * _rounding(frozen, batch)
         allowed = max(allowed, min(amplified, _MOST_TOLERANCES * allowed))
     if not difference.relative <= allowed:
         raise ExportError(
@@ -115,7 +110,7 @@ def check(
 def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
     """How far a model's own answer moves when every weight and input moves by one rounding step.
 
-    Each goes up or down at random; three draws are made.
+    Each goes up or down at random, several times; the largest movement counts.
 
     Args:
         frozen: The model as a graph.
@@ -123,11 +118,11 @@ def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
 
     Returns:
         The largest entry of the movement over the largest entry of the output, the largest over
-        all outputs and draws; infinite if an answer is not finite.
+        all outputs and moves; infinite if an answer is not finite.
     """
     before = frozen.run(batch, frozen.outputs)
     movements = []
-    for seed in range(_ROUNDINGS):
+    for seed in range(MOVES):
         generator = np.random.default_rng(seed)
         inputs = [moved(array, generator) for array in batch]
         after = frozen.moved(generator).run(inputs, frozen.outputs)
