@@ -16,43 +16,21 @@ import numpy as np
 
 from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.fit.cosine_norm import fit_cosine_norm
+from kerasnorm.fit.fit_task import FitTask
 from kerasnorm.fit.layer_norm import fit_layer_norm, fit_layer_norm_alone
 from kerasnorm.fit.linear import fit_linear
 from kerasnorm.fit.sampling import FitData, Sampling
 from kerasnorm.graph import sites
 from kerasnorm.graph.activation_store import ActivationStore
-from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.graph.stream import ActivationStream, Key
+from kerasnorm.graph.steps import Key
+from kerasnorm.graph.stream import ActivationStream
 from kerasnorm.layers import CosineNorm
 from kerasnorm.layers.linear_ops import has_rows
 from kerasnorm.progress import progress
 
 # R² on held-out rows, and which damping was taken, where one was.
 Fit = Callable[[FitData, Sampling], tuple[float, int | None]]
-
-
-@dataclass(frozen=True, eq=False)
-class FitTask:
-    """A layer of the swapped model that is to do what a call of the source does.
-
-    Attributes:
-        site: Name of the BatchNorm call it was swapped for.
-        layer: The LayerNorm or CosineNorm.
-        target: The source's call whose output it is to give; with `source`, that call's input is
-            taken, and the pre-activation that `source`, a linear layer, makes of it.
-        source: See `target`.
-        plain: The linear layer in front that is fitted with a LayerNorm.
-        damping: What to try, from the least on: ε of a LayerNorm, shares of the mean ‖x‖² of a
-            CosineNorm.
-    """
-
-    site: str
-    layer: Any
-    target: Call
-    damping: tuple[float, ...]
-    source: Any = None
-    plain: Any = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +56,7 @@ def fit_model(
     *,
     seed: int,
     memory_budget: int,
+    alone: bool = False,
 ) -> FitResult:
     """Fit the layers of a swapped model in graph order, linear layers in between included.
 
@@ -88,6 +67,8 @@ def fit_model(
         batches: The data: inputs of the model, flat, batch by batch.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
+        alone: Whether each layer is fitted on what the source feeds it, as if it were the only
+            one that is swapped; those in between are left as they are then.
     """
     store = ActivationStore(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
@@ -96,7 +77,12 @@ def fit_model(
     swapped = ActivationStream(root, copies, store, "swapped")
     found = (_ScheduledFit.of(item, source, swapped) for item in tasks)
     scheduled = [item for item in found if item is not None]
-    scheduled += _in_between(model_graphs, rebuilt, tasks, source, swapped)
+    calls: list[tuple[int, int]] = []
+    if alone:
+        calls = [call for item in tasks for call in item.calls(rebuilt, source, swapped)]
+    else:
+        scheduled += _in_between(model_graphs, rebuilt, tasks, source, swapped)
+    in_place = _InPlace(calls, source, swapped)
     for pending in scheduled:
         source.pin(pending.target)
     scores: dict[str, float] = {}
@@ -108,10 +94,12 @@ def fit_model(
         sampling = Sampling(source.batches, np.random.default_rng(seed))
         with progress("fitting", len(scheduled)) as advance:
             for fit in sorted(scheduled, key=lambda item: item.step):
+                in_place.get_ready(fit.step)
                 scores[fit.name], choice = fit.run(fit.data(source, swapped), sampling)
                 if choice is not None:
                     taken[fit.name] = choice
                 source.unpin(fit.target)
+                in_place.release()
                 advance()
     finally:
         store.close()
@@ -162,6 +150,36 @@ class _ScheduledFit:
             source.activations(self.target_step, self.target),
             strict=True,
         )
+
+
+class _InPlace:
+    """Has the swapped model go on, behind each call that is fitted, from what the source has there.
+
+    Args:
+        calls: The steps of each such call in the swapped model, and in the source.
+        source: The source's stream.
+        swapped: The swapped model's.
+    """
+
+    def __init__(
+        self, calls: list[tuple[int, int]], source: ActivationStream, swapped: ActivationStream
+    ):
+        self._source, self._swapped, self._waiting = source, swapped, calls
+        for own, at in calls:
+            key = source.output(at)
+            source.pin(key)
+            swapped.put_in_place(swapped.output(own), functools.partial(source.stored, key))
+
+    def get_ready(self, step: int) -> None:
+        """Have the source make all that the swapped model needs to get to a step."""
+        self._source.advance(max((at + 1 for own, at in self._waiting if own < step), default=0))
+
+    def release(self) -> None:
+        """Drop what the swapped model is past."""
+        past = [call for call in self._waiting if self._swapped.has_made(call[0])]
+        self._waiting = [call for call in self._waiting if call not in past]
+        for _, at in past:
+            self._source.unpin(self._source.output(at))
 
 
 def _fit_of(item: FitTask) -> Fit:

@@ -12,9 +12,10 @@ from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.distillation.answer_loss import AnswerLoss
 from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.fit.data_check import FirstSamples
-from kerasnorm.fit.fit_model import FitTask, fit_model
+from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.split import HeldOutSamples, chooses
 from kerasnorm.graph.model_graphs import ModelGraphs
+from kerasnorm.swap.fit_tasks import fit_tasks
 from kerasnorm.swap.stage import Stage
 from kerasnorm.targets.plan import FitRequest
 
@@ -73,7 +74,7 @@ def calibrate(
     first, held_out, choosing = FirstSamples(), HeldOutSamples(), HeldOutSamples(chooses)
     reconstruction = Reconstruction(source, memory_budget)
     collected = _collected(batches, first, held_out, choosing, reconstruction)
-    tasks = [_fit_task(name, request, rebuilt) for name, request in requests.items()]
+    tasks = fit_tasks(requests, rebuilt)
     norms = [task.layer for task in tasks]
     start = Stage(rebuilt.model, norms) if starts_matched else None
     fits = fit_model(source, rebuilt, tasks, collected, seed=seed, memory_budget=memory_budget)
@@ -118,10 +119,3 @@ def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterato
 def _answer_loss(source: ModelGraphs, choosing: HeldOutSamples) -> AnswerLoss | None:
     arrays = choosing.at_least(_LEAST_TO_CHOOSE)
     return None if arrays is None or source.root.has_fixed_batch else AnswerLoss(source, arrays)
-
-
-def _fit_task(site: str, request: FitRequest, rebuilt: Rebuilt) -> FitTask:
-    """What a target asks for, with the layers that its edits made."""
-    plain = None if request.plain is None else rebuilt.copies[id(request.plain)]
-    layer = rebuilt.copies[id(request.layer)]
-    return FitTask(site, layer, request.target, request.damping, request.source, plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,26 @@ class Decision:
         sites: Every BatchNorm call that is seen.
         plans: The plan of each site that is swapped.
         records: One for each site, opaque ones included.
+        named: Whether sites were named for what they become.
     """
 
     model_graphs: ModelGraphs
     sites: list[Site]
     plans: dict[Site, Plan]
     records: list[SiteRecord]
+    named: bool
+
+    def instead(self, reasons: Mapping[str, str]) -> Decision:
+        """A decision with weight norm, where that is possible, at the sites that have a reason."""
+        plans = {
+            site: _instead(plan, Refusal(reasons[site.name]), self.model_graphs)
+            if site.name in reasons
+            else plan
+            for site, plan in self.plans.items()
+        }
+        now = {site.name: plan.record for site, plan in plans.items() if site.name in reasons}
+        records = [now.get(record.name, record) for record in self.records]
+        return dataclasses.replace(self, plans=plans, records=records)
 
     def carry_out(self, damping: Damping) -> tuple[Edits, dict[str, FitRequest]]:
         """What to change in the model, and what data can do for it, by site."""
@@ -132,7 +146,7 @@ def decide(
         for site in found
     ]
     records += [_opaque_record(inner, targets.get(inner.name, "none")) for inner in opaque]
-    return Decision(model_graphs, found, plans, records)
+    return Decision(model_graphs, found, plans, records, named)
 
 
 def _without_harm(plans: dict[Site, Plan], model_graphs: ModelGraphs) -> dict[Site, Plan]:
