@@ -57,7 +57,8 @@ from kerasnorm.targets.target import Damping, Edits, Target, harm_before_probabi
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
 _LEAST_EPSILON = 1e-5
 _VOLUMES = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
-# Of two channels a layer norm leaves which one is larger, of three an angle.
+# Of two channels a layer norm leaves which one is larger, of three an angle. Where no more than
+# these decide, what it divides by is as uncertain as theirs.
 _FEWEST = 4
 _FOLDED, _AFFINE_FIRST, _RAW, _AFFINE_ONLY = 1, 2, 3, 4
 
@@ -121,6 +122,12 @@ class LayerTarget(Target):
         channels = plan.site.call.output.shape[plan.site.axis]
         if plan.verdict != "exact" and not _is_whole(plan) and channels < _FEWEST:
             return Refusal(f"of {channels} channels, a layer norm leaves little")
+        deciding = _deciding_channels(plan) if plan.verdict != "exact" else channels
+        if deciding < _FEWEST <= channels:
+            return Refusal(
+                f"its channels are so unlike in size that {deciding:.1f} of {channels} decide what "
+                "a sample is divided by"
+            )
         return harm_before_probabilities(plan, model_graphs)
 
     def rewrite(self, plan: Plan, name: str, damping: Damping) -> Edits:
@@ -208,6 +215,20 @@ def _before_norm(plan: Plan) -> tuple[np.ndarray, StoredStatistics, float, float
         )
     variances = np.square(found.scale) * found.variance
     return signs, found, *_sample_statistics(found.beta, variances)
+
+
+def _deciding_channels(plan: Plan) -> float:
+    """As many channels of one size as would make a sample's variance vary as much.
+
+    (Σ_c e_c)² / Σ_c v_c² with the variance v_c of a channel and its mean square e_c, both of what
+    is normalized; the mean of a channel is the same in every sample.
+    """
+    _, found, center, _ = _before_norm(plan)
+    raw = plan.case == _RAW
+    variances = found.variance if raw else np.square(found.scale) * found.variance
+    squares = variances + np.square((found.mean if raw else found.beta) - center)
+    varying = float(np.square(variances).sum())
+    return float(squares.sum()) ** 2 / varying if varying else np.inf
 
 
 def _epsilon(damping: float, spread: float) -> float:
