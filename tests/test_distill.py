@@ -23,7 +23,7 @@ from kerasnorm.distillation.features import common_features
 from kerasnorm.distillation.optimizer import RelativeAdam
 from kerasnorm.distillation.step_sizes import step_sizes
 from kerasnorm.errors import DataError, KerasNormError, SwapError
-from kerasnorm.fit.data import batches_of
+from kerasnorm.fit.batches import batches_of
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.output_heads import Head, heads_of
 

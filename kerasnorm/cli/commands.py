@@ -15,6 +15,8 @@ from kerasnorm.cli import output
 from kerasnorm.cli.requests import OUTPUTS, RequestError
 from kerasnorm.distillation.distill import distill
 from kerasnorm.errors import ExportError, SwapError
+from kerasnorm.fit.image_folder import ImageFolder
+from kerasnorm.graph.graph import graph_of
 from kerasnorm.loading.load import load
 from kerasnorm.onnx.export import check_opset, export_onnx
 from kerasnorm.swap.fold import fold_norms
@@ -47,8 +49,11 @@ def swap(arguments: argparse.Namespace) -> int:
     """Swap a model and write what was asked for."""
     if arguments.onnx:
         _check_opset(arguments.opset)
-    data = arguments.arrays
     model = _load(arguments)
+    data = arguments.read_data
+    if isinstance(data, Path):
+        data = ImageFolder(data, graph_of(model), arguments.seed)
+    limits = _limits(arguments)
     console = output.console(arguments)
     swap = swap_norms(
         model,
@@ -57,10 +62,13 @@ def swap(arguments: argparse.Namespace) -> int:
         damping=arguments.damping,
         strict=arguments.strict,
         seed=arguments.seed,
+        **limits,
     )
+    if isinstance(data, ImageFolder):
+        swap.report.notes.append(data.note)
     if arguments.distill:
-        history = distill(swap.model, model, data, seed=arguments.seed)
-        swap.update_report(data)
+        history = distill(swap.model, model, data, seed=arguments.seed, **limits)
+        swap.update_report(data, seed=arguments.seed, **limits)
         swap.report.notes.append(_distilled(history))
         swap = dataclasses.replace(swap, differences=_differences(swap))
     swap.report.show(console)
@@ -101,8 +109,17 @@ def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:
     }
 
 
+def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How many samples are used; where that is not said, what each function does by itself."""
+    if arguments.max_samples is None:
+        return {}
+    return {"max_samples": None if arguments.max_samples == "all" else arguments.max_samples}
+
+
 def _some(data: Any) -> Any:
     """A few of the samples, to check an export on what the model is for."""
+    if isinstance(data, ImageFolder):
+        return keras.ops.convert_to_numpy(next(iter(data))[:8])
     return None if data is None else keras.tree.map_structure(lambda array: array[:8], data)
 
 

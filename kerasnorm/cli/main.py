@@ -18,6 +18,7 @@ from pathlib import Path
 from kerasnorm.cli import quiet_start, requests
 from kerasnorm.cli.requests import RequestError
 from kerasnorm.errors import DataError, KerasNormError, LoadError
+from kerasnorm.fit.sample_limit import LEAST_SAMPLES, MAX_SAMPLES
 from kerasnorm.targets.names import NAMES
 from kerasnorm.version import __version__
 
@@ -29,6 +30,7 @@ examples:
   kerasnorm inspect model.h5
   kerasnorm swap model.h5 --to weight --output swapped.keras --onnx swapped.onnx
   kerasnorm swap model.h5 --to layer --data images.npy --output swapped.keras --plot swap.png
+  kerasnorm swap model.h5 --to layer --data folder_of_images --output swapped.keras
   kerasnorm swap model.h5 --to cosine --data images.npy --distill --output swapped.keras
   kerasnorm fold swapped.keras plain.keras
   kerasnorm export plain.keras plain.onnx
@@ -94,6 +96,15 @@ def _damping(text: str) -> float | str:
         ) from None
 
 
+def _max_samples(text: str) -> int | str:
+    try:
+        return text if text == "all" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number of at least {LEAST_SAMPLES}, or all. Received: {text}"
+        ) from None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kerasnorm",
@@ -138,8 +149,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument(
         "--data",
-        metavar="X.npy|X.npz[:KEY]",
-        help="unlabeled inputs to fit to",
+        metavar="X.npy|X.npz[:KEY]|FOLDER",
+        help="unlabeled inputs to fit to: a file of arrays; or a folder of images, of which the "
+        "model gets pixels from 0 to 255 at the size of its input",
+    )
+    swap.add_argument(
+        "--max-samples",
+        type=_max_samples,
+        metavar="N|all",
+        help="how many samples of the data to use at most, drawn at random; default "
+        f"{MAX_SAMPLES}, and for --distill all, which it holds in memory",
     )
     swap.add_argument(
         "--distill",

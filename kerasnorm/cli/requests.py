@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from kerasnorm.errors import KerasNormError
 from kerasnorm.fit.array_file import read_arrays
+from kerasnorm.fit.image_folder import check_folder
 from kerasnorm.plotting.figure import INSTALL, NOT_INSTALLED
 from kerasnorm.targets.names import NAMES
 
@@ -35,9 +37,17 @@ def check(arguments: argparse.Namespace) -> None:
     _check_outputs(arguments)
     if "to" in arguments:
         _check_distill(arguments)
-        arguments.arrays = None if arguments.data is None else read_arrays(arguments.data)
+        arguments.read_data = None if arguments.data is None else _read(arguments.data)
     if not Path(arguments.model).exists():
         raise RequestError(f"There is no file '{arguments.model}'.")
+
+
+def _read(data: str) -> Any:
+    """Arrays, or the path of a folder: its images are read when the model's input is known."""
+    if not Path(data).is_dir():
+        return read_arrays(data)
+    check_folder(data)
+    return Path(data)
 
 
 def _check_distill(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import keras
 from kerasnorm.distillation.trained_variables import trained_variables
 from kerasnorm.distillation.training import train
 from kerasnorm.errors import KerasNormError, check_whole_number
+from kerasnorm.fit.sample_limit import SampleLimit
 from kerasnorm.graph.model_graphs import graphs_of
 
 _OURS = (
@@ -26,6 +27,7 @@ def distill(
     epochs: int = 3,
     batch_size: int = 64,
     seed: int = 0,
+    max_samples: int | None = None,
     learning_rate: float | None = None,
     optimizer: Any = None,
     jit_compile: bool | None = None,
@@ -70,7 +72,8 @@ def distill(
             all batches of an iterable have the shape of the first.
         epochs: How often to go through the data.
         batch_size: Of the training steps; each has as many samples, the odd ones change.
-        seed: Of the order of the data.
+        seed: Of the order of the data, and of the subset that `max_samples` leaves of it.
+        max_samples: How many samples are used at most, as in `swap_norms`; None for all of them.
         learning_rate: The highest that Adam gets, as a share of the root mean square of each
             variable; for a bias, of its layer's output where that is larger. None for 0.01.
         optimizer: Anything `Model.compile` takes, in place of Adam and `learning_rate`. Its steps
@@ -109,7 +112,7 @@ def distill(
     """
     check_whole_number("epochs", epochs, least=1)
     check_whole_number("batch_size", batch_size, least=1)
-    check_whole_number("seed", seed, least=0)
+    limit = SampleLimit(max_samples, seed)
     _check_arguments(learning_rate, fit)
     _check_tensorflow()
     student_graphs = graphs_of(student)
@@ -121,6 +124,7 @@ def distill(
         epochs=epochs,
         batch_size=batch_size,
         seed=seed,
+        limit=limit,
         learning_rate=learning_rate,
         optimizer=optimizer,
         jit_compile=jit_compile,

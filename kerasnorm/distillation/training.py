@@ -22,6 +22,7 @@ from kerasnorm.distillation.step_sizes import step_sizes
 from kerasnorm.distillation.student_copy import StudentCopy
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
+from kerasnorm.fit.sample_limit import SampleLimit
 from kerasnorm.fit.split import chooses, is_fitted
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.math import sums
@@ -43,6 +44,7 @@ def train(
     epochs: int,
     batch_size: int,
     seed: int,
+    limit: SampleLimit | None = None,
     learning_rate: float | None = None,
     optimizer: Any = None,
     jit_compile: bool | None = None,
@@ -55,10 +57,11 @@ def train(
         teacher: The teacher's.
         trained: The variables.
         data: See `distill`, and for all that follows.
+        limit: How many samples are used; None for all of them.
     """
     _check_trained(student, trained)
     heads = common_heads(student, teacher)
-    inputs = _inputs(student, data, batch_size)
+    inputs = _inputs(student, data, batch_size, limit)
     with _scope(teacher):
         reader = LogitsModel(teacher.root.owner, teacher, heads)
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
@@ -132,8 +135,10 @@ def _scope(model_graphs: ModelGraphs) -> Any:
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
-def _inputs(model_graphs: ModelGraphs, data: Any, batch_size: int) -> list[np.ndarray]:
-    batches = list(input_batches(model_graphs.root, data, batch_size))
+def _inputs(
+    model_graphs: ModelGraphs, data: Any, batch_size: int, limit: SampleLimit | None
+) -> list[np.ndarray]:
+    batches = list(input_batches(model_graphs.root, data, batch_size, limit))
     columns = list(zip(*batches, strict=True))
     for column in columns:
         shapes = sorted({array.shape[1:] for array in column})

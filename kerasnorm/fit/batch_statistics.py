@@ -14,7 +14,7 @@ from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import DataError, KerasNormError
-from kerasnorm.fit.data import batches_of
+from kerasnorm.fit.batches import batches_of
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.layers import masks
 from kerasnorm.layers.batch_norm import BATCH_NORMS

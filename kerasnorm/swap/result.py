@@ -12,6 +12,7 @@ from kerasnorm.compare.agreement import agreement, fits
 from kerasnorm.compare.differences import differences
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.fit.data import input_batches
+from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
 from kerasnorm.fit.split import HeldOutSamples
 from kerasnorm.swap.report import Report
 from kerasnorm.targets.site_record import SiteRecord, Verdict
@@ -35,16 +36,26 @@ class Swap:
     differences: dict[str, float] = field(repr=False)
     _models: ModelPair = field(repr=False)
 
-    def update_report(self, data: Any, *, batch_size: int = 32) -> None:
+    def update_report(
+        self,
+        data: Any,
+        *,
+        batch_size: int = 32,
+        max_samples: int | None = MAX_SAMPLES,
+        seed: int = 0,
+    ) -> None:
         """Measure again what the report says of the fit, after the model was trained further.
 
         Args:
             data: What it was calibrated or trained on, of which the samples held out are taken;
                 in any form that `swap_norms` takes.
             batch_size: Of the batches that arrays are cut into.
+            max_samples: How many samples are read at most, None for all; see `swap_norms`. Whatever
+                it is, no sample is reported on that a swap or `distill` was given to train on.
+            seed: Of which they are, where the data has more.
 
         Raises:
-            DataError: If the data does not fit the model.
+            DataError: If the data does not fit the model, or a number is not as above.
 
         Example:
 
@@ -56,8 +67,10 @@ class Swap:
         >>> swap.report.agreement.samples
         20
         """
+        limit = SampleLimit(max_samples, seed)
         held_out = HeldOutSamples()
-        for _ in held_out.collect(input_batches(self._models.source.root, data, batch_size)):
+        batches = input_batches(self._models.source.root, data, batch_size, limit)
+        for _ in held_out.collect(batches):
             pass
         measure(self.report, self._models, held_out, sites=True)
 

@@ -17,6 +17,7 @@ from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_number
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import check_data
+from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
@@ -45,6 +46,7 @@ def swap_norms(
     seed: int = 0,
     batch_size: int = 32,
     memory_budget: int = 2**31,
+    max_samples: int | None = MAX_SAMPLES,
 ) -> Swap:
     """Replace the BatchNorm of a trained model by another normalization.
 
@@ -81,6 +83,7 @@ def swap_norms(
         data: Unlabeled calibration data: an array of inputs, a tuple, list or dictionary of arrays
             for several inputs, or an iterable of batches (`tf.data.Dataset`, `PyDataset`,
             generator), of which a tuple counts as (inputs, targets, …). A few hundred samples do.
+            It may be larger than memory (`numpy.load(path, mmap_mode="r")`) or without end.
         sites: Names of the sites to swap, or a predicate on a site's record (see
             `inspect_norms`); the others stay BatchNorm. None for all; then a site where a layer or
             cosine norm does harm becomes weight norm: one that reads the model's input, where
@@ -95,10 +98,15 @@ def swap_norms(
             and 4 that keeps 99 % of the variance on samples that choose, or the one that keeps
             most where none does, and 4 without data; `report.sites` has what it was.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
-        seed: Of the sampling of positions, and of the order of the data in training.
+        seed: Of the subset of the data, of the sampling of positions, and of the order in training.
         batch_size: Of the batches that arrays are cut into.
         memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
-            files, which are gone when the process ends, however it does.
+            files, which are gone when the process ends, however it does. In memory and files
+            together there are, for each sample that is used, the activations of both models that
+            are still to be read, layer after layer: those of a block, mostly.
+        max_samples: How many samples are used at most, None for all of them. Of larger arrays a
+            random subset is read, spread over the parts that fit, choose and report; of an iterable
+            the first batches, and no more of them. `report.notes` says what was used of what.
 
     Returns:
         A `Swap` with `.model`, `.report`, `.differences` and `.compare(inputs)`.
@@ -121,7 +129,7 @@ def swap_norms(
     ['WeightNorm']
     """
     shares = _shares(damping)
-    check_whole_number("seed", seed, least=0)
+    limit = SampleLimit(max_samples, seed)
     check_whole_number("batch_size", batch_size, least=1)
     check_whole_number("memory_budget", memory_budget, least=0)
     model_graphs = graphs_of(model, holds_batch_norm)
@@ -133,7 +141,9 @@ def swap_norms(
         _check_strict(report)
     if data is None:
         _check_data(report)
-    batches = None if data is None else input_batches(model_graphs.root, data, batch_size)
+    batches = None
+    if data is not None:
+        batches = input_batches(model_graphs.root, data, batch_size, limit)
     if batches is not None:
         decision, batches = without_harm(
             decision, batches, shares, seed=seed, memory_budget=memory_budget
@@ -163,7 +173,7 @@ def swap_norms(
         measure(report, models, found.held_out, sites=found.remeasure)
         first = found.first.arrays(model_graphs.root)
         report.doubts = [*check_data(model_graphs.root, decision.sites, first), *found.doubts]
-        of_data = found.notes
+        of_data = [*limit.notes, *found.notes]
     elif batches is not None:
         of_data = ["the data is not used: nothing here is fitted"]
     if any(plan.verdict != "exact" for plan in decision.plans.values()):
