@@ -221,6 +221,8 @@ def test_as_a_user_runs_it(model, tmp_path):
         ("swap none.keras --to nothing", 2, "invalid choice: 'nothing'"),
         ("inspect none.keras", 2, "kerasnorm: There is no file 'none.keras'."),
         ("swap MODEL --to layer --data none.npy", 2, "kerasnorm: There is no file 'none.npy'."),
+        ("swap MODEL --to layer --data .", 2, "kerasnorm: A folder of data must hold images. '.'"),
+        ("swap MODEL --to layer --max-samples few", 2, "10, or all. Received: few"),
         ("swap MODEL --to weight --output a.h5", 2, "--output must name a .keras file."),
         ("swap MODEL --to weight --distill", 2, "--distill needs a swap that is not exact"),
         ("fold MODEL MODEL", 2, "exists. Pass --force to replace it."),

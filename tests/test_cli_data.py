@@ -14,6 +14,7 @@ from fidelity import randomize
 import kerasnorm
 from kerasnorm.cli import commands
 from kerasnorm.cli.main import main
+from kerasnorm.fit.array_file import read_arrays
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 
@@ -109,6 +110,48 @@ def test_the_report_is_of_the_distilled_model(model, tmp_path, monkeypatch):
     assert said["sites"][0]["fit"] < 0.1
 
 
+def test_an_npy_file_is_mapped_into_memory(images):
+    """What is used of it is read, and nothing else."""
+    assert isinstance(read_arrays(str(images / "x.npy")), np.memmap)
+    np.testing.assert_array_equal(
+        read_arrays(str(images / "x.npy")), read_arrays(str(images / "one.npz"))
+    )
+
+
+@pytest.mark.parametrize(
+    ("option", "notes"),
+    [
+        ((), []),
+        (("--max-samples", "all"), []),
+        (("--max-samples", 40), []),
+        (("--max-samples", 20), ["20 of 40 samples were used, drawn at random"]),
+    ],
+)
+def test_how_many_samples_are_used(model, images, option, notes):
+    report = images / "out.json"
+    arguments = ("--data", images / "x.npy", "--report", report, *option)
+    assert run("swap", model, "--to", "layer", *arguments) == 0
+    found = [note for note in json.loads(report.read_text())["notes"] if "were used" in note]
+    assert [note.split(";")[0] for note in found] == notes
+
+
+@pytest.mark.parametrize(
+    ("option", "used"), [((), {}), (("--max-samples", 50), {"max_samples": 50})]
+)
+def test_distillation_uses_all_samples_unless_told(model, tmp_path, monkeypatch, option, used):
+    np.save(tmp_path / "x.npy", np.zeros((100, 8, 8, 3), "float32"))
+    given = {}
+
+    def train(student, teacher, data, **settings):
+        given.update(settings)
+        return types.SimpleNamespace(before={"loss": 1.0}, after={"loss": 1.0})
+
+    monkeypatch.setattr(commands, "distill", train)
+    arguments = ("--data", tmp_path / "x.npy", "--distill", *option)
+    assert run("swap", model, "--to", "layer", *arguments) == 0
+    assert given == {"seed": 0, **used}
+
+
 def test_layer_norm_without_data(model, capsys):
     assert run("swap", model, "--to", "layer") == 0
     assert "1 matched (1 LayerNorm)" in capsys.readouterr().out
@@ -130,12 +173,18 @@ def test_layer_norm_without_data(model, capsys):
         (("--to", "weight", "--distill", "--data", "{}/x.npy"), "Received --to weight"),
         (("--to", "layer", "--data", "{}/x.npy", "--damping", "-1"), "`damping` must be at least"),
         (("--to", "layer", "--data", "{}/x.npy", "--seed", "-1"), "`seed` must be a whole number"),
+        (("--to", "layer", "--data", "{}/no_samples.npy"), "at least 10 samples. Received 0"),
+        (("--to", "layer", "--data", "{}/short.npy"), "must be an .npy or .npz file"),
+        (("--to", "layer", "--data", "{}/x.npy", "--max-samples", "9"), "a whole number, 10 at"),
+        (("--to", "layer", "--data", "{}/x.npy", "--max-samples", "few"), "or all. Received: few"),
     ],
 )
 def test_requests_that_cannot_be_right(model, images, options, message, capsys):
     (images / "text.npy").write_text("no array")
     np.save(images / "objects.npy", np.array([{}, None]), allow_pickle=True)
     np.save(images / "flat.npy", np.zeros((40, 5)))
+    np.save(images / "no_samples.npy", np.zeros((0, 8, 8, 3)))
+    (images / "short.npy").write_bytes((images / "x.npy").read_bytes()[:-100])
     before = sorted(images.iterdir())
     arguments = [str(option).format(images) for option in options]
     assert run("swap", model, *arguments, "--output", images / "out.keras") == 2
@@ -143,3 +192,17 @@ def test_requests_that_cannot_be_right(model, images, options, message, capsys):
     assert message in said.err
     assert "Traceback" not in said.err
     assert sorted(images.iterdir()) == before
+
+
+@pytest.mark.parametrize("sizes", [(100, 90), (90, 100)])
+def test_inputs_of_unlike_length(tmp_path, sizes, capsys):
+    a, b = keras.Input((5,)), keras.Input((5,))
+    keras.Model([a, b], keras.layers.BatchNormalization()(a + b)).save(tmp_path / "two.keras")
+    arrays = {name: np.ones((size, 5)) for name, size in zip("ab", sizes, strict=True)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    out = tmp_path / "out.keras"
+    arguments = ("--to", "layer", "--data", tmp_path / "x.npz", "--output", out)
+    assert run("swap", tmp_path / "two.keras", *arguments) == 2
+    said = capsys.readouterr().err
+    assert f"for one input as for another. Received {sizes[0]} and {sizes[1]}." in said
+    assert not out.exists()

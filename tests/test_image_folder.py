@@ -155,7 +155,7 @@ def test_a_file_that_is_no_image_is_named(model, folder, tmp_path, content, caps
     assert run("swap", model, "--to", "weight", "--data", folder, "--output", out) == 0
 
 
-def test_an_image_that_vanishes_is_named(folder, monkeypatch):
+def test_an_image_that_vanishes_is_named(folder):
     images = ImageFolder(folder, graph_of(model_of(8, 6, 3)), seed=0)
     (folder / "dangling.png").symlink_to(folder / "none.png")
     with pytest.raises(DataError, match=r"dangling\.png' cannot be read as one: NotFoundError"):
