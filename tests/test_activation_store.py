@@ -11,6 +11,7 @@ import tempfile
 import numpy as np
 import pytest
 
+from kerasnorm.errors import SwapError
 from kerasnorm.graph.activation_store import ActivationStore
 
 
@@ -70,3 +71,13 @@ os.kill(os.getpid(), signal.SIGKILL)
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("size", [3, 10**6])
+def test_a_disk_that_is_full_is_said(monkeypatch, size):
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: open("/dev/full", "r+b"))  # noqa: SIM115
+    store = ActivationStore(0)
+    with pytest.raises(SwapError, match=r"a disk that is full\. Use fewer samples.*TMPDIR"):
+        store.put("a", 0, np.zeros(size))
+    store.close()

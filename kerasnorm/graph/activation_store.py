@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Hashable
 from typing import Any
 
 import keras
 import numpy as np
+
+from kerasnorm.errors import SwapError
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -29,6 +32,24 @@ def _size(value: Any) -> int:
 def _in_memory(held: Any) -> int:
     """The bytes of what is held: an array, or a tuple that says where in a file it is."""
     return 0 if isinstance(held, tuple) else _size(held)
+
+
+def _append(array: np.ndarray, file: Any) -> int:
+    """Write an array to the end of a file, and return where that was."""
+    place = file.seek(0, 2)
+    cause: Exception | None = None
+    try:
+        array.tofile(file)
+        # what it could not write when it closed its own handle, NumPy does not tell
+        if os.fstat(file.fileno()).st_size >= place + array.nbytes:
+            return place
+    except OSError as error:
+        cause = error
+    raise SwapError(
+        "The temporary files of a calibration must have room in the folder "
+        f"'{tempfile.gettempdir()}'. Received a disk that is full.",
+        hint="Use fewer samples (`max_samples`, --max-samples), or set TMPDIR to another folder.",
+    ) from cause
 
 
 class ActivationStore:
@@ -59,10 +80,7 @@ class ActivationStore:
         array = np.asarray(as_array(array), order="C")  # of shape () too
         if key not in self._files:
             self._files[key] = tempfile.TemporaryFile()  # noqa: SIM115
-        file = self._files[key]
-        place = file.seek(0, 2)
-        array.tofile(file)
-        held[batch] = (place, array.dtype, array.shape)
+        held[batch] = (_append(array, self._files[key]), array.dtype, array.shape)
 
     def get(self, key: Hashable, batch: int) -> Any:
         found = self._held[key][batch]
