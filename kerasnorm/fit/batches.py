@@ -69,10 +69,10 @@ def reason(error: BaseException) -> str:
 
     Example:
 
-    >>> reason(ValueError("{{function_node f}} no such file\\nTraceback …"))
+    >>> reason(ValueError("{{function_node f}} no such file [Op:ReadFile]\\nTraceback …"))
     'ValueError: no such file'
     """
-    text = re.sub(r"^\{\{[^}]*\}\}\s*", "", str(error).strip())
+    text = re.sub(r"^\{\{[^}]*\}\}\s*|\s*\[Op:.*", "", str(error).strip())
     lines = text.splitlines()
     return ": ".join([type(error).__name__, *lines[:1]])[:_LONGEST_REASON]
 

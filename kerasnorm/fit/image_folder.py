@@ -102,7 +102,7 @@ class ImageFolder:
             except Exception as error:
                 raise DataError(
                     f"The files in a folder of images must be images. '{path}' cannot be read as "
-                    f"one: {reason(error)}",
+                    f"one: {reason(error).rstrip('.')}.",
                     hint="Take it out of the folder.",
                 ) from error
 
