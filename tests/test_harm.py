@@ -236,3 +236,36 @@ def test_the_last_line_of_the_command_says_which_norms_there_are(tmp_path, capsy
     assert main(["swap", str(tmp_path / "model.keras"), "--to", "layer"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "model.keras: 1 of 2 BatchNorm calls to layer norm, 1 to weight norm" in said
+
+
+def of_uneven_channels(largest, units=16, shape=(8, 8, 3)):
+    """A net whose second BatchNorm has γ from 1/largest to largest."""
+    inputs = keras.Input(shape)
+    x = layers.ReLU()(BN(name="first")(layers.Conv2D(8, 3)(inputs)))
+    norm = BN(name="uneven")
+    x = layers.ReLU()(norm(layers.Conv2D(units, 3)(x)))
+    x = layers.ReLU()(BN(name="last")(layers.Conv2D(8, 3)(x)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    norm.gamma.assign(np.geomspace(1 / largest, largest, units))
+    return model
+
+
+@pytest.mark.parametrize(("largest", "harmful"), [(1.0, False), (1.5, False), (30.0, True)])
+def test_a_layer_norm_that_a_few_channels_decide(largest, harmful):
+    source = of_uneven_channels(largest)
+    (site,) = (s for s in kerasnorm.swap_norms(source, "layer").report.sites if s.name == "uneven")
+    assert site.becomes == ("WeightNorm(Conv2D)" if harmful else "LayerNorm")
+    named = kerasnorm.swap_norms(source, "layer", sites=["uneven"]).report.sites
+    assert next(s for s in named if s.name == "uneven").becomes == "LayerNorm"
+    if harmful:
+        squares = np.geomspace(1 / largest, largest, 16) ** 2 / (1 + 1e-3)
+        deciding = squares.sum() ** 2 / (squares**2).sum()
+        assert f"{deciding:.1f} of 16 decide" in site.reason
+
+
+def test_means_that_no_sample_changes_count_for_a_layer_norm():
+    source = of_uneven_channels(30.0)
+    # beside these, what varies is little
+    source.get_layer("uneven").beta.assign(np.where(np.arange(16) % 2, 200.0, -200.0))
+    (site,) = (s for s in kerasnorm.swap_norms(source, "layer").report.sites if s.name == "uneven")
+    assert site.becomes == "LayerNorm"

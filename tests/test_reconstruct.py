@@ -114,6 +114,16 @@ def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays):
     assert np.abs(apart).max() < 2e-3 * np.asarray(source(x)).std()
 
 
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_data_in_which_nothing_varies_ends_well(target):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 1))
+    source = keras.Model(inputs, BN()(layers.Conv2D(4, 3)(inputs)))
+    with pytest.warns(kerasnorm.errors.FidelityWarning):
+        swap = kerasnorm.swap_norms(source, target, np.zeros((120, 8, 8, 1), "float32"))
+    assert np.isfinite(np.asarray(swap.model(np.zeros((2, 8, 8, 1), "float32")))).all()
+
+
 def test_two_threads_give_what_one_gives(monkeypatch):
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     keras.utils.set_random_seed(0)

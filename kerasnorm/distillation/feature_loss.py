@@ -57,7 +57,7 @@ class FeatureLoss:
             for s, t, scale in zip(received, expected, self._scales, strict=False)
             if scale > 0
         ]
-        return outputs, sum(losses) / max(1, len(losses))
+        return outputs, sum(losses, ops.zeros(())) / max(1, len(losses))
 
 
 def _mean_square(received: Any, expected: Any) -> Any:

@@ -142,10 +142,9 @@ def swap_norms(
         _check_strict(report)
     if data is None:
         _check_data(report)
-    batches = None
+    batches: Any = None
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
-    if batches is not None:
         decision, batches = without_harm(
             decision, batches, shares, seed=seed, memory_budget=memory_budget
         )

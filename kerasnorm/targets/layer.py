@@ -57,9 +57,10 @@ from kerasnorm.targets.target import Damping, Edits, Target, harm_before_probabi
 # ε as a share of σ̄², so that it is as small beside large activations as beside small ones.
 _LEAST_EPSILON = 1e-5
 _VOLUMES = (keras.layers.Conv3D, keras.layers.Conv3DTranspose)
-# Of two channels a layer norm leaves which one is larger, of three an angle. Where no more than
-# these decide, what it divides by is as uncertain as theirs.
+# Of two channels a layer norm leaves which one is larger, of three an angle.
 _FEWEST = 4
+# Where fewer than these decide, and than half of all, what it divides by varies too much.
+_FEWEST_DECIDING = 6
 _FOLDED, _AFFINE_FIRST, _RAW, _AFFINE_ONLY = 1, 2, 3, 4
 
 
@@ -123,7 +124,7 @@ class LayerTarget(Target):
         if plan.verdict != "exact" and not _is_whole(plan) and channels < _FEWEST:
             return Refusal(f"of {channels} channels, a layer norm leaves little")
         deciding = _deciding_channels(plan) if plan.verdict != "exact" else channels
-        if deciding < _FEWEST <= channels:
+        if deciding < min(_FEWEST_DECIDING, channels / 2):
             return Refusal(
                 f"its channels are so unlike in size that {deciding:.1f} of {channels} decide what "
                 "a sample is divided by"
