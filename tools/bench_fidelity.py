@@ -2,14 +2,16 @@
 
     python tools/train_bench.py
     python tools/bench_fidelity.py [--half showing] [--draws 5] [--images 512] [--beside FOLDER]
+    python tools/bench_fidelity.py --draws 1 --distill [10000]
 
 For each net and kind of swap the differing answers in percent: samples of the test set (up to
 3,000) that get another class than from the source, pixels of a mask that get another side, 1 − R²
 of what is neither. With several draws of the calibration data the mean stands first and the worst
-after the slash. In brackets stand the points of accuracy lost, for classes. `--beside` takes a
-checkout of another commit, which is measured in a process of its own; the ratios of the geometric
-means stand below. Last, in how many of the results with data the truth on the test set is within
-the interval that the report gives.
+after the slash. In brackets stand the points of accuracy lost, for classes. `--distill` adds the
+same swapped models, of the first draw, trained to answer as their source on so many unlabeled
+training samples. `--beside` takes a checkout of another commit, which is measured in a process of
+its own. Below stand the geometric means, their ratios, the points lost, mean and worst, and in how
+many of the results with data the truth on the test set is within the interval of the report.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "cosine, pure": ("cosine", True, {"damping": 0.0}),
     "cosine": ("cosine", True, {}),
 }
+# Which are distilled as well, on request.
+DISTILLED = ("layer", "cosine")
 _MOST = 3000
 # What differing answers of none count as in a geometric mean, in percent.
 _LEAST = 0.05
@@ -56,6 +60,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="*", metavar="NAME", help="of the half; default all")
     parser.add_argument("--draws", type=int, default=5, metavar="N")
     parser.add_argument("--images", type=int, default=512, metavar="N")
+    parser.add_argument("--distill", type=int, nargs="?", const=10_000, default=0, metavar="N")
     parser.add_argument("--beside", type=Path, metavar="FOLDER", help="a checkout to compare with")
     parser.add_argument("--rows", action="store_true", help="print the results only, as JSON lines")
     arguments = parser.parse_args()
@@ -95,17 +100,26 @@ def measured(arguments: argparse.Namespace, name: str) -> list[Row]:
         for draw in range(arguments.draws if with_data else 1):
             some = calibration(data, arguments.images, draw) if with_data else None
             swap = kerasnorm.swap_norms(source, target, some, seed=draw, **options)
-            received = swap.model.predict(x, batch_size=250, verbose=0)
-            differing = differing_answers(expected, received)
-            row = {"net": name, "kind": kind, "draw": draw, "differing": differing}
+            row = {"net": name, "kind": kind, "draw": draw, **scores(swap.model, x, y, expected)}
             if with_data:
                 row["interval"] = interval_of(swap.report)
-            if np.issubdtype(y.dtype, np.integer):
-                row["lost"] = 100 * float(
-                    np.mean(expected.argmax(-1) == y) - np.mean(received.argmax(-1) == y)
-                )
+                row["became"] = swap.report.counts()
             rows.append(row)
+            if arguments.distill and draw == 0 and kind in DISTILLED:
+                kerasnorm.distill(swap.model, source, data.x[: arguments.distill], seed=draw)
+                found = scores(swap.model, x, y, expected)
+                rows.append({"net": name, "kind": f"{kind}, distilled", "draw": draw, **found})
     return rows
+
+
+def scores(model: Any, x: np.ndarray, y: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    """Differing answers, and for classes the points of accuracy lost."""
+    received = model.predict(x, batch_size=250, verbose=0)
+    found = {"differing": differing_answers(expected, received)}
+    if np.issubdtype(y.dtype, np.integer):
+        right = [np.mean(answers.argmax(-1) == y) for answers in (expected, received)]
+        found["lost"] = 100 * float(right[0] - right[1])
+    return found
 
 
 def calibration(data: Split, count: int, draw: int) -> np.ndarray:
@@ -139,8 +153,9 @@ def interval_of(report: Any) -> list[float] | None:
 
 def print_table(names: list[str], rows: list[Row], others: list[Row] | None = None) -> None:
     """A line for each net, geometric means, and how often intervals hold."""
-    columns = [(kind, rows) for kind in KINDS]
-    columns += [(kind, others) for kind in KINDS] if others else []
+    kinds = [*KINDS, *(f"{kind}, distilled" for kind in DISTILLED)]
+    columns = [(kind, rows) for kind in kinds]
+    columns += [(kind, others) for kind in kinds] if others else []
     columns = [(kind, of) for kind, of in columns if any(row["kind"] == kind for row in of)]
     heads = [kind if of is rows else f"{kind}, beside" for kind, of in columns]
     print_line(["net", *heads])
@@ -155,6 +170,10 @@ def print_table(names: list[str], rows: list[Row], others: list[Row] | None = No
         before = by_head.get(f"{kind}, beside", by_head.get("cosine, pure, beside"))
         if others and before and kind in by_head:
             print(f"{kind}: {by_head[kind] / before:.2f} of what it was")
+    for head, (kind, of) in zip(heads, columns, strict=True):
+        lost = [row["lost"] for row in of if row["kind"] == kind and "lost" in row]
+        if lost:
+            print(f"points lost, {head}: mean {np.mean(lost):.2f}, worst {max(lost):.2f}")
     known = [row for row in rows if row.get("interval")]
     ends = [(*row["interval"], row["differing"]) for row in known]
     within = [low - _ROUNDING <= found <= high + _ROUNDING for low, high, found in ends]
