@@ -62,6 +62,7 @@ def swap(arguments: argparse.Namespace) -> int:
         damping=arguments.damping,
         strict=arguments.strict,
         seed=arguments.seed,
+        time_budget=arguments.time_budget,
         **limits,
     )
     if isinstance(data, ImageFolder):

@@ -105,6 +105,16 @@ def _max_samples(text: str) -> int | str:
         ) from None
 
 
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0. Received: {text}")
+    return seconds
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="kerasnorm",
@@ -159,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N|all",
         help="how many samples of the data to use at most, drawn at random; default "
         f"{MAX_SAMPLES}, and for --distill all, which it holds in memory",
+    )
+    swap.add_argument(
+        "--time-budget",
+        type=_seconds,
+        metavar="SECONDS",
+        help="how long fits and the training after them may take, --distill aside",
     )
     swap.add_argument(
         "--distill",

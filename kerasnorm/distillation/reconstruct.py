@@ -17,6 +17,7 @@ from keras import tree
 from kerasnorm.distillation.trained_variables import trained_variables
 from kerasnorm.distillation.training import train
 from kerasnorm.fit.split import LEAST, PERIOD, same_shapes
+from kerasnorm.fit.time_budget import TimeBudget
 from kerasnorm.graph import sites
 from kerasnorm.graph.graph import Call
 from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
@@ -89,8 +90,22 @@ class Reconstruction:
         kept = "" if self._seen < _LEAST_SAMPLES else " of one shape and within the memory budget"
         return f"it needs at least {_LEAST_SAMPLES} samples{kept}, and there are {self._count}"
 
-    def run(self, swapped: keras.Model, layers: list[keras.Layer], seed: int) -> bool:
-        """Train some layers of the swapped model in place; whether it came nearer to its source."""
+    def run(
+        self,
+        swapped: keras.Model,
+        layers: list[keras.Layer],
+        seed: int,
+        budget: TimeBudget | None = None,
+    ) -> bool:
+        """Train some layers of the swapped model in place; whether it came nearer to its source.
+
+        Args:
+            swapped: The swapped model.
+            layers: Those of its layers that were fitted.
+            seed: Of the order of the samples.
+            budget: What is left of the time.
+        """
+        budget = budget or TimeBudget()
         obstacle, graphs = self._obstacle(), graphs_of(swapped)
         trained = trained_variables(graphs, layers)
         if not obstacle and not trained:
@@ -103,11 +118,21 @@ class Reconstruction:
         self._kept.clear()
         data = flat if root.is_code else tree.pack_sequence_as(root.inputs, flat)
         history = train(
-            graphs, self._source, trained, data, epochs=self.epochs, batch_size=_BATCH, seed=seed
+            graphs,
+            self._source,
+            trained,
+            data,
+            epochs=self.epochs,
+            batch_size=_BATCH,
+            seed=seed,
+            budget=budget,
         )
+        if not history.epoch:
+            self.notes.append("not trained after the fits: there was no time left for an epoch")
+            return False
         better = history.after != history.before
         before, after = history.before["loss"], history.after["loss"]
-        done = f"trained for {self.epochs} epochs after the fits, which brought"
+        done = f"trained for {len(history.epoch)} epochs after the fits, which brought"
         if better:
             self.notes.append(
                 f"{done} the loss on held-out samples from {before:.3g} to {after:.3g}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.sample_limit import SampleLimit
 from kerasnorm.fit.split import chooses, is_fitted
+from kerasnorm.fit.time_budget import RESERVE, TRAINING, TimeBudget
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.math import sums
 from kerasnorm.progress import progress
@@ -31,6 +33,8 @@ from kerasnorm.progress import progress
 # What the loss of the answers counts beside that of the features. Answers to a few hundred samples
 # are soon known by heart, and what is right inside gives right answers.
 _WEIGHT_BESIDE_FEATURES = 0.1
+# What a step of training takes, in runs of the teacher: its own, and three of the student's.
+_RUNS_OF_A_STEP = 5.0
 # How many samples the features' variances are taken of.
 _SAMPLES_OF_FEATURES = 256
 
@@ -48,6 +52,7 @@ def train(
     learning_rate: float | None = None,
     optimizer: Any = None,
     jit_compile: bool | None = None,
+    budget: TimeBudget | None = None,
     **fit: Any,
 ) -> keras.callbacks.History:
     """Change some variables of a student so that it answers as its teacher; see `distill`.
@@ -58,7 +63,10 @@ def train(
         trained: The variables.
         data: See `distill`, and for all that follows.
         limit: How many samples are used; None for all of them.
+        budget: The time that is left; where it is limited, `epochs` are no more than there is time
+            for, and training ends when it is over.
     """
+    budget = budget or TimeBudget()
     _check_trained(student, trained)
     heads = common_heads(student, teacher)
     inputs = _inputs(student, data, batch_size, limit)
@@ -66,6 +74,10 @@ def train(
         reader = LogitsModel(teacher.root.owner, teacher, heads)
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
     _check_finite(teacher, targets)
+    if budget.is_limited:
+        epochs = min(epochs, _epochs_within(budget, reader, inputs, batch_size))
+        if not epochs:
+            return _not_trained()
     with _scope(student):
         copy = StudentCopy(student, trained)
         feature_loss = _feature_loss(copy.graphs, teacher, inputs, batch_size)
@@ -86,7 +98,7 @@ def train(
             jit_compile=compiles,
         )
         with contextlib.nullcontext() if compiles else sums.assuming(sums.UNCOMPILED):
-            history = _fit(model, training, validation, steps, epochs=epochs, **fit)
+            history = _fit(model, training, validation, steps, budget, epochs=epochs, **fit)
         if history.after is not history.before:
             copy.give_back()
     return history
@@ -97,6 +109,7 @@ def _fit(
     training: DistillationDataset,
     validation: DistillationDataset,
     steps: int,
+    budget: TimeBudget,
     **fit: Any,
 ):
     """Train a model; in the end it has the best weights that were found."""
@@ -107,10 +120,32 @@ def _fit(
     fit = {"verbose": 0, **fit}
     bar = contextlib.nullcontext(lambda: None) if fit["verbose"] else progress("training", steps)
     with bar as advance:
-        shown = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: advance())
+
+        def on_train_batch_end(batch, logs):
+            advance()
+            model.stop_training |= budget.is_over(RESERVE)
+
+        shown = keras.callbacks.LambdaCallback(on_train_batch_end=on_train_batch_end)
         fit["callbacks"] = [*given, best, shown]
         history = model.fit(training, validation_data=validation, shuffle=False, **fit)
     history.before, history.after = before, best.logs or before
+    return history
+
+
+def _epochs_within(
+    budget: TimeBudget, teacher: LogitsModel, inputs: list[np.ndarray], batch_size: int
+) -> int:
+    """How many epochs there is time for, by how long the teacher takes for a batch."""
+    some = [array[: 4 * batch_size] for array in inputs]
+    start = time.monotonic()
+    teacher.predict(some, batch_size=batch_size, verbose=0)  # which ran before, and is compiled
+    each = (time.monotonic() - start) / len(some[0])
+    return int(budget.affords(_RUNS_OF_A_STEP * each * len(inputs[0]), TRAINING))
+
+
+def _not_trained() -> keras.callbacks.History:
+    history: Any = keras.callbacks.History()
+    history.epoch, history.before, history.after = [], {}, {}
     return history
 
 

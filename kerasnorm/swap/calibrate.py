@@ -14,6 +14,7 @@ from kerasnorm.distillation.reconstruct import Reconstruction
 from kerasnorm.fit.data_check import FirstSamples
 from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.split import HeldOutSamples, chooses
+from kerasnorm.fit.time_budget import TimeBudget
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.swap.fit_tasks import fit_tasks
 from kerasnorm.swap.stage import Stage
@@ -55,6 +56,7 @@ def calibrate(
     rebuilt: Rebuilt,
     requests: dict[str, FitRequest],
     batches: Iterable[list[np.ndarray]],
+    budget: TimeBudget,
     *,
     starts_matched: bool,
     seed: int,
@@ -67,6 +69,7 @@ def calibrate(
         rebuilt: The swapped model.
         requests: What is to be fitted, by site.
         batches: The data: flat inputs, batch by batch.
+        budget: What is left of the time, for the training after the fits.
         starts_matched: Whether the model as it is was matched from stored statistics.
         seed: Of the sampling, and of the order in training.
         memory_budget: Bytes of activations to hold in memory.
@@ -96,7 +99,7 @@ def calibrate(
             )
             least = without
     stage = Stage(rebuilt.model, norms)
-    trained = reconstruction.run(rebuilt.model, fits.layers, seed)
+    trained = reconstruction.run(rebuilt.model, fits.layers, seed, budget)
     notes += reconstruction.notes
     doubts = list(reconstruction.doubts)
     if trained and answer_loss and answer_loss.of(root) > least:

@@ -27,6 +27,7 @@ from kerasnorm.graph.steps import Key, Steps
 from kerasnorm.progress import progress
 from kerasnorm.swap.decide import Decision
 from kerasnorm.swap.fit_tasks import fit_tasks
+from kerasnorm.swap.pilot import first_batches
 from kerasnorm.targets.target import Damping
 
 # What the losses of all sites may add up to: `Disagreement` of the answers in nats, or 1 − R².
@@ -47,6 +48,7 @@ def without_harm(
     *,
     seed: int,
     memory_budget: int,
+    most: float = np.inf,
 ) -> tuple[Decision, Iterator[list[np.ndarray]]]:
     """A decision in which sites that data shows to do harm get weight norm, and the data again.
 
@@ -60,11 +62,12 @@ def without_harm(
         damping: See `Target.rewrite`.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
+        most: How many samples there is time for.
     """
     _, requests = decision.carry_out(damping)
     if decision.named or decision.model_graphs.root.has_fixed_batch or len(requests) < 2:
         return decision, batches
-    first = list(_first(batches, _TO_FIT + _TO_JUDGE))
+    first = list(first_batches(batches, min(most, _TO_FIT + _TO_JUDGE)))
     losses = harm(decision, first, damping, seed=seed, memory_budget=memory_budget)
     harmful = _worst(losses)
     reasons = {
@@ -83,13 +86,6 @@ def _worst(losses: Mapping[str, float]) -> list[str]:
     found = sorted(losses, key=losses.__getitem__)
     sums = np.cumsum([losses[name] for name in found])
     return found[max(1, int(np.searchsorted(sums, ALLOWED, side="right"))) :]
-
-
-def _first(batches: Iterator[list[np.ndarray]], count: int) -> Iterator[list[np.ndarray]]:
-    """As many batches as it takes for so many samples."""
-    while count > 0 and (arrays := next(batches, None)) is not None:
-        count -= len(arrays[0])
-        yield arrays
 
 
 def harm(
@@ -156,7 +152,8 @@ class _Judge:
             sites: The sites.
             parts: Samples, as flat inputs; a part is run at once.
         """
-        expected, received = [], {site: [] for site in sites}
+        expected: list[list[np.ndarray]] = []
+        received: dict[str, list[list[np.ndarray]]] = {site: [] for site in sites}
         with progress("judging", len(parts)) as advance:
             for arrays in parts:
                 values = self._source.run(arrays)

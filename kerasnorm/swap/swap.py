@@ -18,6 +18,7 @@ from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import check_data
 from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
+from kerasnorm.fit.time_budget import TimeBudget
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.graph.sites import holds_batch_norm
 from kerasnorm.graph.weight_checks import Fault, faults_of
@@ -25,6 +26,7 @@ from kerasnorm.swap.calibrate import calibrate
 from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.harm import without_harm
+from kerasnorm.swap.pilot import Pilot
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
 from kerasnorm.targets.registry import TARGETS
@@ -46,6 +48,7 @@ def swap_norms(
     seed: int = 0,
     batch_size: int = 32,
     memory_budget: int = 2**31,
+    time_budget: float | None = None,
     max_samples: int | None = MAX_SAMPLES,
 ) -> Swap:
     """Replace the BatchNorm of a trained model by another normalization.
@@ -109,6 +112,11 @@ def swap_norms(
             random subset is read, spread over the parts that fit, choose and report; of an iterable
             the first batches, and no more of them. `report.notes` says what was used of what.
 
+        time_budget: Seconds that the calibration may take, about; None for as many as it does. A
+            first fit to 64 samples tells how many there is time to fit to, 32 at least; a warm run
+            tells for how many epochs, none at least, there is time to train, which ends when the
+            time is over. The result depends on the machine then.
+
     Returns:
         A `Swap` with `.model`, `.report`, `.differences` and `.compare(inputs)`.
 
@@ -130,7 +138,7 @@ def swap_norms(
     ['WeightNorm']
     """
     shares = _shares(damping)
-    limit = SampleLimit(max_samples, seed)
+    limit, budget = SampleLimit(max_samples, seed), TimeBudget(time_budget)
     check_whole_number("batch_size", batch_size, least=1)
     check_whole_number("memory_budget", memory_budget, least=0)
     model_graphs = graphs_of(model, holds_batch_norm)
@@ -145,8 +153,10 @@ def swap_norms(
     batches: Any = None
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
+        settings = {"seed": seed, "memory_budget": memory_budget}
+        pilot = Pilot(decision, batches, shares, budget, **settings)
         decision, batches = without_harm(
-            decision, batches, shares, seed=seed, memory_budget=memory_budget
+            decision, pilot.batches, shares, most=pilot.to_judge, **settings
         )
         report.sites = decision.records
     edits, requests = decision.carry_out(shares)
@@ -160,12 +170,12 @@ def swap_norms(
             model_graphs,
             rebuilt,
             requests,
-            batches,
+            pilot.within_time(batches),
+            budget,
             starts_matched=all(
                 record.verdict == "matched" for record in report.sites if record.name in requests
             ),
-            seed=seed,
-            memory_budget=memory_budget,
+            **settings,
         )
         report.trained, dampings = found.trained, found.dampings
         verdict: Verdict = "calibrated" if found.fitted or found.trained else "matched"
@@ -173,7 +183,7 @@ def swap_norms(
         measure(report, models, found.held_out, sites=found.remeasure)
         first = found.first.arrays(model_graphs.root)
         report.doubts = [*check_data(model_graphs.root, decision.sites, first), *found.doubts]
-        of_data = [*limit.notes, *found.notes]
+        of_data = [*limit.notes, *pilot.notes, *found.notes]
     elif batches is not None:
         of_data = ["the data is not used: nothing here is fitted"]
     if any(plan.verdict != "exact" for plan in decision.plans.values()):
