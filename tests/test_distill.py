@@ -549,6 +549,40 @@ assert history.after["loss"] < 0.9 * history.before["loss"]
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
+def test_a_swap_on_several_replicas_is_that_on_one():
+    code = """
+import contextlib
+import tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, kerasnorm, numpy as np, fidelity, tiny_models
+x = np.random.default_rng(0).normal(size=(300, 8, 8, 3)).astype("float32")
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+swaps = []
+for scope in (contextlib.nullcontext(), strategy.scope(), strategy.scope()):
+    with scope:
+        keras.utils.set_random_seed(0)
+        source = tiny_models.residual()
+        fidelity.randomize(source, x)
+        inside = kerasnorm.swap_norms(source, "layer", x) if len(swaps) == 2 else None
+    swaps.append(inside or kerasnorm.swap_norms(source, "layer", x))
+one, two, inside = swaps
+for other in (two, inside):
+    assert other.model.distribute_strategy is strategy
+    assert [n for n in one.report.notes if "trained for" in n]
+    assert other.report.trained == one.report.trained
+    np.testing.assert_allclose(other.model(x), one.model(x), rtol=0, atol=2e-3)
+    assert abs(other.report.agreement.fit - one.report.agreement.fit) < 1e-3
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def pooled_before_its_norm():
     x = keras.Input((8, 8, 3))
     y = layers.AveragePooling2D(2)(layers.Conv2D(6, 3, name="conv")(x))

@@ -18,6 +18,7 @@ from kerasnorm.clone.compile_state import carry_compile_state
 from kerasnorm.clone.edits import Edits
 from kerasnorm.clone.shared import check_nothing_shared
 from kerasnorm.clone.skip_init import skipped_initializers
+from kerasnorm.clone.strategy import scope_like
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
 
@@ -64,6 +65,7 @@ def rebuild(model_graphs: ModelGraphs, edits: Edits, *, compiled: bool = True) -
         SwapError: If a layer cannot be copied from its config.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(scope_like(model_graphs.root.owner))
         builder = Builder(model_graphs, edits, stack.enter_context(skipped_initializers()))
         stack.enter_context(keras_private.trusted_configs())
         stack.enter_context(keras.saving.custom_object_scope(builder.custom_objects()))

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm.clone.strategy import scope_like
 from kerasnorm.distillation import losses
 from kerasnorm.distillation.best_weights import BestWeights
 from kerasnorm.distillation.compatibility import common_heads
@@ -70,7 +71,7 @@ def train(
     _check_trained(student, trained)
     heads = common_heads(student, teacher)
     inputs = _inputs(student, data, batch_size, limit)
-    with _scope(teacher):
+    with scope_like(teacher.root.owner):
         reader = LogitsModel(teacher.root.owner, teacher, heads)
         targets = tree.flatten(reader.predict(inputs, batch_size=batch_size, verbose=0))
     _check_finite(teacher, targets)
@@ -78,7 +79,7 @@ def train(
         epochs = min(epochs, _epochs_within(budget, reader, inputs, batch_size))
         if not epochs:
             return _not_trained()
-    with _scope(student):
+    with scope_like(student.root.owner):
         copy = StudentCopy(student, trained)
         feature_loss = _feature_loss(copy.graphs, teacher, inputs, batch_size)
         model = LogitsModel(copy.model, copy.graphs, heads, feature_loss)
@@ -162,12 +163,6 @@ def _feature_loss(
         for first in range(0, min(_SAMPLES_OF_FEATURES, len(inputs[0])), batch_size)
     )
     return FeatureLoss(features, student.root, teacher.root, samples)
-
-
-def _scope(model_graphs: ModelGraphs) -> Any:
-    """What a model has to be made in to be trained as another can be."""
-    strategy = getattr(model_graphs.root.owner, "distribute_strategy", None)
-    return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
 def _inputs(
