@@ -79,7 +79,7 @@ def test_training_that_answers_worse_is_left_out(monkeypatch):
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, "layer", data)
 
-    def ruin(self, model, layers, seed):
+    def ruin(self, model, layers, seed, budget):
         for layer in layers:
             for variable in layer.variables:
                 variable.assign(0.3 * variable)
