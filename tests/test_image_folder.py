@@ -125,6 +125,26 @@ def test_the_pixels_are_warned_of_where_the_model_knows_others(model, folder, ca
     assert "these inputs are unlike those that the model was trained on" in capsys.readouterr().out
 
 
+@keras.saving.register_keras_serializable(package="test_image_folder")
+class Code(keras.Model):
+    """A model with a `call` of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.conv, self.norm = keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()
+
+    def call(self, x):
+        return self.norm(self.conv(x))
+
+
+def test_a_model_with_code_takes_a_folder(folder, tmp_path, capsys, closed_form):
+    model = Code()
+    model(np.zeros((1, 8, 8, 3), "float32"))
+    model.save(tmp_path / "code.keras")
+    assert run("swap", tmp_path / "code.keras", "--to", "layer", "--data", folder) != 1
+    assert "AttributeError" not in capsys.readouterr().err
+
+
 def test_some_of_the_images(model, folder, tmp_path, closed_form):
     report = tmp_path / "out.json"
     arguments = ("--data", folder, "--max-samples", 20, "--report", report)

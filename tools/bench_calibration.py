@@ -99,10 +99,9 @@ def spread(ratio: float, each: list[float]) -> str:
 def run(root: Path, model: Path, data: Path, target: str) -> tuple[float, float]:
     """CPU seconds and megabytes of one swap."""
     found = subprocess.run(
-        [sys.executable, "-c", RUN, str(model), str(data), target],
+        [sys.executable, "-c", RUN, str(model.resolve()), str(data.resolve()), target],
         env={**os.environ, "PYTHONPATH": str(root.resolve()), "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         check=True,
         text=True,
         cwd=root,
@@ -146,10 +145,10 @@ def save_with_statistics(model: Any, data: Any, path: Path) -> None:
     """Save a net whose BatchNorm have the statistics of data."""
     import keras
 
-    norms = [x for x in model._flatten_layers() if isinstance(x, keras.layers.BatchNormalization)]
+    norms = [x for x in model.layers if isinstance(x, keras.layers.BatchNormalization)]
     for norm in norms:
         norm.momentum = 0.0
-    for _ in norms[:2]:
+    if norms:
         model(data, training=True)
     model.save(path)
 

@@ -16,7 +16,7 @@ from kerasnorm.cli.requests import OUTPUTS, RequestError
 from kerasnorm.distillation.distill import distill
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.fit.image_folder import ImageFolder
-from kerasnorm.graph.graph import graph_of
+from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.loading.load import load
 from kerasnorm.onnx.export import check_opset, export_onnx
 from kerasnorm.swap.fold import fold_norms
@@ -52,7 +52,7 @@ def swap(arguments: argparse.Namespace) -> int:
     model = _load(arguments)
     data = arguments.read_data
     if isinstance(data, Path):
-        data = ImageFolder(data, graph_of(model), arguments.seed)
+        data = ImageFolder(data, graphs_of(model).root, arguments.seed)
     limits = _limits(arguments)
     console = output.console(arguments)
     swap = swap_norms(

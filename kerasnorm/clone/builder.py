@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -111,6 +111,10 @@ class Builder:
         for edit, layer in self._filled:
             edit.fill(layer)
 
+    def _given_by(self, before: Call, after: Call) -> Sequence[Any]:
+        """What the clone of a call gives; of one that is skipped, what it is given itself."""
+        return after.inputs if isinstance(self.edits.get(before), Skip) else after.outputs
+
     def _traced(self, graph: Graph) -> keras.Layer:
         """The clone of a layer with code of its own, other layers put into it."""
         source = graph.owner
@@ -135,7 +139,7 @@ class Builder:
         tensors = {
             id(old): new
             for before, after in zip(graph.calls, retraced.calls, strict=True)
-            for old, new in zip(before.outputs, after.outputs, strict=True)
+            for old, new in zip(before.outputs, self._given_by(before, after), strict=True)
         }
         self._record_tensors(graph, tensors)
         self.graphs[id(source)] = retraced

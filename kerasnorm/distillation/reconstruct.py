@@ -132,7 +132,9 @@ class Reconstruction:
             return False
         better = history.after != history.before
         before, after = history.before["loss"], history.after["loss"]
-        done = f"trained for {len(history.epoch)} epochs after the fits, which brought"
+        count = len(history.epoch)
+        epochs = "1 epoch" if count == 1 else f"{count} epochs"
+        done = f"trained for {epochs} after the fits, which brought"
         if better:
             self.notes.append(
                 f"{done} the loss on held-out samples from {before:.3g} to {after:.3g}"

@@ -48,4 +48,4 @@ class FitTask:
             for n, step in enumerate(source.steps)
             if step.call.operation is self.target.operation and id(step.call.output) in stands_for
         ]
-        return list(zip(own, of_source, strict=False))
+        return list(zip(own, of_source, strict=True))

@@ -86,7 +86,11 @@ class ImageFolder:
             yield from dataset
         except Exception as error:
             self._check_files(dataset.file_paths)
-            raise DataError(f"The images in '{self._folder}' cannot be read.") from error
+            from kerasnorm.fit.batches import reason
+
+            raise DataError(
+                f"The images in '{self._folder}' must be readable. Received: {reason(error)}."
+            ) from error
 
     def _check_files(self, paths: list[str]) -> None:
         """Raise an error that names the first file that is no image."""

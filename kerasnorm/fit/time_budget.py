@@ -10,7 +10,7 @@ from typing import Any
 from kerasnorm.errors import DataError
 
 # Shares of what is left, for each stage when it begins, and of all for what follows the training.
-JUDGING, FITTING, TRAINING, RESERVE = 0.2, 0.4, 0.8, 0.1
+SENSITIVITY, FITTING, TRAINING, RESERVE = 0.2, 0.4, 0.8, 0.1
 
 
 class TimeBudget:

@@ -7,7 +7,7 @@ model itself.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,17 +85,30 @@ class Steps:
         """The key of what a step reads."""
         return self.steps[step].reads[0]
 
-    def run(self, arrays: Iterable[Any], read_as: Mapping[Key, Any] | None = None) -> Values:
+    def run(
+        self,
+        arrays: Iterable[Any],
+        *,
+        read_as: Mapping[Key, Any] | None = None,
+        keep: Container[Key] | None = None,
+    ) -> Values:
         """What the model has under each key, at inference.
 
         Args:
             arrays: Its inputs, flat.
             read_as: By key, what the steps that read it get in its place.
+            keep: The keys whose values are given back; None for all of them.
         """
         values = dict(zip(self.inputs, map(ops.convert_to_tensor, arrays), strict=True))
         read = ChainMap(dict(read_as or {}), values)
-        for step in self.steps:
+        last = {key: number for number, step in enumerate(self.steps) for key in step.reads}
+        for number, step in enumerate(self.steps):
             values.update(zip(step.gives, step.run(read), strict=True))
+            if keep is not None:
+                done = (key for key in (*step.reads, *step.gives) if last.get(key, -1) <= number)
+                for key in done:
+                    if key not in keep:
+                        values.pop(key, None)
         return values
 
     def run_on(self, values: Values, changed: Values) -> Mapping[Key, Any]:

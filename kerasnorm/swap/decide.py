@@ -36,6 +36,7 @@ class Decision:
         plans: The plan of each site that is swapped.
         records: One for each site, opaque ones included.
         named: Whether sites were named for what they become.
+        doubts: What speaks against it.
     """
 
     model_graphs: ModelGraphs
@@ -43,18 +44,39 @@ class Decision:
     plans: dict[Site, Plan]
     records: list[SiteRecord]
     named: bool
+    doubts: tuple[str, ...] = ()
 
     def instead(self, reasons: Mapping[str, str]) -> Decision:
-        """A decision with weight norm, where that is possible, at the sites that have a reason."""
+        """A decision with weight norm, where that is possible, at the sites that have a reason.
+
+        A reason is one for all calls that share a layer in the result.
+        """
+        shared = {
+            (id(site.layer), plan.rule): reasons[site.name]
+            for site, plan in self.plans.items()
+            if site.name in reasons and plan.in_place
+        }
+        harms = {
+            site: Refusal(reason)
+            for site, plan in self.plans.items()
+            if (reason := reasons.get(site.name) or shared.get((id(site.layer), plan.rule)))
+        }
         plans = {
-            site: _instead(plan, Refusal(reasons[site.name]), self.model_graphs)
-            if site.name in reasons
-            else plan
+            site: _instead(plan, harms.get(site), self.model_graphs)
             for site, plan in self.plans.items()
         }
-        now = {site.name: plan.record for site, plan in plans.items() if site.name in reasons}
-        records = [now.get(record.name, record) for record in self.records]
-        return dataclasses.replace(self, plans=plans, records=records)
+        now = {site.name: plans[site].record for site in harms}
+        return dataclasses.replace(
+            self,
+            plans=plans,
+            records=[now.get(record.name, record) for record in self.records],
+            doubts=tuple(
+                f"'{site.name}' stays {plans[site].becomes}, since it cannot be weight norm by "
+                f"itself, though {harm.reason}"
+                for site, harm in harms.items()
+                if plans[site] is self.plans[site]
+            ),
+        )
 
     def carry_out(self, damping: Damping) -> tuple[Edits, dict[str, FitRequest]]:
         """What to change in the model, and what data can do for it, by site."""

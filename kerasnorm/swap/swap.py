@@ -25,10 +25,10 @@ from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.calibrate import calibrate
 from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
-from kerasnorm.swap.harm import without_harm
 from kerasnorm.swap.pilot import Pilot
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
+from kerasnorm.swap.sensitivity import without_sensitive_sites
 from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.site_record import Verdict
 from kerasnorm.targets.target import Damping
@@ -90,11 +90,12 @@ def swap_norms(
         sites: Names of the sites to swap, or a predicate on a site's record (see
             `inspect_norms`); the others stay BatchNorm. None for all; then a site where a layer or
             cosine norm does harm becomes weight norm: one that reads the model's input, where
-            others are left; one whose output is the logits of a final softmax or sigmoid, or
-            vectors of fewer than four channels for a layer norm; and, with data, those that alone
-            move the answers most, until the losses of the rest add up to no more than 0.02 (nats
-            of Kullback-Leibler divergence, or 1 − R²). Sites that are named, here or in `to`,
-            become what was asked for.
+            others are left; one whose output is the logits of a final softmax or sigmoid; for a
+            layer norm, vectors of fewer than four channels, and channels so unlike in size that
+            fewer than six, and than half, decide what a sample is divided by; and, with 96 samples
+            or more, those that by themselves move the answers most, until the losses of the others
+            add up to no more than 0.02 (nats of Kullback-Leibler divergence, or 1 − R²). Sites
+            that are named, here or in `to`, become what was asked for.
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
             α·mean σ². At 0 the method is pure; as it grows it tends to the affine map, for a layer
             norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1
@@ -108,14 +109,13 @@ def swap_norms(
             does. Both together hold, of each sample that is used, what later layers of the two
             models still read: at most 18 MB for a ResNet50 at 224x224, so that 2,048 samples take
             36 GB of disk. Besides, a quarter as many bytes may hold samples to train on.
+        time_budget: Seconds that the calibration may take, about; None for as many as it does. A
+            first fit to 64 samples tells how many there is time to fit to, 32 at least; a warm run
+            tells for how many epochs, if any, there is time to train, which ends when the time is
+            over. The result depends on the machine then.
         max_samples: How many samples are used at most, None for all of them. Of larger arrays a
             random subset is read, spread over the parts that fit, choose and report; of an iterable
             the first batches, and no more of them. `report.notes` says what was used of what.
-
-        time_budget: Seconds that the calibration may take, about; None for as many as it does. A
-            first fit to 64 samples tells how many there is time to fit to, 32 at least; a warm run
-            tells for how many epochs, none at least, there is time to train, which ends when the
-            time is over. The result depends on the machine then.
 
     Returns:
         A `Swap` with `.model`, `.report`, `.differences` and `.compare(inputs)`.
@@ -154,9 +154,10 @@ def swap_norms(
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
         settings = {"seed": seed, "memory_budget": memory_budget}
-        pilot = Pilot(decision, batches, shares, budget, **settings)
-        decision, batches = without_harm(
-            decision, pilot.batches, shares, most=pilot.to_judge, **settings
+        pilot = Pilot(budget)
+        batches = pilot.run(decision, batches, shares, **settings)
+        decision, batches = without_sensitive_sites(
+            decision, batches, shares, most=pilot.to_run, **settings
         )
         report.sites = decision.records
     edits, requests = decision.carry_out(shares)
@@ -182,8 +183,9 @@ def swap_norms(
         report.sites = [with_fit(record, found.scores, verdict) for record in report.sites]
         measure(report, models, found.held_out, sites=found.remeasure)
         first = found.first.arrays(model_graphs.root)
-        report.doubts = [*check_data(model_graphs.root, decision.sites, first), *found.doubts]
-        of_data = [*limit.notes, *pilot.notes, *found.notes]
+        of_sites = check_data(model_graphs.root, decision.sites, first)
+        report.doubts = [*of_sites, *decision.doubts, *found.doubts]
+        of_data = [*(pilot.notes or limit.notes), *found.notes]
     elif batches is not None:
         of_data = ["the data is not used: nothing here is fitted"]
     if any(plan.verdict != "exact" for plan in decision.plans.values()):

@@ -1,9 +1,9 @@
-"""Find the sites where a norm does harm: where it moves the answers of the model too far.
+"""How sensitive the answers of a model are to the norm of each site alone.
 
 Each layer is fitted on what the source feeds it, as if it were the only one that is swapped. Then
 the source goes on from what that layer gives to its answers. How far these are from the source's
 own is the loss of the site; that of all sites together is about the sum. (A layer that is called
-several times is given in each call what the source has there.)
+several times is given in each call what the source has there. Masked steps of answers count.)
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from kerasnorm.distillation.losses import disagreement
 from kerasnorm.distillation.reconstruct import multiplications
 from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.fit_task import FitTask
-from kerasnorm.fit.split import is_reported_on
+from kerasnorm.fit.parts import first_batches, first_samples, in_parts
+from kerasnorm.fit.split import is_reported_on, same_shapes
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.graph.steps import Key, Steps
 from kerasnorm.progress import progress
 from kerasnorm.swap.decide import Decision
 from kerasnorm.swap.fit_tasks import fit_tasks
-from kerasnorm.swap.pilot import first_batches
 from kerasnorm.targets.target import Damping
 
 # What the losses of all sites may add up to: `Disagreement` of the answers in nats, or 1 − R².
 ALLOWED = 0.02
-# What keeps so much of its activation's variance is not judged.
-_HARMLESS = 0.999
-# Samples: to fit to at most, and to judge by. Of fewer, a few would decide.
-_TO_FIT, _TO_JUDGE, _LEAST_TO_JUDGE = 256, 160, 32
+# A site that keeps so much of its activation's variance is not run to the answers.
+_INSENSITIVE = 0.999
+# Samples: to fit to at most, and to run to the answers. Of fewer, a few would decide.
+_TO_FIT, _TO_RUN, _LEAST_TO_RUN = 256, 160, 32
 _AT_ONCE = 32
+_BYTES = 4  # of an entry
 # Multiplications of all runs: a minute or so of two processor cores.
 _WORK = 2e11
 
 
-def without_harm(
+def without_sensitive_sites(
     decision: Decision,
     batches: Iterator[list[np.ndarray]],
     damping: Damping,
@@ -50,11 +51,12 @@ def without_harm(
     memory_budget: int,
     most: float = np.inf,
 ) -> tuple[Decision, Iterator[list[np.ndarray]]]:
-    """A decision in which sites that data shows to do harm get weight norm, and the data again.
+    """A decision in which the most sensitive sites get weight norm, and the data again.
 
-    Those with the largest losses do, until the losses of the rest add up to no more than is
-    allowed; the one with the smallest stays in any case. Nothing is judged where sites were named,
-    where there is one only, or of fewer than a hundred samples.
+    Sites do, those with the largest loss first, until the losses of the others add up to no more
+    than is allowed; if none would be left, the one with the smallest loss stays. Nothing changes
+    where sites were named, where there is one only, for a model of a fixed batch size, or with
+    fewer than 96 samples.
 
     Args:
         decision: What becomes of each site.
@@ -67,68 +69,77 @@ def without_harm(
     _, requests = decision.carry_out(damping)
     if decision.named or decision.model_graphs.root.has_fixed_batch or len(requests) < 2:
         return decision, batches
-    first = list(first_batches(batches, min(most, _TO_FIT + _TO_JUDGE)))
-    losses = harm(decision, first, damping, seed=seed, memory_budget=memory_budget)
-    harmful = _worst(losses)
+    first = list(first_batches(batches, min(most, _TO_FIT + _TO_RUN)))
+    some = list(first_samples(first, min(most, _TO_FIT + _TO_RUN)))
+    losses = sensitivity(decision, some, damping, seed=seed, memory_budget=memory_budget)
     reasons = {
-        name: f"alone, it moves the answers too far (by {losses[name]:.2g} on held-out samples, "
-        f"where all sites together may by {ALLOWED:.2g})"
-        for name in harmful
+        name: f"by itself it moves the answers by {losses[name]:.2g}, and all sites together may "
+        f"by no more than {ALLOWED:.2g}"
+        for name in _most_sensitive(losses, others=len(requests) > len(losses))
     }
     return decision.instead(reasons), itertools.chain(first, batches)
 
 
-def _worst(losses: Mapping[str, float]) -> list[str]:
-    """The sites without which the losses of the others add up to no more than is allowed.
+def _most_sensitive(losses: Mapping[str, float], others: bool) -> list[str]:
+    """The sites without which the losses of the rest add up to no more than is allowed.
 
-    That of one site may be larger: the least harmful one stays.
+    Args:
+        losses: By site.
+        others: Whether there are other sites; if there are none, one stays.
     """
     found = sorted(losses, key=losses.__getitem__)
     sums = np.cumsum([losses[name] for name in found])
-    return found[max(1, int(np.searchsorted(sums, ALLOWED, side="right"))) :]
+    stay = int(np.searchsorted(sums, ALLOWED, side="right"))
+    return found[stay if others else max(1, stay) :]
 
 
-def harm(
+def sensitivity(
     decision: Decision,
-    batches: list[list[np.ndarray]],
+    batches: Iterable[list[np.ndarray]],
     damping: Damping,
     *,
     seed: int,
     memory_budget: int,
 ) -> dict[str, float]:
-    """By site, how far its norm alone moves the answers; not where that is certainly little.
+    """By site, how far its norm alone moves the answers; not where it keeps all but nothing.
 
-    Of a large model, the sites that keep least of their activation are judged, as many as there is
-    time for. Args as `without_harm` has them.
+    Of a large model, only the sites that keep least of their activation are run to the answers, as
+    many as there is time for. Args as `without_sensitive_sites` has them.
 
     Returns:
         The loss of each site, the largest `Disagreement` of an output.
     """
-    count = sum(len(arrays[0]) for arrays in batches)
-    to_judge = min(_TO_JUDGE, count // 3)
-    if to_judge < _LEAST_TO_JUDGE:
+    parts = list(in_parts(batches, _AT_ONCE))
+    count = sum(len(arrays[0]) for arrays in parts)
+    to_run = min(_TO_RUN, count // 3)
+    if to_run < _LEAST_TO_RUN:
         return {}
     source = decision.model_graphs
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(source, edits, compiled=False)
     tasks = fit_tasks(requests, rebuilt)
-    first, rest = _split(batches, count - to_judge)
-    settings = {"seed": seed, "memory_budget": memory_budget}
-    scores = fit_model(source, rebuilt, tasks, first, alone=True, **settings).scores
+    first, rest = _split(parts, count - to_run)
+    found = fit_model(
+        source, rebuilt, tasks, first, seed=seed, memory_budget=memory_budget, alone=True
+    )
+    scores = {name: r2 if np.isfinite(r2) else -np.inf for name, r2 in found.scores.items()}
     tasks = [task for task in tasks if task.site in scores]
-    doubtful = sorted((s for s in scores if scores[s] < _HARMLESS), key=scores.__getitem__)
+    sites = sorted((s for s in scores if scores[s] < _INSENSITIVE), key=scores.__getitem__)
     # the answers of each are half a run of the source
-    runs = _WORK / max(1.0, multiplications(source, batches[0]) / 2)
-    doubtful = doubtful[: int(runs // _LEAST_TO_JUDGE)]
-    if not doubtful or not rest:
+    runs = _WORK / max(1.0, multiplications(source, parts[0]) / 2)
+    sites = sites[: int(runs // _LEAST_TO_RUN)]
+    if not sites or not rest:
         return {}
-    judged = min(to_judge, int(runs // len(doubtful)))
+    to_run = min(to_run, int(runs // len(sites)))
     unreported = _unreported(rest, sum(len(arrays[0]) for arrays in first))
-    parts = list(_parts(unreported, judged, _AT_ONCE))
-    return _Judge(source, rebuilt, tasks).losses(doubtful, parts)
+    alike = [arrays for arrays in unreported if same_shapes(arrays, rest[0])]
+    models = _SideBySide(source, rebuilt, tasks)
+    at_once = models.samples_within(memory_budget, rest[0])
+    samples = list(in_parts(first_samples(alike, to_run), at_once))
+    return models.losses(sites, samples) if samples else {}
 
 
-class _Judge:
+class _SideBySide:
     """Runs the source, and what each site alone makes of its answers.
 
     Args:
@@ -145,6 +156,12 @@ class _Judge:
         steps = self._source, self._swapped
         self._calls = {task.site: task.calls(rebuilt, *steps) for task in tasks}
 
+    def samples_within(self, memory_budget: int, arrays: list[np.ndarray]) -> int:
+        """How many samples may be run at once, whose activations are all held."""
+        values = self._source.run([array[:1] for array in arrays])
+        each = _BYTES * sum(int(np.prod(value.shape)) for value in values.values())
+        return int(np.clip(memory_budget // (2 * each), 1, _AT_ONCE))
+
     def losses(self, sites: list[str], parts: list[list[np.ndarray]]) -> dict[str, float]:
         """By site, the largest `Disagreement` of an output; infinite for NaN.
 
@@ -154,22 +171,23 @@ class _Judge:
         """
         expected: list[list[np.ndarray]] = []
         received: dict[str, list[list[np.ndarray]]] = {site: [] for site in sites}
-        with progress("judging", len(parts)) as advance:
+        wanted = {own for site in sites for own, _ in self._keys(site)}
+        with progress("sensitivity", len(parts)) as advance:
             for arrays in parts:
                 values = self._source.run(arrays)
                 expected.append(self._logits(values))
-                own = self._swapped.run(arrays, read_as=self._in_place(values))
+                own = self._swapped.run(arrays, read_as=self._in_place(values), keep=wanted)
                 for site, answers in received.items():
                     changed = {t: own[y] for y, t in self._keys(site)}
                     answers.append(self._logits(self._source.run_on(values, changed)))
                 advance()
-        wanted = _joined(expected)
-        losses = [disagreement(h, t) for h, t in zip(self._heads, wanted, strict=True)]
+        targets = _joined(expected)
+        losses = [disagreement(h, t) for h, t in zip(self._heads, targets, strict=True)]
         found = {}
         for site, answers in received.items():
-            ends = zip(losses, wanted, _joined(answers), strict=True)
-            worst = max(float(loss(t, y)) for loss, t, y in ends)
-            found[site] = worst if np.isfinite(worst) else np.inf
+            ends = zip(losses, targets, _joined(answers), strict=True)
+            each = [float(loss(t, y)) for loss, t, y in ends]
+            found[site] = max(each) if np.isfinite(each).all() else np.inf
         return found
 
     def _in_place(self, values: Mapping[Key, Any]) -> dict[Key, Any]:
@@ -193,12 +211,16 @@ def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
 def _split(
     batches: Iterable[list[np.ndarray]], count: int
 ) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
-    """The batches of the first samples, so many or a few more, and those of the rest."""
+    """The first samples, so many, and the rest."""
     first: list[list[np.ndarray]] = []
     rest: list[list[np.ndarray]] = []
     for arrays in batches:
-        (first if count > 0 else rest).append(arrays)
-        count -= len(arrays[0])
+        size = min(max(0, count), len(arrays[0]))
+        count -= size
+        if size:
+            first.append([array[:size] for array in arrays])
+        if size < len(arrays[0]):
+            rest.append([array[size:] for array in arrays])
     return first, rest
 
 
@@ -208,14 +230,3 @@ def _unreported(batches: list[list[np.ndarray]], first: int) -> Iterator[list[np
         kept = ~is_reported_on(first + np.arange(len(arrays[0])))
         first += len(arrays[0])
         yield [array[kept] for array in arrays]
-
-
-def _parts(
-    batches: Iterable[list[np.ndarray]], count: int, at_once: int
-) -> Iterator[list[np.ndarray]]:
-    """So many samples, a few at a time."""
-    for arrays in batches:
-        for start in range(0, min(count, len(arrays[0])), at_once):
-            stop = min(count, start + at_once)
-            yield [array[start:stop] for array in arrays]
-        count -= len(arrays[0])

@@ -1,0 +1,45 @@
+"""Batches of flat inputs cut short, or put together anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from kerasnorm.fit.split import same_shapes
+
+Batches = Iterable[list[np.ndarray]]
+
+
+def first_batches(batches: Iterator[list[np.ndarray]], count: float) -> Iterator[list[np.ndarray]]:
+    """As many batches as it takes for so many samples; the others are not read."""
+    while count > 0 and (arrays := next(batches, None)) is not None:
+        count -= len(arrays[0])
+        yield arrays
+
+
+def first_samples(batches: Batches, count: float) -> Iterator[list[np.ndarray]]:
+    """The first samples, so many at most."""
+    for arrays in batches:
+        size = int(min(len(arrays[0]), count))
+        if size <= 0:
+            return
+        yield [array[:size] for array in arrays]
+        count -= size
+
+
+def in_parts(batches: Batches, size: int) -> Iterator[list[np.ndarray]]:
+    """The samples in parts of one size; where their shapes change, a part may be smaller."""
+    waiting: list[np.ndarray] = []
+    for batch in batches:
+        arrays = batch
+        if waiting and same_shapes(waiting, arrays):
+            arrays = [np.concatenate(pair) for pair in zip(waiting, arrays, strict=True)]
+        elif waiting:
+            yield waiting
+        whole = len(arrays[0]) - len(arrays[0]) % size
+        for start in range(0, whole, size):
+            yield [array[start : start + size] for array in arrays]
+        waiting = [array[whole:] for array in arrays] if whole < len(arrays[0]) else []
+    if waiting:
+        yield waiting
