@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from keras import ops, tree
 
-from kerasnorm.distillation.losses import disagreement
+from kerasnorm.distillation.losses import Distance, joined
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
@@ -15,7 +15,7 @@ _AT_ONCE = 32
 
 
 class AnswerLoss:
-    """The sum over a model's outputs of `Disagreement` with its source; infinite for NaN.
+    """The sum over a model's outputs of the `Distance` from its source's.
 
     Args:
         source: The source's graphs.
@@ -25,19 +25,13 @@ class AnswerLoss:
     def __init__(self, source: ModelGraphs, arrays: list[np.ndarray]):
         self._arrays = arrays
         self._heads = heads_of(source)
-        self._expected = self._logits(source.root)
-        self._losses = [
-            disagreement(h, t) for h, t in zip(self._heads, self._expected, strict=True)
-        ]
+        expected = self._logits(source.root)
+        self._distances = [Distance(h, t) for h, t in zip(self._heads, expected, strict=True)]
 
     def of(self, copy: Graph) -> float:
         """That of a model with the same inputs and outputs."""
         received = self._logits(copy)
-        found = sum(
-            float(loss(expected, logits))
-            for loss, expected, logits in zip(self._losses, self._expected, received, strict=True)
-        )
-        return found if np.isfinite(found) else np.inf
+        return sum(d.of(logits) for d, logits in zip(self._distances, received, strict=True))
 
     def _logits(self, graph: Graph) -> list[np.ndarray]:
         parts = []
@@ -45,4 +39,4 @@ class AnswerLoss:
             part = [array[first : first + _AT_ONCE] for array in self._arrays]
             outputs = zip(self._heads, run(graph, part, tree.flatten(graph.outputs)), strict=True)
             parts.append([ops.convert_to_numpy(head.logits(y)) for head, y in outputs])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
+        return joined(parts)

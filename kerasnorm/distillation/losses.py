@@ -9,6 +9,9 @@ from keras import ops
 from kerasnorm.graph.output_heads import Head
 from kerasnorm.math.running_moments import RunningMoments
 
+# Nats below which answers are always the same, but for rounding.
+_NOTHING = 1e-6
+
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
 class Disagreement(keras.losses.Loss):
@@ -54,6 +57,58 @@ def disagreement(head: Head, logits: np.ndarray) -> Disagreement:
     found.add_rows(logits.reshape(-1, logits.shape[-1] if logits.ndim > 1 else 1))
     # an output that does not vary is compared in its own units
     return Disagreement(head.kind, head.axis, found.typical_variance or 1.0)
+
+
+class Distance:
+    """How far other logits are from a teacher's: `Disagreement`, of what the teacher says.
+
+    It is infinite where they are not finite. Samples for which the teacher's own are not do not
+    count.
+
+    Args:
+        head: How to read the output.
+        logits: The teacher's logits, sample by sample.
+
+    Attributes:
+        information: How many nats the teacher's answers are from the mean answer, 1 at most; 1 for
+            numbers, and where the answer is always the same. What hardly ever says yes says little,
+            and all of it may be lost within a small distance.
+    """
+
+    def __init__(self, head: Head, logits: np.ndarray):
+        self._rows = np.isfinite(logits).reshape(len(logits), -1).all(1)
+        self._expected = logits[self._rows]
+        self._loss = disagreement(head, self._expected) if len(self._expected) else None
+        self.information = self._information(head)
+
+    def of(self, logits: np.ndarray) -> float:
+        """That of the logits of another model for the same samples."""
+        if self._loss is None:
+            return 0.0
+        found = float(self._loss(self._expected, logits[self._rows]))
+        return found if np.isfinite(found) else np.inf
+
+    def _information(self, head: Head) -> float:
+        if self._loss is None or head.kind == "linear":
+            return 1.0
+        expected = self._expected
+        p = ops.sigmoid(expected) if head.kind == "sigmoid" else ops.softmax(expected, head.axis)
+        others = tuple(n for n in range(expected.ndim) if n != head.axis % expected.ndim)
+        mean = head.logits(ops.mean(p, others, keepdims=True))
+        found = float(self._loss(expected, ops.broadcast_to(mean, expected.shape)))
+        return min(1.0, found) if found > _NOTHING else 1.0
+
+
+def joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """The outputs of several parts of the samples as one array each.
+
+    Where the shape of an output goes with the size of a part, those like the first count.
+    """
+    columns = [[np.atleast_1d(y) for y in column] for column in zip(*parts, strict=True)]
+    return [
+        np.concatenate([y for y in column if y.shape[1:] == column[0].shape[1:]])
+        for column in columns
+    ]
 
 
 def agreement(head: Head) -> keras.metrics.Metric | None:

@@ -46,6 +46,8 @@ def input_batches(
     whole = root.has_fixed_batch
     for number, batch in enumerate(batches_of(data, batch_size, limit, whole=whole), 1):
         arrays = _checked(batch, inputs, root, f" in batch {number}" if is_stream else "")
+        if not len(arrays[0]):  # of a filter that let nothing through
+            continue
         room = limit.room(count)
         if room < len(arrays[0]) and whole and count:
             limit.stop(count)

@@ -101,7 +101,12 @@ def calibrate(
     stage = Stage(rebuilt.model, norms)
     trained = reconstruction.run(rebuilt.model, fits.layers, seed, budget)
     notes += reconstruction.notes
-    doubts = list(reconstruction.doubts)
+    doubts = [
+        f"'{task.site}' was not fitted: it is inside of a layer that is run as a whole"
+        for task in tasks
+        if task.site not in fits.scores
+    ]
+    doubts += reconstruction.doubts
     if trained and answer_loss and answer_loss.of(root) > least:
         doubts.append("the training is left out: the answers were nearer the source's before it")
         stage.restore()

@@ -16,7 +16,7 @@ import numpy as np
 from keras import ops
 
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
-from kerasnorm.distillation.losses import disagreement
+from kerasnorm.distillation.losses import Distance, joined
 from kerasnorm.distillation.reconstruct import multiplications
 from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.fit_task import FitTask
@@ -30,7 +30,7 @@ from kerasnorm.swap.decide import Decision
 from kerasnorm.swap.fit_tasks import fit_tasks
 from kerasnorm.targets.target import Damping
 
-# What the losses of all sites may add up to: `Disagreement` of the answers in nats, or 1 − R².
+# What the losses of all sites may add up to: nats, shares of what the answers say, or 1 − R².
 ALLOWED = 0.02
 # A site that keeps so much of its activation's variance is not run to the answers.
 _INSENSITIVE = 0.999
@@ -75,6 +75,8 @@ def without_sensitive_sites(
     reasons = {
         name: f"by itself it moves the answers by {losses[name]:.2g}, and all sites together may "
         f"by no more than {ALLOWED:.2g}"
+        if np.isfinite(losses[name])
+        else "its layer cannot be fitted where it is, or the answers are not finite with it"
         for name in _most_sensitive(losses, others=len(requests) > len(losses))
     }
     return decision.instead(reasons), itertools.chain(first, batches)
@@ -107,7 +109,8 @@ def sensitivity(
     many as there is time for. Args as `without_sensitive_sites` has them.
 
     Returns:
-        The loss of each site, the largest `Disagreement` of an output.
+        The loss of each site: the largest `Distance` of an output, as a share of its
+        `information`. It is infinite for a site that cannot be fitted.
     """
     parts = list(in_parts(batches, _AT_ONCE))
     count = sum(len(arrays[0]) for arrays in parts)
@@ -123,20 +126,21 @@ def sensitivity(
         source, rebuilt, tasks, first, seed=seed, memory_budget=memory_budget, alone=True
     )
     scores = {name: r2 if np.isfinite(r2) else -np.inf for name, r2 in found.scores.items()}
+    unfitted = {task.site: np.inf for task in tasks if task.site not in scores}
     tasks = [task for task in tasks if task.site in scores]
     sites = sorted((s for s in scores if scores[s] < _INSENSITIVE), key=scores.__getitem__)
     # the answers of each are half a run of the source
     runs = _WORK / max(1.0, multiplications(source, parts[0]) / 2)
     sites = sites[: int(runs // _LEAST_TO_RUN)]
     if not sites or not rest:
-        return {}
+        return unfitted
     to_run = min(to_run, int(runs // len(sites)))
     unreported = _unreported(rest, sum(len(arrays[0]) for arrays in first))
     alike = [arrays for arrays in unreported if same_shapes(arrays, rest[0])]
     models = _SideBySide(source, rebuilt, tasks)
     at_once = models.samples_within(memory_budget, rest[0])
     samples = list(in_parts(first_samples(alike, to_run), at_once))
-    return models.losses(sites, samples) if samples else {}
+    return unfitted | (models.losses(sites, samples) if samples else {})
 
 
 class _SideBySide:
@@ -163,7 +167,7 @@ class _SideBySide:
         return int(np.clip(memory_budget // (2 * each), 1, _AT_ONCE))
 
     def losses(self, sites: list[str], parts: list[list[np.ndarray]]) -> dict[str, float]:
-        """By site, the largest `Disagreement` of an output; infinite for NaN.
+        """By site, the largest `Distance` of an output, as a share of its `information`.
 
         Args:
             sites: The sites.
@@ -181,14 +185,14 @@ class _SideBySide:
                     changed = {t: own[y] for y, t in self._keys(site)}
                     answers.append(self._logits(self._source.run_on(values, changed)))
                 advance()
-        targets = _joined(expected)
-        losses = [disagreement(h, t) for h, t in zip(self._heads, targets, strict=True)]
-        found = {}
-        for site, answers in received.items():
-            ends = zip(losses, targets, _joined(answers), strict=True)
-            each = [float(loss(t, y)) for loss, t, y in ends]
-            found[site] = max(each) if np.isfinite(each).all() else np.inf
-        return found
+        distances = [Distance(h, t) for h, t in zip(self._heads, joined(expected), strict=True)]
+        return {
+            site: max(
+                distance.of(logits) / distance.information
+                for distance, logits in zip(distances, joined(answers), strict=True)
+            )
+            for site, answers in received.items()
+        }
 
     def _in_place(self, values: Mapping[Key, Any]) -> dict[Key, Any]:
         """What the source has, under the keys of what is fitted to it."""
@@ -202,10 +206,6 @@ class _SideBySide:
     def _logits(self, values: Mapping[Key, Any]) -> list[np.ndarray]:
         outputs = zip(self._heads, self._source.outputs, strict=True)
         return [ops.convert_to_numpy(head.logits(values[key])) for head, key in outputs]
-
-
-def _joined(parts: list[list[np.ndarray]]) -> list[np.ndarray]:
-    return [np.concatenate(column) for column in zip(*parts, strict=True)]
 
 
 def _split(

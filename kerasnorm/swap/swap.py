@@ -94,8 +94,9 @@ def swap_norms(
             layer norm, vectors of fewer than four channels, and channels so unlike in size that
             fewer than six, and than half, decide what a sample is divided by; and, with 96 samples
             or more, those that by themselves move the answers most, until the losses of the others
-            add up to no more than 0.02 (nats of Kullback-Leibler divergence, or 1 − R²). Sites
-            that are named, here or in `to`, become what was asked for.
+            add up to no more than 0.02 (nats of Kullback-Leibler divergence, or the share of them
+            where the answers say less than one; 1 − R² of numbers). Sites that are named, here or
+            in `to`, become what was asked for.
         damping: α ≥ 0: CosineNorm's damping becomes sqrt(α·mean‖x‖²) and LayerNorm's epsilon
             α·mean σ². At 0 the method is pure; as it grows it tends to the affine map, for a layer
             norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1
