@@ -243,7 +243,7 @@ def test_training_that_brings_nothing_is_said(monkeypatch):
     trained = kerasnorm.swap_norms(source, "layer", data)
     assert not trained.report.trained
     (warning,) = (text for text in trained.report.warnings if "trained" in text)
-    assert warning.startswith("trained for 1 epochs after the fits, which brought nothing (loss ")
+    assert warning.startswith("trained for 1 epoch after the fits, which brought nothing (loss ")
     assert warning.endswith("): it is left out")
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, "layer", data).model.get_weights()

@@ -222,14 +222,14 @@ def _deciding_channels(plan: Plan) -> float:
     """As many channels of one size as would make a sample's variance vary as much.
 
     (Σ_c e_c)² / Σ_c v_c² with the variance v_c of a channel and its mean square e_c, both of what
-    is normalized; the mean of a channel is the same in every sample.
+    is normalized; the mean of a channel is the same in every sample. With the channels' signs, what
+    is taken away of the mean square is little.
     """
-    _, found, center, _ = _before_norm(plan)
-    raw = plan.case == _RAW
+    found, raw = plan.statistics, plan.case == _RAW
     variances = found.variance if raw else np.square(found.scale) * found.variance
-    squares = variances + np.square((found.mean if raw else found.beta) - center)
+    means = found.mean - found.mean.mean() if raw else found.beta
     varying = float(np.square(variances).sum())
-    return float(squares.sum()) ** 2 / varying if varying else np.inf
+    return float((variances + np.square(means)).sum()) ** 2 / varying if varying else np.inf
 
 
 def _epsilon(damping: float, spread: float) -> float:
