@@ -12,8 +12,9 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from kerasnorm.cli import quiet_start, requests
 from kerasnorm.cli.requests import RequestError
@@ -87,22 +88,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return getattr(commands, arguments.command)(arguments)
 
 
-def _damping(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a number of at least 0, or auto. Received: {text}"
-        ) from None
+def _number_or(word: str, number: Callable[[str], float], must: str) -> Callable[[str], Any]:
+    """Reads a number, or one word instead."""
 
+    def read(text: str) -> float | str:
+        try:
+            return text if text == word else number(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"must be {must}, or {word}. Received: {text}"
+            ) from None
 
-def _max_samples(text: str) -> int | str:
-    try:
-        return text if text == "all" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be a whole number of at least {LEAST_SAMPLES}, or all. Received: {text}"
-        ) from None
+    return read
 
 
 def _seconds(text: str) -> float:
@@ -165,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument(
         "--max-samples",
-        type=_max_samples,
+        type=_number_or("all", int, f"a whole number of at least {LEAST_SAMPLES}"),
         metavar="N|all",
         help="how many samples of the data to use at most, drawn at random; default "
         f"{MAX_SAMPLES}, and for --distill all, which it holds in memory",
@@ -183,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument(
         "--damping",
-        type=_damping,
+        type=_number_or("auto", float, "a number of at least 0"),
         default="auto",
         metavar="A|auto",
         help="how far what is fitted may fall back to what BatchNorm computes, 0 not at all; "

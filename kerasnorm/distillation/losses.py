@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -68,18 +70,13 @@ class Distance:
     Args:
         head: How to read the output.
         logits: The teacher's logits, sample by sample.
-
-    Attributes:
-        information: How many nats the teacher's answers are from the mean answer, 1 at most; 1 for
-            numbers, and where the answer is always the same. What hardly ever says yes says little,
-            and all of it may be lost within a small distance.
     """
 
     def __init__(self, head: Head, logits: np.ndarray):
+        self._head = head
         self._rows = np.isfinite(logits).reshape(len(logits), -1).all(1)
         self._expected = logits[self._rows]
         self._loss = disagreement(head, self._expected) if len(self._expected) else None
-        self.information = self._information(head)
 
     def of(self, logits: np.ndarray) -> float:
         """That of the logits of another model for the same samples."""
@@ -88,7 +85,14 @@ class Distance:
         found = float(self._loss(self._expected, logits[self._rows]))
         return found if np.isfinite(found) else np.inf
 
-    def _information(self, head: Head) -> float:
+    @functools.cached_property
+    def information(self) -> float:
+        """How many nats the teacher's answers are from the mean answer, 1 at most.
+
+        It is 1 for numbers, and where the answer is always the same. What hardly ever says yes says
+        little, and all of it may be lost within a small distance.
+        """
+        head = self._head
         if self._loss is None or head.kind == "linear":
             return 1.0
         expected = self._expected
