@@ -18,6 +18,7 @@ if TYPE_CHECKING or not _is_command_line():
     from kerasnorm.layers import Affine as Affine
     from kerasnorm.layers import BatchNorm as BatchNorm
     from kerasnorm.layers import CosineNorm as CosineNorm
+    from kerasnorm.layers import GroupNorm as GroupNorm
     from kerasnorm.layers import LayerNorm as LayerNorm
     from kerasnorm.layers import WeightNorm as WeightNorm
     from kerasnorm.layers import data_init as data_init

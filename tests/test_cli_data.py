@@ -40,7 +40,7 @@ def run(*argv) -> int:
 
 
 @pytest.mark.parametrize("name", ["x.npy", "one.npz", "one.npz:x", "several.npz:x"])
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_fitted_to_data(model, images, name, target, capsys):
     out, report = images / "out.keras", images / "out.json"
     arguments = ("--data", images / name, "--output", out, "--report", report)

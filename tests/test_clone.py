@@ -403,7 +403,7 @@ class Tied(layers.Layer):
 
 
 @pytest.mark.parametrize("between", [layers.ReLU, layers.BatchNormalization])
-@pytest.mark.parametrize("target", ["weight", "layer"])
+@pytest.mark.parametrize("target", ["weight", "layer", "group"])
 def test_layers_that_share_a_variable_alone_are_refused(between, target):
     """The layer whose variable it is may be one that is replaced."""
     dense = layers.Dense(4, name="dense")

@@ -264,7 +264,7 @@ def test_positive_inputs_show_what_is_not_finite_on_others():
         kerasnorm.swap_norms(wrong, "weight")
 
 
-@pytest.mark.parametrize("to", ["weight", "layer"])
+@pytest.mark.parametrize("to", ["weight", "layer", "group"])
 def test_where_nothing_is_finite_nothing_is_said_to_agree(to):
     def build(x, times):
         found = norm(layers.Dense(4)(x))

@@ -42,7 +42,7 @@ def test_the_first_that_is_enough_or_else_the_best(scores, taken):
     assert first_enough(scores) == taken
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_the_record_says_what_each_norm_has(target):
     source, data = source_and_data()
     auto = kerasnorm.swap_norms(source, target, data, sites=every_site)
@@ -58,7 +58,7 @@ def test_the_record_says_what_each_norm_has(target):
     assert all(site.damping == first.damping for site in explicit.report.sites)
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_it_keeps_more_than_the_pure_method(target):
     source, data = source_and_data()
     # by itself, a swap makes those sites weight norm where either loses most

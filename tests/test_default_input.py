@@ -29,7 +29,7 @@ from kerasnorm.clone.default_input import stand_in
 def test_inspect(steps, becomes, shape):
     model = keras.Sequential([*steps, layers.BatchNormalization()])
     report = kerasnorm.inspect_norms(model)
-    assert [site.target for site in report.sites] == ["weight", "layer", "cosine"]
+    assert [site.target for site in report.sites] == ["weight", "layer", "group", "cosine"]
     assert report.sites[0].becomes == becomes
     assert report.notes[0].startswith("the model is not built")
     assert shape in report.notes[0]

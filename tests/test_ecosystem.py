@@ -13,7 +13,7 @@ import kerasnorm
 X = np.random.default_rng(0).normal(size=(60, 8, 8, 3)).astype("float32")
 
 
-@pytest.fixture(scope="module", params=["weight", "layer", "cosine", "folded"])
+@pytest.fixture(scope="module", params=["weight", "layer", "group", "cosine", "folded"])
 def model(request):
     """A residual network swapped to each target, or folded to plain layers behind that."""
     target = "weight" if request.param == "folded" else request.param

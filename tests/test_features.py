@@ -139,7 +139,7 @@ def test_attributes_of_the_model():
     assert "model 'dense_bn': its attributes decoder are not carried over" in swap.report.notes
 
 
-@pytest.mark.parametrize("target", ["weight", "layer", "cosine"])
+@pytest.mark.parametrize("target", ["weight", "layer", "group", "cosine"])
 def test_masks_that_a_sequential_model_makes(target):
     source = tiny_models.masked_sequential()
     x = np.random.default_rng(0).normal(size=(40, 7, 4)).astype("float32")

@@ -18,7 +18,7 @@ WRAPPERS = {"weight": WeightNorm, "cosine": CosineNorm}
 
 
 @pytest.mark.usefixtures("closed_form")
-@pytest.mark.parametrize("target", ["weight", "layer", "cosine"])
+@pytest.mark.parametrize("target", ["weight", "layer", "group", "cosine"])
 @pytest.mark.parametrize("name", ["toycar_autoencoder.h5", "miniresnetv2.h5"])
 def test_on_random_data(name, target):
     source = loaded(name)
@@ -59,7 +59,7 @@ def test_on_random_data(name, target):
 @pytest.mark.parametrize(
     "name", ["fashion_mobile.keras", "fashion_dense.keras", "mini_xception_fer2013.hdf5"]
 )
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_pure(name, target):
     source = loaded(name)
     x = np.random.default_rng(0).uniform(size=(60, *source.input_shape[1:])).astype("float32")

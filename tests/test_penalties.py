@@ -15,7 +15,7 @@ from kerasnorm import Affine, SwapError, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 
 BN = layers.BatchNormalization
-TARGETS = ("weight", "layer")
+TARGETS = ("weight", "layer", "group")
 # A penalty is a sum of some dozens of squares in float32, divided and multiplied by one scale.
 ROUNDING = 1e-5
 
@@ -141,7 +141,7 @@ def test_what_acts_on_a_direction_is_said(to, kind):
     assert any(f"'linear': its kernel_{kind} acts on the direction" in note for note in notes)
 
 
-@pytest.mark.parametrize("to", ["weight", "layer", "cosine"])
+@pytest.mark.parametrize("to", ["weight", "layer", "group", "cosine"])
 def test_what_goes_with_gamma_and_beta_is_said(to):
     source = behind("Dense")
     norm = source.get_layer("bn")
@@ -169,7 +169,7 @@ def test_penalties_are_saved_and_loaded(tmp_path):
     assert penalty(clone) == pytest.approx(penalty(source), rel=ROUNDING)
 
 
-@pytest.mark.parametrize("to", ["weight", "layer"])
+@pytest.mark.parametrize("to", ["weight", "layer", "group"])
 def test_a_folded_model_has_none_that_only_this_package_knows(to):
     source = behind(
         "Conv2D", kernel_regularizer="l2", bias_regularizer="l1", kernel_constraint="max_norm"
@@ -270,7 +270,7 @@ def test_two_penalties_of_one_output_are_not_folded():
         kerasnorm.fold_norms(source)
 
 
-@pytest.mark.parametrize("to", ["weight", "layer"])
+@pytest.mark.parametrize("to", ["weight", "layer", "group"])
 def test_a_frozen_batch_norm_runs_on_stored_statistics_in_training_too(to):
     """`training=True` changes nothing of a BatchNorm that is frozen, so it is swapped."""
     inputs = keras.Input((5,))

@@ -114,7 +114,7 @@ def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays):
     assert np.abs(apart).max() < 2e-3 * np.asarray(source(x)).std()
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_data_in_which_nothing_varies_ends_well(target):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
@@ -142,7 +142,7 @@ def test_two_threads_give_what_one_gives(monkeypatch):
         swap = kerasnorm.swap_norms(source, target, batches(), seed=len(target))
         return swap.model.get_weights()
 
-    targets = ["layer", "cosine"]
+    targets = ["layer", "group", "cosine"]
     expected = [weights_of(target) for target in targets]
     with ThreadPoolExecutor(2) as threads:
         received = list(threads.map(weights_of, targets, [True, True]))
@@ -344,7 +344,7 @@ def test_answers_are_along_the_axis_of_the_classes():
 
 def test_compared_are_the_ends_of_blocks():
     source = tiny_models.residual()
-    for target in ("weight", "layer", "cosine"):
+    for target in ("weight", "layer", "group", "cosine"):
         model = kerasnorm.swap_norms(source, target, images(20)).model
         features = common_features(graphs_of(model), graphs_of(source))
         by_layer = {id(layer.output): layer.name for layer in source.layers}

@@ -164,7 +164,7 @@ def test_elsewhere_the_map_is_diagonal():
     np.testing.assert_array_equal(np.abs(new.layer.kernel), 1)
     np.testing.assert_allclose(wide(new.g) * wide(new.layer.kernel), a, rtol=1e-6)
     np.testing.assert_allclose(new.layer.bias, c, rtol=1e-6)
-    for target in ("layer", "cosine"):
+    for target in ("layer", "group", "cosine"):
         affine = only(rewritten(model, target), Affine)
         if target == "cosine":
             np.testing.assert_allclose(affine.kernel, a, rtol=1e-6)
@@ -362,7 +362,7 @@ def test_single_weights_of_a_linear_layer_that_do_not_train(target, frozen):
     assert flags(new) == expected
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_a_frozen_linear_layer_stays_frozen(target):
     linear = layers.Dense(4)
     model = behind(linear, (3,))

@@ -51,7 +51,7 @@ def information(name, source, arrays):
     return min(1.0, np.mean(np.sum(p * np.log(p / p.mean(0)), 1)))
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_loss_is_that_of_the_site_alone(name, target, all_run, closed_form):
     source = getattr(tiny_models, name)()
@@ -244,7 +244,7 @@ class Code(keras.Model):
         return self.last(y)
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_code_is_as_sensitive_as_a_graph(target, lengths, all_run):
     source, x = lengths
     model = Code()
@@ -313,7 +313,7 @@ def test_batches_of_unlike_shapes(closed_form):
     sizes = [8, 12, 16] * 5
     batches = [rng.normal(size=(24, n, n, 3)).astype("float32") for n in sizes]
     randomize(source, batches[0])
-    for target in ("layer", "cosine"):
+    for target in ("layer", "group", "cosine"):
         swap = kerasnorm.swap_norms(source, target, iter(batches))
         assert len(swap.report.sites) == 3
         assert all(np.isfinite(swap.model(batch)).all() for batch in batches[:3])
@@ -381,7 +381,7 @@ def rare_positives():
     return model, x
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_rare_answers_count(target, closed_form):
     source, x = rare_positives()
     swap = kerasnorm.swap_norms(source, target, x[:200])
@@ -431,7 +431,7 @@ def test_sites_that_cannot_be_fitted_go_first(closed_form):
     source = keras.Model(inputs, layers.Dense(2)(layers.ReLU()(y)))
     data = batch(source, rows=150)
     randomize(source, data)
-    for target in ("layer", "cosine"):
+    for target in ("layer", "group", "cosine"):
         swap = kerasnorm.swap_norms(source, target, data)
         inner = swap.report.sites[1]
         assert inner.becomes.startswith("WeightNorm")
@@ -449,7 +449,7 @@ def test_outputs_whose_shape_goes_with_the_batch(end, closed_form):
     model = keras.Model(source.input, [y, more])
     data = batch(source, rows=170)
     randomize(source, data)
-    for target in ("layer", "cosine"):
+    for target in ("layer", "group", "cosine"):
         swap = kerasnorm.swap_norms(model, target, data)
         assert all(site.reason or site.fit is not None for site in swap.report.sites)
 

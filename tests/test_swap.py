@@ -338,7 +338,7 @@ def test_frozen_layers(conv, norm):
     assert bool(new.layer.trainable_variables) == conv
     assert new.g.trainable == (conv or norm)
     data = np.random.default_rng(0).normal(size=(64, 8, 8, 3))
-    others = [kerasnorm.swap_norms(source, to, data).report for to in ("layer", "cosine")]
+    others = [kerasnorm.swap_norms(source, to, data).report for to in ("layer", "group", "cosine")]
     for report in (swap.report, *others):
         assert any("was frozen" in note for note in report.notes) == (conv != norm)
 

@@ -64,7 +64,7 @@ def test_what_is_no_time(seconds, source_and_data):
         kerasnorm.swap_norms(source, "layer", data, time_budget=seconds)
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_time_enough_changes_nothing(target, source_and_data):
     source, data = source_and_data
     whole, limited = (
@@ -75,7 +75,7 @@ def test_time_enough_changes_nothing(target, source_and_data):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_no_time_gives_a_fit_to_few_samples(target, source_and_data):
     source, data = source_and_data
     swap = kerasnorm.swap_norms(source, target, data, time_budget=1e-3)

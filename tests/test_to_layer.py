@@ -293,7 +293,7 @@ def activations(model, name, x):
     return np.asarray(keras.Model(model.inputs[0], model.get_layer(name).output)(x))
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_the_reported_fit_is_that_of_the_activations(target):
     source = randomized(two_convolutions, images())
     data = images(rows=300, seed=1)
@@ -395,7 +395,7 @@ def test_dead_channels_and_rank_deficient_inputs():
     gamma[5] = 0.0
     norm.gamma.assign(gamma)
     norm.moving_variance.assign(np.where(np.arange(12) == 1, 1e-36, norm.moving_variance))
-    for target in ("layer", "cosine"):
+    for target in ("layer", "group", "cosine"):
         swap = kerasnorm.swap_norms(source, target, images(rows=60, seed=1), sites=every_site)
         assert all(np.isfinite(w).all() for w in swap.model.get_weights())
         assert all(0.5 < site.fit <= 1.0 for site in swap.report.sites)

@@ -75,7 +75,7 @@ TWINS = {"first kernel": ({"first": 255.0}, 255.0), "hidden": ({"hidden": 1e3, "
 
 
 @pytest.mark.parametrize("twin_of", TWINS)
-@pytest.mark.parametrize("target", ["weight", "layer", "cosine"])
+@pytest.mark.parametrize("target", ["weight", "layer", "group", "cosine"])
 def test_a_twin_gets_the_same_verdicts_and_answers(target, twin_of):
     scales, unit = TWINS[twin_of]
     x, _ = digits()
@@ -88,7 +88,7 @@ def test_a_twin_gets_the_same_verdicts_and_answers(target, twin_of):
     assert np.mean(same) >= 0.998
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_a_net_of_raw_pixels_keeps_its_answers(target):
     x, y = digits()
     swap = swap_of_source(target)
@@ -97,7 +97,7 @@ def test_a_net_of_raw_pixels_keeps_its_answers(target):
     assert np.mean(after == y[1200:]) > np.mean(before == y[1200:]) - 0.015
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 @pytest.mark.parametrize("count", [10, 16, 64])
 def test_few_samples_give_an_honest_report(count, target):
     x, _ = digits()
@@ -113,7 +113,7 @@ def test_few_samples_give_an_honest_report(count, target):
         assert low - 1e-9 <= truth <= high + 1e-9
 
 
-@pytest.mark.parametrize("target", ["layer", "cosine"])
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_a_net_of_one_channel(target):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))

@@ -35,7 +35,7 @@ def test_a_weight_outside_of_batch_norm_that_is_not_finite(value, kind, tmp_path
     model = spoiled(value)
     layer = next(layer for layer in model.layers if layer.weights).name
     words = rf"'{layer}': its kernel holds 1 of \d+ {kind}"
-    for target in ("weight", "layer"):
+    for target in ("weight", "layer", "group"):
         with pytest.raises(SwapError, match=f"The weights must be finite. Received {words}"):
             kerasnorm.swap_norms(model, target)
     assert any(kind in note for note in kerasnorm.inspect_norms(model).notes)
@@ -75,7 +75,7 @@ def test_a_negative_variance_that_epsilon_makes_up_for_is_kept_and_said():
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-36, 1e13])
-@pytest.mark.parametrize("target", ["weight", "layer"])
+@pytest.mark.parametrize("target", ["weight", "layer", "group"])
 def test_variances_of_real_files(value, target):
     model = spoiled(value, "moving_variance")
     swap = kerasnorm.swap_norms(model, target)

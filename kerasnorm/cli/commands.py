@@ -60,6 +60,7 @@ def swap(arguments: argparse.Namespace) -> int:
         arguments.to,
         data,
         damping=arguments.damping,
+        groups=arguments.groups,
         strict=arguments.strict,
         seed=arguments.seed,
         time_budget=arguments.time_budget,

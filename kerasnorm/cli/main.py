@@ -187,6 +187,13 @@ def _parser() -> argparse.ArgumentParser:
         "default auto, no further than held-out samples ask for",
     )
     swap.add_argument(
+        "--groups",
+        type=_number_or("auto", int, "a whole number of at least 1"),
+        metavar="N|auto",
+        help="of channels, for --to group; default 32, or as many as leave 16 channels in each; "
+        "auto, by site what the answers ask for",
+    )
+    swap.add_argument(
         "--seed",
         type=int,
         default=0,

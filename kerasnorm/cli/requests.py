@@ -37,6 +37,7 @@ def check(arguments: argparse.Namespace) -> None:
     _check_outputs(arguments)
     if "to" in arguments:
         _check_distill(arguments)
+        _check_groups(arguments)
         arguments.read_data = None if arguments.data is None else _read(arguments.data)
     if not Path(arguments.model).exists():
         raise RequestError(f"There is no file '{arguments.model}'.")
@@ -62,6 +63,14 @@ def _check_distill(arguments: argparse.Namespace) -> None:
         raise RequestError(
             "--distill needs data to train on. Received no --data.",
             hint="Give --data X.npy, unlabeled inputs: the more the better.",
+        )
+
+
+def _check_groups(arguments: argparse.Namespace) -> None:
+    if arguments.groups is not None and not NAMES[arguments.to].has_groups:
+        raise RequestError(
+            f"--groups is for --to group. Received --to {arguments.to}.",
+            hint="Leave --groups out.",
         )
 
 

@@ -9,9 +9,14 @@ import keras
 
 from kerasnorm.graph import commute, sites
 from kerasnorm.graph.model_graphs import ModelGraphs
-from kerasnorm.layers import CosineNorm, LayerNorm, WeightNorm
+from kerasnorm.layers import CosineNorm, WeightNorm
+from kerasnorm.layers.sample_norm import SampleNorm
 
-_LAYER_NORMS = (LayerNorm, keras.layers.LayerNormalization)
+_SAMPLE_NORMS = (
+    SampleNorm,
+    keras.layers.LayerNormalization,
+    keras.layers.GroupNormalization,
+)
 
 
 def trained_variables(
@@ -19,17 +24,17 @@ def trained_variables(
 ) -> list[keras.Variable]:
     """The trainable variables of a model, or of some of its layers, that training may change.
 
-    That is all but the biases in front of layer norms.
+    That is all but the biases in front of layer and group norms.
     """
     model: Any = model_graphs.root.owner
-    left = {id(variable) for variable in _biases_before_layer_norms(model_graphs)}
+    left = {id(variable) for variable in _biases_before_sample_norms(model_graphs)}
     chosen = model.variables if layers is None else [v for layer in layers for v in layer.variables]
     kept = {id(variable) for variable in chosen} - left
     return [variable for variable in model.trainable_variables if id(variable) in kept]
 
 
-def _biases_before_layer_norms(model_graphs: ModelGraphs) -> Iterator[keras.Variable]:
-    """The biases that add up to what a layer norm reads.
+def _biases_before_sample_norms(model_graphs: ModelGraphs) -> Iterator[keras.Variable]:
+    """The biases that add up to what a layer or group norm reads.
 
     A layer norm whose input has a large offset in common to all samples divides by about the same
     for each: it becomes an affine map. Training toward a network with such maps would find that
@@ -37,7 +42,7 @@ def _biases_before_layer_norms(model_graphs: ModelGraphs) -> Iterator[keras.Vari
     """
     for graph in model_graphs.graphs.values():
         for call in graph.calls:
-            if not isinstance(call.operation, _LAYER_NORMS):
+            if not isinstance(call.operation, _SAMPLE_NORMS):
                 continue
             before = graph.producer(call.inputs[0])
             while commute.commutes(before):

@@ -6,14 +6,15 @@ import math
 import warnings
 
 import keras
-from keras import constraints, initializers, ops, regularizers
+from keras import ops
 
 from kerasnorm.layers import masks
+from kerasnorm.layers.sample_norm import SampleNorm, check_axes, wide
 from kerasnorm.math import normalize
 
 
 @keras.saving.register_keras_serializable(package="kerasnorm")
-class LayerNorm(keras.layers.Layer):
+class LayerNorm(SampleNorm):
     """Normalizes each sample over its own features.
 
     h = gamma · (x − μ) / sqrt(var + epsilon) + beta, with μ and var the mean and the variance of
@@ -89,35 +90,35 @@ class LayerNorm(keras.layers.Layer):
                 "LayerNorm subtracts the mean and divides by the standard deviation. Received: "
                 "rms_scaling=True. Use keras.layers.RMSNormalization for that."
             )
-        super().__init__(**kwargs)
+        super().__init__(
+            epsilon,
+            center,
+            scale,
+            beta_initializer,
+            gamma_initializer,
+            beta_regularizer,
+            gamma_regularizer,
+            beta_constraint,
+            gamma_constraint,
+            **kwargs,
+        )
         if axis != "sample" and not _are_integers(axis):
             raise TypeError(
                 "`axis` must be an integer, a tuple of integers, or 'sample'. Received: "
                 f"axis={axis!r}."
             )
         self.axis = axis
-        self.epsilon = epsilon
-        self.center = center
-        self.scale = scale
-        self.beta_initializer = initializers.get(beta_initializer)
-        self.gamma_initializer = initializers.get(gamma_initializer)
-        self.beta_regularizer = regularizers.get(beta_regularizer)
-        self.gamma_regularizer = regularizers.get(gamma_regularizer)
-        self.beta_constraint = constraints.get(beta_constraint)
-        self.gamma_constraint = constraints.get(gamma_constraint)
         self.scalar_affine = scalar_affine
         self.channel_axis = channel_axis
-        self.supports_masking = True
-        self.autocast = False  # the statistics want the inputs before any rounding
 
     def build(self, input_shape):
         rank = len(input_shape)
         if self.axis == "sample":
             self._normalized_axes = tuple(range(1, rank))
-            affine_axes = _resolve((self.channel_axis,), rank, input_shape, "channel_axis")
+            affine_axes = check_axes(self, (self.channel_axis,), rank, input_shape, "channel_axis")
         else:
             axes = (self.axis,) if isinstance(self.axis, int) else tuple(self.axis)
-            affine_axes = self._normalized_axes = _resolve(axes, rank, input_shape)
+            affine_axes = self._normalized_axes = check_axes(self, axes, rank, input_shape)
         self._affine_axes = () if self.scalar_affine else affine_axes
         shape = tuple(input_shape[a] for a in self._affine_axes)
         if None in shape and (self.scale or self.center):
@@ -134,29 +135,10 @@ class LayerNorm(keras.layers.Layer):
                 f"input_shape={tuple(input_shape)}.",
                 stacklevel=2,
             )
-        self.gamma = self.beta = None
-        if self.scale:
-            self.gamma = self.add_weight(
-                name="gamma",
-                shape=shape,
-                initializer=self.gamma_initializer,
-                regularizer=self.gamma_regularizer,
-                constraint=self.gamma_constraint,
-                autocast=False,
-            )
-        if self.center:
-            self.beta = self.add_weight(
-                name="beta",
-                shape=shape,
-                initializer=self.beta_initializer,
-                regularizer=self.beta_regularizer,
-                constraint=self.beta_constraint,
-                autocast=False,
-            )
+        self._add_gain_and_bias(shape)
 
     def call(self, inputs, mask=None):
-        inputs = ops.convert_to_tensor(inputs)
-        x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+        x = wide(inputs)
         weights = None
         if mask is not None:
             channels = self.channel_axis % len(x.shape) if self.axis == "sample" else None
@@ -168,6 +150,9 @@ class LayerNorm(keras.layers.Layer):
         y, _, _ = normalize.normalize(x, axes, self.epsilon, gain, bias, weights)
         return ops.cast(y, self.compute_dtype)
 
+    def statistics(self, inputs):
+        return tuple(ops.moments(wide(inputs), self._normalized_axes, keepdims=True))
+
     def _broadcast(self, variable, x):
         if variable is None:
             return None
@@ -175,9 +160,6 @@ class LayerNorm(keras.layers.Layer):
         for axis, size in zip(self._affine_axes, variable.shape, strict=True):
             shape[axis] = size
         return ops.cast(ops.reshape(variable, shape), x.dtype)
-
-    def compute_output_shape(self, input_shape):
-        return input_shape
 
     @classmethod
     def from_config(cls, config):
@@ -195,15 +177,6 @@ class LayerNorm(keras.layers.Layer):
         return {
             **super().get_config(),
             "axis": self.axis,
-            "epsilon": self.epsilon,
-            "center": self.center,
-            "scale": self.scale,
-            "beta_initializer": initializers.serialize(self.beta_initializer),
-            "gamma_initializer": initializers.serialize(self.gamma_initializer),
-            "beta_regularizer": regularizers.serialize(self.beta_regularizer),
-            "gamma_regularizer": regularizers.serialize(self.gamma_regularizer),
-            "beta_constraint": constraints.serialize(self.beta_constraint),
-            "gamma_constraint": constraints.serialize(self.gamma_constraint),
             "scalar_affine": self.scalar_affine,
             "channel_axis": self.channel_axis,
         }
@@ -212,19 +185,3 @@ class LayerNorm(keras.layers.Layer):
 def _are_integers(axis) -> bool:
     axes = axis if isinstance(axis, (list, tuple)) else (axis,)
     return all(isinstance(a, int) and not isinstance(a, bool) for a in axes) and bool(axes)
-
-
-def _resolve(axes, rank: int, input_shape, argument="axis") -> tuple[int, ...]:
-    """Axes counted from the front, in order."""
-    if any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) < len(axes):
-        raise ValueError(
-            f"`{argument}` must name distinct axes among the {rank} of the input. Received: axes "
-            f"{tuple(axes)}, input_shape={tuple(input_shape)}."
-        )
-    if 0 in (a % rank for a in axes):
-        raise ValueError(
-            f"`{argument}` must not name axis 0, the batch: LayerNorm keeps samples apart. "
-            f"Received: {argument} {tuple(axes)}, input_shape={tuple(input_shape)}. Use BatchNorm "
-            "to normalize over the batch."
-        )
-    return tuple(sorted(a % rank for a in axes))

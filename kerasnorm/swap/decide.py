@@ -52,14 +52,14 @@ class Decision:
         A reason is one for all calls that share a layer in the result.
         """
         shared = {
-            (id(site.layer), plan.rule): reasons[site.name]
+            (id(site.layer), plan.kind): reasons[site.name]
             for site, plan in self.plans.items()
             if site.name in reasons and plan.in_place
         }
         harms = {
             site: Refusal(reason)
             for site, plan in self.plans.items()
-            if (reason := reasons.get(site.name) or shared.get((id(site.layer), plan.rule)))
+            if (reason := reasons.get(site.name) or shared.get((id(site.layer), plan.kind)))
         }
         plans = {
             site: _instead(plan, harms.get(site), self.model_graphs)
@@ -78,15 +78,44 @@ class Decision:
             ),
         )
 
+    @property
+    def groups(self) -> dict[str, int | None]:
+        """How many groups of channels each site has that is swapped."""
+        return {site.name: plan.groups for site, plan in self.plans.items()}
+
+    def with_groups(self, groups: Mapping[str, int | None]) -> Decision:
+        """A decision with other numbers of groups, by site, where the target has any.
+
+        Calls of one layer get one number. A site where the number would do harm stays as it is.
+        """
+        of_layer = {
+            (id(site.layer), plan.kind): groups[site.name]
+            for site, plan in reversed(self.plans.items())
+            if site.name in groups
+        }
+        plans = dict(self.plans)
+        for site, plan in self.plans.items():
+            kind = (id(site.layer), plan.kind)
+            if kind in of_layer:
+                target = TARGETS[plan.target]
+                other = target.with_groups(plan, of_layer[kind])
+                if self.named or target.harm(other, self.model_graphs) is None:
+                    plans[site] = other
+        now = {
+            site.name: plan.record for site, plan in plans.items() if plan is not self.plans[site]
+        }
+        records = [now.get(record.name, record) for record in self.records]
+        return dataclasses.replace(self, plans=plans, records=records)
+
     def carry_out(self, damping: Damping) -> tuple[Edits, dict[str, FitRequest]]:
         """What to change in the model, and what data can do for it, by site."""
         edits: Edits = {}
         requests: dict[str, FitRequest] = {}
-        shared: dict[tuple[int, str], Replace] = {}
+        shared: dict[tuple[int, Any], Replace] = {}
         for site, plan in self.plans.items():
             target = TARGETS[plan.target]
             own = target.rewrite(plan, self._name_in_place(plan), damping)
-            in_place, kind = own.get(site.call), (id(site.layer), plan.rule)
+            in_place, kind = own.get(site.call), (id(site.layer), plan.kind)
             again = kind in shared
             if isinstance(in_place, Replace):
                 # one BatchNorm called in several places stays one layer
@@ -113,8 +142,8 @@ class Decision:
         layer = plan.site.layer
         places = [site for site in self.sites if site.layer is layer]
         plans = [self.plans.get(site) for site in places]
-        rules = dict.fromkeys(p.rule for p in plans if p is not None and p.in_place)
-        number = [*rules, plan.rule].index(plan.rule)
+        kinds = dict.fromkeys(p.kind for p in plans if p is not None and p.in_place)
+        number = [*kinds, plan.kind].index(plan.kind)
         if None not in plans and not number:
             return layer.name
         name = layer.name + ("_swapped" if None in plans else "")
@@ -141,20 +170,26 @@ def _other_methods(owner: keras.Layer) -> list[str]:
 
 
 def decide(
-    model_graphs: ModelGraphs, to: str | dict[str, str], sites: SiteChoice | None
+    model_graphs: ModelGraphs,
+    to: str | dict[str, str],
+    sites: SiteChoice | None,
+    groups: Mapping[str, int] | int | None = None,
 ) -> Decision:
-    """Ask the target of each site; see `swap_norms` for `to` and `sites`.
+    """Ask the target of each site; see `swap_norms` for `to`, `sites` and `groups`.
 
     Raises:
-        SwapError: If `to` or `sites` name what does not exist, or give different targets to the
-            calls of a BatchNorm in a layer's own code.
+        SwapError: If `to`, `sites` or `groups` name what does not exist, or differ for the calls
+            of a BatchNorm in a layer's own code.
     """
     found, opaque = find_sites(model_graphs)
+    of_sites = groups if isinstance(groups, Mapping) else {site.name: groups for site in found}
     targets = _targets(to, sites, found, opaque, model_graphs)
-    _check_one_target_in_code(found, targets)
+    _check_names(set(of_sites), [site.name for site in found])
+    _check_one_in_code(found, targets, "target")
+    _check_one_in_code(found, of_sites, "number of groups")
     named = sites is not None or isinstance(to, dict)
     decided = {
-        site: TARGETS[targets[site.name]].check(site, model_graphs)
+        site: TARGETS[targets[site.name]].check(site, model_graphs, of_sites.get(site.name))
         for site in found
         if site.name in targets
     }
@@ -221,12 +256,7 @@ def _targets(
         chosen = {record.name for record in shown if sites(record)}
     else:
         chosen = set(wanted) if sites is None else _site_names(sites)
-    unknown = sorted((chosen | set(wanted)) - set(names), key=str)
-    if unknown:
-        raise SwapError(
-            f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
-            hint=f"They are: {', '.join(names)}.",
-        )
+    _check_names(chosen | set(wanted), names)
     return {name: target for name, target in wanted.items() if name in chosen}
 
 
@@ -241,13 +271,22 @@ def _site_names(sites: Any) -> set[str]:
     return set(listed)
 
 
-def _check_one_target_in_code(found: list[Site], targets: dict[str, str]) -> None:
-    chosen: dict[int, str | None] = {}
+def _check_names(given: set[Any], names: list[str]) -> None:
+    unknown = sorted(given - set(names), key=str)
+    if unknown:
+        raise SwapError(
+            f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
+            hint=f"They are: {', '.join(names)}.",
+        )
+
+
+def _check_one_in_code(found: list[Site], values: Mapping[str, Any], what: str) -> None:
+    chosen: dict[int, Any] = {}
     for site in found:
-        target = targets.get(site.name)
-        if site.graph.is_code and chosen.setdefault(id(site.layer), target) != target:
+        value = values.get(site.name)
+        if site.graph.is_code and chosen.setdefault(id(site.layer), value) != value:
             raise SwapError(
-                "The calls of a BatchNorm in a layer's own code must have one target, since its "
+                f"The calls of a BatchNorm in a layer's own code must have one {what}, since its "
                 f"attribute holds one layer. Received several for '{site.layer.name}'.",
                 layer=site.layer.name,
                 hint="Name all of its calls, or none.",

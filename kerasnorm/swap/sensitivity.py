@@ -9,7 +9,7 @@ several times is given in each call what the source has there. Masked steps of a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,8 +42,8 @@ _BYTES = 4  # of an entry
 _WORK = 2e11
 
 
-def without_sensitive_sites(
-    decision: Decision,
+def choose_by_answers(
+    decisions: Sequence[Decision],
     batches: Iterator[list[np.ndarray]],
     damping: Damping,
     *,
@@ -51,33 +51,48 @@ def without_sensitive_sites(
     memory_budget: int,
     most: float = np.inf,
 ) -> tuple[Decision, Iterator[list[np.ndarray]]]:
-    """A decision in which the most sensitive sites get weight norm, and the data again.
+    """The decision that the source's answers ask for, and the data again.
 
-    Sites do, those with the largest loss first, until the losses of the others add up to no more
-    than is allowed; if none would be left, the one with the smallest loss stays. Nothing changes
-    where sites were named, where there is one only, for a model of a fixed batch size, or with
-    fewer than 96 samples.
+    Of several decisions, which differ in the groups of channels only, each site gets the number by
+    which its loss is least. Then the most sensitive sites get weight norm, those with the largest
+    loss first, until the losses of the others add up to no more than is allowed; if none would be
+    left, the one with the smallest loss stays. They do not where sites were named, or where there
+    is one only. Nothing changes for a model of a fixed batch size, or with fewer than 96 samples.
 
     Args:
-        decision: What becomes of each site.
+        decisions: What may become of each site; the first where there is no telling.
         batches: The data: flat inputs, batch by batch. The first few hundred samples are read.
         damping: See `Target.rewrite`.
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
         most: How many samples there is time for.
     """
+    decision = decisions[0]
     _, requests = decision.carry_out(damping)
-    if decision.named or decision.model_graphs.root.has_fixed_batch or len(requests) < 2:
+    stay = decision.named or len(requests) < 2
+    if decision.model_graphs.root.has_fixed_batch or (stay and len(decisions) == 1):
         return decision, batches
     first = list(first_batches(batches, min(most, _TO_FIT + _TO_RUN)))
     some = list(first_samples(first, min(most, _TO_FIT + _TO_RUN)))
-    losses = sensitivity(decision, some, damping, seed=seed, memory_budget=memory_budget)
+    found = [
+        sensitivity(other, some, damping, seed=seed, memory_budget=memory_budget)
+        for other in decisions
+    ]
+    best = {
+        name: min(range(len(found)), key=lambda number: found[number].get(name, 0.0))
+        for name in requests
+    }
+    losses = {name: found[n][name] for name, n in best.items() if name in found[n]}
+    if len(decisions) > 1:
+        decision = decision.with_groups(
+            {name: decisions[n].groups[name] for name, n in best.items()}
+        )
     reasons = {
         name: f"by itself it moves the answers by {losses[name]:.2g}, and all sites together may "
         f"by no more than {ALLOWED:.2g}"
         if np.isfinite(losses[name])
         else "its layer cannot be fitted where it is, or the answers are not finite with it"
-        for name in _most_sensitive(losses, others=len(requests) > len(losses))
+        for name in ([] if stay else _most_sensitive(losses, others=len(requests) > len(losses)))
     }
     return decision.instead(reasons), itertools.chain(first, batches)
 
@@ -106,7 +121,7 @@ def sensitivity(
     """By site, how far its norm alone moves the answers; not where it keeps all but nothing.
 
     Of a large model, only the sites that keep least of their activation are run to the answers, as
-    many as there is time for. Args as `without_sensitive_sites` has them.
+    many as there is time for. Args as `choose_by_answers` has them.
 
     Returns:
         The loss of each site: the largest `Distance` of an output, as a share of its

@@ -25,10 +25,11 @@ from kerasnorm.graph.weight_checks import Fault, faults_of
 from kerasnorm.swap.calibrate import calibrate
 from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
+from kerasnorm.swap.groups import Groups, check_groups, doubts, to_try
 from kerasnorm.swap.pilot import Pilot
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
-from kerasnorm.swap.sensitivity import without_sensitive_sites
+from kerasnorm.swap.sensitivity import choose_by_answers
 from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.site_record import Verdict
 from kerasnorm.targets.target import Damping
@@ -44,6 +45,7 @@ def swap_norms(
     *,
     sites: SiteChoice | None = None,
     damping: float | Literal["auto"] = "auto",
+    groups: Groups = None,
     strict: bool = False,
     seed: int = 0,
     batch_size: int = 32,
@@ -60,6 +62,7 @@ def swap_norms(
     - `to="layer"` starts from the stored statistics: the linear layer in front, or an `Affine`,
       takes a and c in, and a `LayerNorm` follows that has on average the gain and bias to undo
       itself. With `data`, kernel, gain and bias are fitted to what the source puts out.
+    - `to="group"` does the same with a `GroupNorm`, over groups of channels: see `groups`.
     - `to="cosine"` needs `data`: `CosineNorm(rescale=True)` around the linear layer in front, its
       kernel, gain and bias fitted to what the source puts out.
 
@@ -82,7 +85,8 @@ def swap_norms(
     Args:
         model: A built Functional or Sequential model, others nested in it included; or one with a
             `call` of its own, made of Keras layers and `keras.ops`, that was called before.
-        to: "weight", "layer", "cosine", or a dict from site name to target; sites not named stay.
+        to: "weight", "layer", "group", "cosine", or a dict from site name to target; sites not
+            named stay.
         data: Unlabeled calibration data: an array of inputs, a tuple, list or dictionary of arrays
             for several inputs, or an iterable of batches (`tf.data.Dataset`, `PyDataset`,
             generator), of which a tuple counts as (inputs, targets, …). A few hundred samples do.
@@ -102,6 +106,13 @@ def swap_norms(
             norm less the mean of each sample. "auto" takes for each site the first of 0, 1/4, 1
             and 4 that keeps 99 % of the variance on samples that choose, or the one that keeps
             most where none does, and 4 without data; `report.sites` has what it was.
+        groups: How many groups of channels each group norm has: a number, a dict of numbers by
+            site name, "auto", or None for 32, or for as many as leave 16 channels in each, and
+            more where too few of these would decide. A number that does not divide the channels,
+            or leaves fewer than two channels or 16 values in a group, counts as the next lower
+            one. "auto" takes for each site the one of 1, 2, 4, 8, 16 and 32, and of what None
+            stands for, by which the answers move least; it needs 96 samples, and for each number
+            the time that choosing sensitive sites takes. `report.sites` has what it was.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
         seed: Of the subset of the data, of the sampling of positions, and of the order in training.
         batch_size: Of the batches that arrays are cut into.
@@ -143,7 +154,8 @@ def swap_norms(
     check_whole_number("batch_size", batch_size, least=1)
     check_whole_number("memory_budget", memory_budget, least=0)
     model_graphs = graphs_of(model, holds_batch_norm)
-    decision = decide(model_graphs, to, sites)
+    check_groups(groups, to)
+    decision = decide(model_graphs, to, sites, None if groups == "auto" else groups)
     report = Report(model.name, to if isinstance(to, str) else "mixed", decision.records)
     faults = _faults_outside_sites(model)
     _check_numbers(model, faults)
@@ -157,8 +169,9 @@ def swap_norms(
         settings = {"seed": seed, "memory_budget": memory_budget}
         pilot = Pilot(budget)
         batches = pilot.run(decision, batches, shares, **settings)
-        decision, batches = without_sensitive_sites(
-            decision, batches, shares, most=pilot.to_run, **settings
+        decisions = to_try(decision) if groups == "auto" else [decision]
+        decision, batches = choose_by_answers(
+            decisions, batches, shares, most=pilot.to_run / len(decisions), **settings
         )
         report.sites = decision.records
     edits, requests = decision.carry_out(shares)
@@ -201,7 +214,7 @@ def swap_norms(
         for record in report.sites
     ]
     report.layers = rebuilt.layers
-    report.doubts += uncompared
+    report.doubts += [*doubts(decision), *uncompared]
     report.notes = [
         *of_data,
         *decision.notes(),
@@ -231,7 +244,7 @@ def inspect_norms(model: keras.Model) -> Report:
 
     >>> model = keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.BatchNormalization()])
     >>> [site.becomes for site in inspect_norms(model).sites]
-    ['WeightNorm(Conv2D)', 'LayerNorm', 'CosineNorm(Conv2D)']
+    ['WeightNorm(Conv2D)', 'LayerNorm', 'GroupNorm', 'CosineNorm(Conv2D)']
     """
     notes, repairs, doubts = [], _loading(model, "repairs"), _loading(model, "doubts")
     if is_unbuilt(model):

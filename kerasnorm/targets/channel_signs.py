@@ -1,6 +1,6 @@
-"""Signs of the channels in front of a layer norm.
+"""Signs of the channels in front of a layer or group norm.
 
-A layer norm takes the mean over channels from each sample, and that is lost. Its gain may have any
+Such a norm takes the mean over channels from each sample, and that is lost. Its gain may have any
 sign, so that a channel may pass it as y or as −y. The signs are chosen so that the channels cancel
 in the mean.
 """
@@ -21,7 +21,7 @@ from kerasnorm.targets import fold_into
 _MOST = 4096
 
 
-def channel_signs(found: StoredStatistics, partner: Partner | None) -> np.ndarray:
+def channel_signs(found: StoredStatistics, partner: Partner | None, groups: int = 1) -> np.ndarray:
     """±1 for each channel, so that the signed channels vary little in their mean.
 
     With s the signs, the square of the mean is on average about sᵀGs/C²,
@@ -31,11 +31,13 @@ def channel_signs(found: StoredStatistics, partner: Partner | None) -> np.ndarra
     T is the sum of the channels' variances; half of it is taken to come from inputs that vary each
     by itself, which reach channel c by its folded kernel U_c, summed over its positions, and half
     from all inputs in proportion, as light does it, to which the channels answer by
-    h_c = a_c·(m_c − b₀_c). Single signs are turned while sᵀGs becomes less.
+    h_c = a_c·(m_c − b₀_c). Single signs are turned while sᵀGs becomes less. Where each group of
+    channels has a mean of its own, only what is in the same group counts in G.
 
     Args:
         found: What the BatchNorm computes.
         partner: The linear layer that is folded; None where each channel is a·x of its own x.
+        groups: How many groups of channels have a mean of their own.
     """
     size = found.scale.size
     if size > _MOST:
@@ -47,7 +49,10 @@ def channel_signs(found: StoredStatistics, partner: Partner | None) -> np.ndarra
     gram += np.outer(together, together) / (together @ together or 1.0)
     gram *= np.sum(np.square(found.scale) * found.variance) / 2
     gram += np.outer(found.beta, found.beta)
-    found_signs = [_turned(gram, signs) for signs in (np.ones(size), _balanced(found.beta))]
+    of = np.arange(size) // (size // groups)
+    gram *= of[:, None] == of
+    balanced = np.concatenate([_balanced(part) for part in np.split(found.beta, groups)])
+    found_signs = [_turned(gram, signs) for signs in (np.ones(size), balanced)]
     return min(found_signs, key=lambda signs: signs @ gram @ signs)
 
 

@@ -33,6 +33,8 @@ class Plan:
         in_place: Whether a layer takes the BatchNorm's place; it is skipped otherwise.
         reason: Why this case and no other, for the report.
         asked: The target that was asked for, where it is another one.
+        groups: How many groups of channels are normalized, each by itself; None for a target
+            that has none.
     """
 
     site: Site
@@ -46,6 +48,7 @@ class Plan:
     in_place: bool = True
     reason: str = ""
     asked: str = ""
+    groups: int | None = None
 
     @property
     def calls(self) -> list[Call]:
@@ -57,6 +60,11 @@ class Plan:
     def rule(self) -> str:
         """Target and case, as the report has them."""
         return f"to_{self.target} {self.case}"
+
+    @property
+    def kind(self) -> tuple[str, int | None]:
+        """What calls of one BatchNorm have in common that become one layer."""
+        return self.rule, self.groups
 
     @property
     def record(self) -> SiteRecord:
@@ -71,6 +79,7 @@ class Plan:
             partner=None if partner is None else partner.path,
             across=() if partner is None else partner.paths_across,
             reason=self.reason or _reason(partner),
+            groups=self.groups,
         )
 
 

@@ -4,10 +4,11 @@ A new target is a new file, its tests, its line here and its words in `targets.n
 """
 
 from kerasnorm.targets.cosine import CosineTarget
+from kerasnorm.targets.group import GroupTarget
 from kerasnorm.targets.layer import LayerTarget
 from kerasnorm.targets.target import Target
 from kerasnorm.targets.weight import WeightTarget
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (WeightTarget(), LayerTarget(), CosineTarget())
+    target.name: target for target in (WeightTarget(), LayerTarget(), GroupTarget(), CosineTarget())
 }

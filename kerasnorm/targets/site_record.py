@@ -14,7 +14,7 @@ class SiteRecord:
 
     Attributes:
         name: Path of the BatchNorm layer; a second call of one layer is "name#2".
-        target: What was asked for: "weight", "layer", "cosine", or "none" for a site left out.
+        target: What was asked for, such as "layer", or "none" for a site left out.
         verdict: `exact`; `matched` from stored statistics; `calibrated` on data; `refused`.
         rule: Name of the rule that decided, with the number of its case.
         becomes: The layer kind it turned into; "BatchNorm" where it stays.
@@ -25,6 +25,7 @@ class SiteRecord:
             whole swapped model, after training, if it is small enough for that; otherwise of the
             fit of this site, on what the model in front of it put out.
         damping: What α of `swap_norms` its norm has; None where there is none.
+        groups: How many groups of channels its norm has; None where it is no group norm.
     """
 
     name: str
@@ -37,3 +38,4 @@ class SiteRecord:
     reason: str = ""
     fit: float | None = None
     damping: float | None = None
+    groups: int | None = None

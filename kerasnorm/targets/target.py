@@ -44,12 +44,25 @@ class Target(ABC):
     name: str
     folds: Mapping[type, Fold] = MappingProxyType({})
 
-    def check(self, site: Site, model_graphs: ModelGraphs) -> Plan | Refusal:
-        """Decide what becomes of a site; nothing is changed."""
+    def check(
+        self, site: Site, model_graphs: ModelGraphs, groups: int | None = None
+    ) -> Plan | Refusal:
+        """Decide what becomes of a site; nothing is changed.
+
+        Args:
+            site: The site.
+            model_graphs: The graphs it is in.
+            groups: How many groups of channels are asked for, for a target that has any.
+        """
         statistics = statistics_of_call(site, model_graphs)
         if isinstance(statistics, Refusal):
             return statistics
-        return self.plan(site, model_graphs, statistics)
+        plan = self.plan(site, model_graphs, statistics)
+        return plan if isinstance(plan, Refusal) else self.with_groups(plan, groups)
+
+    def with_groups(self, plan: Plan, groups: int | None) -> Plan:
+        """A plan with this many groups of channels, where the target has any; None for as usual."""
+        return plan
 
     @abstractmethod
     def plan(

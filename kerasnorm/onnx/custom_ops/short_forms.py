@@ -14,7 +14,7 @@ import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.keras_private import sublayers
-from kerasnorm.onnx.custom_ops import cosine, layer_norm
+from kerasnorm.onnx.custom_ops import cosine, group_norm, layer_norm
 from kerasnorm.swap.fold import fold_weight_norms
 
 # LayerNormalization came with it.
@@ -67,6 +67,6 @@ def _short_calls(
         if id(layer) not in vectorized:
             call = cosine.short_call(layer)
             if call is None and opset >= _FIRST_OPSET:
-                call = layer_norm.short_call(layer)
+                call = layer_norm.short_call(layer) or group_norm.short_call(layer)
             if call is not None:
                 yield layer, call
