@@ -66,7 +66,7 @@ def linear_partner(
     6. with output units along the axis that the BatchNorm normalizes,
     7. with a bias that Keras adds along that axis (see `adds_bias_along`).
     """
-    if has_own_mask(site):
+    if has_own_mask(site.call):
         return Refusal("it is called with a mask of its own")
     code = _code_around(site, model_graphs)
     if code is not None:  # 4
@@ -156,10 +156,10 @@ def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:
     return shape[-1] not in (None, size) and (axis == 1 or shape[1] not in (None, size))
 
 
-def has_own_mask(site: Site) -> bool:
+def has_own_mask(call: Call) -> bool:
     """Whether a call names a mask that is not the one travelling with its input."""
-    mask = site.call.kwargs.get("mask")
-    return mask is not None and mask is not keras_private.attached_mask(site.call.inputs[0])
+    mask = call.kwargs.get("mask")
+    return mask is not None and mask is not keras_private.attached_mask(call.inputs[0])
 
 
 def _is_linear_activation(layer) -> bool:
