@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import keras
@@ -93,7 +94,8 @@ def fold(model: keras.Model) -> Folded:
         sites.merged(found)
         sites.rebuilt(steps.apply({call: e for m in found for call, e in m.edits.items()}))
     if any(type(layer) is Affine for layer in keras_private.sublayers(steps.now.root.owner)):
-        edits, stuck = plain_edits(steps.now, {Affine: fold_affine})
+        to_plain = functools.partial(fold_affine, masked=sites.own_masks())
+        edits, stuck = plain_edits(steps.now, {Affine: to_plain})
         _check_plain(model, stuck)
         sites.in_place(edits)
         sites.rebuilt(steps.apply(edits))

@@ -11,6 +11,7 @@ from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.clone.rebuilds import Key, Rebuilds
 from kerasnorm.compare.tensor_pairs import ModelPair, output_pairs
 from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.linear_partner import has_own_mask
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
 from kerasnorm.layers import Affine
 from kerasnorm.targets.fold import FoldTarget
@@ -111,6 +112,19 @@ class FoldedSites:
                 kinds[id(call.operation)] = (call.operation, type(layer).__name__)
         for affine, kind in kinds.values():
             self._become(affine, rule=_IN_PLACE, becomes=kind)
+
+    def own_masks(self) -> set[int]:
+        """The `id` of what stands in the last copy for calls with a mask of their own.
+
+        A copy names every mask, so that its own calls do not tell.
+        """
+        steps = self._steps
+        return {
+            id(steps.counterpart(graph, call.output))
+            for graph in steps.source.graphs.values()
+            for call in graph.calls
+            if has_own_mask(call)
+        }
 
     def rebuilt(self, rebuilt: Rebuilt) -> None:
         """A step is done."""

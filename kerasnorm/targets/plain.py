@@ -15,7 +15,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import keras
 import numpy as np
@@ -25,7 +25,6 @@ from kerasnorm.clone.edits import Replace
 from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.linear_partner import has_own_mask
 from kerasnorm.layers import Affine, BatchNorm, kernels
 
 _WIDE = ("float32", "float64")
@@ -50,13 +49,21 @@ def leave_for_now(layer: Affine, calls: list[Call], name: str) -> None:
     """An Affine waits until it is known what can be merged (`targets.merge_affine`)."""
 
 
-def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusal:
-    """An Affine as Rescaling (case 1)."""
+def fold_affine(
+    layer: Affine, calls: list[Call], name: str, masked: Container[int] = ()
+) -> Replace | Refusal:
+    """An Affine as Rescaling (case 1).
+
+    Args:
+        layer, calls, name: See `targets.target.Fold`.
+        masked: The `id` of what those calls give that name a mask of their own, one that does not
+            travel with their input.
+    """
     ranks = {len(call.output.shape) for call in calls}
     if len(ranks) > 1 and layer.axis != -1:
         return Refusal("its inputs differ in how many axes they have")
     rank = min(ranks)
-    own_masks = [call for call in calls if has_own_mask(call)]
+    own_masks = any(id(call.output) in masked for call in calls)
     if own_masks and rank < 3:
         return Refusal("it is called on vectors with a mask of its own")
     if rank < 3 and keras.config.image_data_format() == "channels_first":
