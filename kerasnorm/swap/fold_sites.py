@@ -10,13 +10,13 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.clone.rebuilds import Key, Rebuilds
 from kerasnorm.compare.tensor_pairs import ModelPair, output_pairs
+from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.linear_partner import has_own_mask
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
 from kerasnorm.layers import Affine
 from kerasnorm.targets.fold import FoldTarget
 from kerasnorm.targets.merge_affine import Merge
-from kerasnorm.targets.plan import Plan
 from kerasnorm.targets.site_record import SiteRecord
 from kerasnorm.targets.target import Edits
 
@@ -39,36 +39,41 @@ class FoldedSites:
         self._steps = steps
         self._sites, opaque = find_sites(steps.source)
         self._records = {site.name: _opaque_record(site) for site in opaque}
+        # the sites of each Affine, by the `id` of the layer or of the edit that makes it
         self._affines: dict[int, list[Site]] = {}
+        # what no tensor of the result is, and what layers give that took in a map from behind
         self._moved: set[Key] = set()
         self._behind: set[Key] = set()
         self.edits: Edits = {}
         self.notes: list[str] = []
-        target = FoldTarget()
-        found = {site: target.check(site, steps.source) for site in self._sites}
-        plans = {site: plan for site, plan in found.items() if isinstance(plan, Plan)}
-        names = _Names(site for site in self._sites if site not in plans)
-        shared: dict[tuple[int, int], Replace | Skip] = {}
+        self._fold_all()
+
+    def _fold_all(self) -> None:
+        target, source = FoldTarget(), self._steps.source
+        found = {site: target.check(site, source) for site in self._sites}
+        names = _Names(site for site, plan in found.items() if isinstance(plan, Refusal))
+        shared: dict[tuple[int, int], Skip | Replace] = {}
         for site, plan in found.items():
-            if not isinstance(plan, Plan):
+            if isinstance(plan, Refusal):
                 self._records[site.name] = _refused(site.name, plan.reason)
                 continue
             self._records[site.name] = dataclasses.replace(plan.record, rule=_IN_FRONT)
-            self.notes += target.notes(plan, steps.source)
-            own = target.rewrite(plan, site.layer.name if plan.partner else "")
-            if plan.partner is None:
-                # code cannot be told to use another layer for one call out of several
-                key = (id(site.graph.owner), id(site.layer if site.graph.is_code else site.call))
-                if key not in shared:
-                    own = target.rewrite(plan, names.free(site))
-                    (shared[key],) = own.values()
-                own[site.call] = shared[key]
-                self._affines.setdefault(id(shared[key]), []).append(site)
-            else:
+            self.notes += target.notes(plan, source)
+            if plan.partner is not None:
+                edits = target.rewrite(plan, site.layer.name)
                 crossed = (plan.partner.call, *plan.partner.commuted)
                 self._moved |= {_key(site.graph, call.output) for call in crossed}
-                self._affines.setdefault(id(own[plan.partner.call]), []).append(site)
-            self.edits.update(own)
+                edit = edits[plan.partner.call]
+            else:
+                # code cannot be told to use another layer for one call out of several
+                place = site.layer if site.graph.is_code else site.call
+                key = (id(site.graph.owner), id(place))
+                if key not in shared:
+                    shared[key] = target.rewrite(plan, names.free(site))[site.call]
+                edit = shared[key]
+                edits = {site.call: edit}
+            self._affines.setdefault(id(edit), []).append(site)
+            self.edits.update(edits)
 
     @property
     def records(self) -> list[SiteRecord]:
