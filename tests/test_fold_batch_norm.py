@@ -248,6 +248,20 @@ def test_a_mask_passes():
     assert off(model, unmasked, x) > 0.01, "the mask makes no difference"
 
 
+def test_a_mask_passes_in_a_copy():
+    """Which names the masks that travel, computed once more."""
+
+    def build(x):
+        x = BN(name="one")(layers.Masking()(x))
+        return layers.LSTM(3)(BN(name="two")(layers.ReLU()(x)))
+
+    model, x = built(build, (6, 5))
+    swapped = kerasnorm.swap_norms(model, "weight").model
+    plain = kerasnorm.fold_norms(swapped)
+    assert kinds(plain) == ["Masking", "Rescaling", "ReLU", "Rescaling", "LSTM"]
+    assert off(model, plain, x) <= EXACT
+
+
 def test_the_mask_of_an_embedding_passes():
     words = keras.Input((6,), dtype="int32")
     x = layers.Embedding(7, 4, mask_zero=True)(words)
