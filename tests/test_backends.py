@@ -35,7 +35,7 @@ def test_jax():
 
 
 def test_jax_copies():
-    run("jax", ["test_clone_on_backends.py"], "-k", "clone-residual or folded-scaled")
+    run("jax", ["test_clone_on_backends.py"], "-k", "clone-residual or (folded and scaled)")
 
 
 @pytest.mark.slow

@@ -65,6 +65,45 @@ def test_fold_and_export(model, tmp_path, capsys):
     assert file.stat().st_size > 0
 
 
+def test_fold_writes_everything(model, tmp_path, capsys):
+    plain, file, report = (tmp_path / name for name in ("p.keras", "p.onnx", "p.json"))
+    assert run("fold", model, plain, "--onnx", file, "--report", report) == 0
+    folded = keras.models.load_model(plain)
+    assert [type(layer).__name__ for layer in folded.layers[1:3]] == ["Conv2D", "ReLU"]
+    x = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
+    np.testing.assert_allclose(folded(x), keras.models.load_model(model)(x), atol=1e-6)
+    assert "BatchNormalization" not in {node.op_type for node in onnx.load(file).graph.node}
+    told = json.loads(report.read_text())
+    (site,) = told["sites"]
+    assert (told["target"], told["source"]) == ("fold", model.name)
+    assert (site["name"], site["becomes"], site["partner"]) == ("bn", "Conv2D", "conv")
+    assert 0 <= told["differences"]["bn"] < 1e-5
+    said = capsys.readouterr()
+    assert "→ fold: 1 BatchNorm call: 1 exact (1 Conv2D)" in said.out
+    assert "largest difference from the source, on random inputs" in said.out
+    for path in (plain, file, report):
+        assert f"wrote {path}" in said.out
+    assert not said.err
+
+
+def test_fold_says_which_batch_norm_stays(tmp_path, capsys):
+    path = tmp_path / "model.keras"
+    tiny_models.training_fixed().save(path)
+    assert run("fold", path, tmp_path / "plain.keras") == 0
+    assert "it is called with training=True, so that its batch decides" in capsys.readouterr().out
+
+
+def test_fold_that_cannot_be_exported_writes_nothing(model, tmp_path, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise kerasnorm.ExportError("It cannot be exported.")
+
+    monkeypatch.setattr(commands, "export_onnx", fail)
+    before = contents(tmp_path)
+    assert run("fold", model, tmp_path / "p.keras", "--onnx", tmp_path / "p.onnx") == 1
+    assert "It cannot be exported." in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
 def test_inspect_json_is_json_alone(model, capsys):
     assert run("inspect", model, "--json") == 0
     said = capsys.readouterr()
@@ -110,6 +149,8 @@ def test_a_refused_site_under_strict(tmp_path, capsys):
         (["swap", "model.keras", "--to", "weight", "--onnx", "old.onnx"], "Pass --force"),
         (["swap", "model.keras", "--to", "weight", "--onnx", "folder.onnx"], "is a folder"),
         (["fold", "none.keras", "out.keras"], "There is no file"),
+        (["fold", "model.keras", "out.keras", "--onnx", "out.keras"], "must name a .onnx file"),
+        (["fold", "model.keras", "out.keras", "--report", "no/out.json"], "folder of"),
         (["export", "model.keras", "old.onnx"], "Pass --force"),
         (["export", "model.keras", "out.onnx", "--opset", "3"], "opset"),
         (["swap", "model.keras", "--to", "weight", "--onnx", "o.onnx", "--opset", "99"], "opset"),

@@ -63,6 +63,7 @@ MAKERS = {
         kerasnorm.swap_norms(model, to="cosine", data=normal(32, 8, 8, 3)).model
     ),
     "folded": twice,
+    "folded at once": kerasnorm.fold_norms,
 }
 
 

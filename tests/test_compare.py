@@ -435,14 +435,15 @@ def test_a_saturated_softmax_hides_nothing_that_is_folded(monkeypatch):
     model = keras.Model(inputs, layers.Dense(5, activation="softmax")(hidden))
     model.layers[-1].kernel.assign(3000.0 * model.layers[-1].kernel)
     kerasnorm.fold_norms(model)
-    real = folds._fold
+    real = folds.Rebuilds.apply
 
-    def fold(*args, **kwargs):
-        plain = real(*args, **kwargs)
-        plain.layers[1].kernel.assign(1.2 * plain.layers[1].kernel)
-        return plain
+    def apply(*args, **kwargs):
+        rebuilt = real(*args, **kwargs)
+        kernel = rebuilt.model.layers[-1].kernel
+        kernel.assign(1.2 * kernel)
+        return rebuilt
 
-    monkeypatch.setattr(folds, "_fold", fold)
+    monkeypatch.setattr(folds.Rebuilds, "apply", apply)
     with pytest.raises(SwapError, match="differs from its source at 'output 0'"):
         kerasnorm.fold_norms(model)
 

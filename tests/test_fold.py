@@ -65,13 +65,14 @@ def wrapped(layer, shape, before=()):
     [
         (lambda: WeightNorm(layers.Dense(3, activation="tanh")), (4,), "Dense"),
         (lambda: WeightNorm(layers.SeparableConv2D(3, 2)), (5, 6, 2), "SeparableConv2D"),
-        (lambda: WeightNorm(Affine()), (4,), "EinsumDense"),
-        (lambda: Affine(), (5, 7, 4), "EinsumDense"),
-        (lambda: Affine(axis=1), (4, 5, 7), "EinsumDense"),
-        (lambda: Affine(axis=2, use_bias=False), (5, 4, 7), "EinsumDense"),
-        (lambda: Affine(), (None, None, 4), "EinsumDense"),
-        (lambda: kerasnorm.BatchNorm(epsilon=1e-2), (5, 4), "BatchNormalization"),
-        (lambda: kerasnorm.BatchNorm(axis=1, scale=False), (5, 4), "BatchNormalization"),
+        (lambda: WeightNorm(Affine()), (4,), "Rescaling"),
+        (lambda: Affine(), (5, 7, 4), "Rescaling"),
+        (lambda: Affine(axis=1), (4, 5, 7), "Rescaling"),
+        (lambda: Affine(axis=2, use_bias=False), (5, 4, 7), "Rescaling"),
+        (lambda: Affine(), (None, None, 4), "Rescaling"),
+        (lambda: kerasnorm.BatchNorm(epsilon=1e-2), (5, 4), "Rescaling"),
+        (lambda: kerasnorm.BatchNorm(axis=1, scale=False), (5, 4), "Rescaling"),
+        (lambda: Affine(dtype="float64"), (5, 4), "Rescaling"),
         (lambda: kerasnorm.LayerNorm(), (5, 4), "LayerNormalization"),
         (lambda: kerasnorm.LayerNorm(axis=(1, 2), center=False), (5, 4), "LayerNormalization"),
         (lambda: kerasnorm.LayerNorm(scalar_affine=True), (5, 4), "LayerNormalization"),
@@ -144,14 +145,27 @@ def test_a_layer_is_folded_for_all_the_models_that_call_it():
     folded = kerasnorm.fold_norms(model)
     image = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(folded(image), model(image), rtol=1e-5, atol=1e-5)
-    assert len(folded.variables) == 2  # it is one layer still
+    assert not folded.variables
+    kinds = [type(layer).__name__ for layer in folded._flatten_layers()]
+    assert kinds.count("Rescaling") == 1  # it is one layer still
 
 
-def test_an_affine_called_on_two_ranks_is_named():
-    affine, inputs = Affine(name="affine"), keras.Input((5, 4))
-    ends = [affine(layers.ReLU()(inputs)), affine(layers.ReLU()(inputs)[:, 0])]
+def called_on_two_ranks(affine):
+    inputs = keras.Input((5, 5))
+    return keras.Model(inputs, [affine(layers.ReLU()(inputs)), affine(layers.ReLU()(inputs)[:, 0])])
+
+
+def test_an_affine_called_on_two_ranks():
+    model = called_on_two_ranks(Affine(name="affine", bias_initializer="ones"))
+    folded = kerasnorm.fold_norms(model)
+    x = np.random.default_rng(0).normal(size=(2, 5, 5)).astype("float32")
+    for expected, received in zip(model(x), folded(x), strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-6)
+
+
+def test_an_affine_called_on_two_ranks_from_the_front_is_named():
     with pytest.raises(SwapError, match=r"'affine' \(its inputs differ in how many axes"):
-        kerasnorm.fold_norms(keras.Model(inputs, ends))
+        kerasnorm.fold_norms(called_on_two_ranks(Affine(axis=1, name="affine")))
 
 
 def test_a_model_of_plain_layers_is_copied():
@@ -190,22 +204,63 @@ def test_the_mean_of_each_sample_stays():
 
 def test_what_cannot_be_folded_is_named():
     inputs = keras.Input((6, 4))
-    x = layers.TimeDistributed(WeightNorm(layers.Dense(3), name="step"), name="steps")(inputs)
+    step = kerasnorm.CosineNorm(layers.Dense(3), name="step")
+    x = layers.TimeDistributed(step, name="steps")(inputs)
     x = kerasnorm.CosineNorm(layers.Dense(2), name="cosine")(x)
-    with pytest.raises(SwapError, match=r"'step' \(WeightNorm in steps\).*'cosine' \(CosineNorm\)"):
+    with pytest.raises(SwapError, match=r"'steps/step' \(CosineNorm\).*'cosine' \(CosineNorm\)"):
         kerasnorm.fold_norms(keras.Model(inputs, x))
-    masked = wrapped(Affine(name="affine"), (6, 4), before=[layers.Masking()])
-    with pytest.raises(SwapError, match=r"'affine' \(it passes on a mask"):
-        kerasnorm.fold_norms(masked)
+
+
+def test_what_code_holds_and_does_not_call_is_named():
+    class Holder(layers.Layer):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs)
+            self.used, self.unused = Affine(name="used"), Affine(name="unused")
+
+        def build(self, input_shape):
+            self.used.build(input_shape)
+            self.unused.build(input_shape)
+
+        def call(self, inputs):
+            return self.used(inputs)
+
+    with pytest.raises(SwapError, match=r"'holder/unused' \(Affine in holder\)"):
+        kerasnorm.fold_norms(keras.Sequential([keras.Input((4,)), Holder(name="holder")]))
+
+
+def test_layers_inside_time_distributed_are_folded():
+    inputs = keras.Input((6, 4))
+    normed = layers.TimeDistributed(WeightNorm(layers.Dense(3, name="dense")))(inputs)
+    model = keras.Model(inputs, layers.TimeDistributed(Affine(bias_initializer="ones"))(normed))
+    folded = kerasnorm.fold_norms(model)
+    inner = [type(layer.layer).__name__ for layer in folded.layers[1:]]
+    assert inner == ["Dense", "Rescaling"]
+    x = np.random.default_rng(0).normal(size=(2, 6, 4)).astype("float32")
+    np.testing.assert_allclose(folded(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+def test_vectors_where_images_have_their_channels_first():
+    """Rescaling would lay their scale out along a third axis there."""
+    keras.config.set_image_data_format("channels_first")
+    try:
+        for shape, kind in (((4,), "EinsumDense"), ((5, 4), "Rescaling"), ((4, 5, 6), "Rescaling")):
+            model = wrapped(Affine(axis=1), shape)
+            folded = kerasnorm.fold_norms(model)
+            assert type(folded.layers[-1]).__name__ == kind
+            x = np.random.default_rng(1).normal(size=(4, *shape)).astype("float32")
+            np.testing.assert_allclose(folded(x), model(x), rtol=1e-6, atol=1e-6)
+    finally:
+        keras.config.set_image_data_format("channels_last")
 
 
 def test_bake_leaves_affine_and_brings_it_back():
     model = wrapped(WeightNorm(Affine(axis=1, name="affine")), (4, 5))
     x = np.random.default_rng(1).normal(size=(3, 4, 5)).astype("float32")
-    for source in (model, kerasnorm.fold_norms(model)):
+    einsum = wrapped(layers.EinsumDense("abc,b->abc", (4, 5), bias_axes="b"), (4, 5))
+    for source in (model, einsum):
         folded = fold_weight_norms(source)
         assert isinstance(folded.layers[-1], Affine)
-        np.testing.assert_allclose(folded(x), model(x), rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(folded(x), source(x), rtol=1e-6, atol=1e-6)
     plain = tiny_models.no_bn()
     assert fold_weight_norms(plain) is plain
     einsum = wrapped(layers.EinsumDense("ab,bc->ac", 3), (4,))

@@ -38,7 +38,7 @@ def test_command_lines_run(tmp_path, monkeypatch):
         for line in text.splitlines()
         if line.startswith("kerasnorm ")
     ]
-    assert len(lines) == 5
+    assert len(lines) == 6
     for arguments in lines:
         assert main([argument.replace("model.h5", "model.keras") for argument in arguments]) == 0
 

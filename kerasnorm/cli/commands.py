@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from kerasnorm.atomic_files import replace_together, replace_whole
+from kerasnorm.atomic_files import replace_together
 from kerasnorm.cli import output
 from kerasnorm.cli.requests import OUTPUTS, RequestError
 from kerasnorm.distillation.distill import distill
@@ -19,7 +19,7 @@ from kerasnorm.fit.image_folder import ImageFolder
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.loading.load import load
 from kerasnorm.onnx.export import check_opset, export_onnx
-from kerasnorm.swap.fold import fold_norms
+from kerasnorm.swap.fold import fold as fold_model
 from kerasnorm.swap.swap import inspect_norms, swap_norms
 from kerasnorm.version import __version__
 
@@ -107,8 +107,13 @@ def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:
         "source": Path(arguments.model).name,
         "data": None if arguments.data is None else Path(arguments.data).name,
         "seed": arguments.seed,
-        "differences": {name: float(value) for name, value in swap.differences.items()},
+        "differences": _numbers(swap.differences),
     }
+
+
+def _numbers(differences: dict[str, float]) -> dict[str, float]:
+    """Differences in a type that JSON knows."""
+    return {name: float(value) for name, value in differences.items()}
 
 
 def _limits(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -147,12 +152,34 @@ def _distilled(history: Any) -> str:
 
 def fold(arguments: argparse.Namespace) -> int:
     """Write a model in plain Keras layers."""
+    if arguments.onnx:
+        _check_opset(arguments.opset)
     model = _load(arguments)
     console = output.console(arguments)
     output.show_warnings(console, model.load_report.warnings)
-    folded = fold_norms(model)
-    with replace_whole(arguments.output) as temporary:
-        folded.save(temporary)
+    folded = fold_model(model)
+    folded.report.repairs = list(model.load_report.repairs)
+    if folded.report.sites:
+        folded.report.show(console)
+    output.show_differences(console, folded.differences)
+    exported = None
+    with replace_together() as replace:
+        with replace(arguments.output) as temporary:
+            folded.model.save(temporary)
+        if arguments.report:
+            with replace(arguments.report) as temporary:
+                facts = {
+                    "kerasnorm": __version__,
+                    "source": Path(arguments.model).name,
+                    "differences": _numbers(folded.differences),
+                }
+                text = json.dumps({**facts, **folded.report.to_dict()}, indent=2)
+                temporary.write_text(text + "\n")
+        if arguments.onnx:  # last, for it may leave a second file, of weights
+            with replace(arguments.onnx) as temporary:
+                exported = export_onnx(folded.model, temporary, opset=arguments.opset)
+    if exported is not None:
+        output.show_export(console, exported)
     output.show_written(console, arguments, OUTPUTS["fold"])
     return DONE
 

@@ -33,6 +33,7 @@ examples:
   kerasnorm swap model.h5 --to layer --data images.npy --output swapped.keras --plot swap.png
   kerasnorm swap model.h5 --to layer --data folder_of_images --output swapped.keras
   kerasnorm swap model.h5 --to cosine --data images.npy --distill --output swapped.keras
+  kerasnorm fold model.h5 plain.keras --onnx plain.onnx --report fold.json
   kerasnorm fold swapped.keras plain.keras
   kerasnorm export plain.keras plain.onnx
 """
@@ -208,9 +209,20 @@ def _parser() -> argparse.ArgumentParser:
     _add_opset(swap)
     _add_force(swap)
 
-    fold = command("fold", "write a model with plain Keras layers only, where that is exact")
+    fold = command(
+        "fold",
+        "fold BatchNorm, and what a swap made of it, into plain Keras layers, exactly",
+    )
     fold.add_argument("model", metavar="MODEL", help=_MODEL)
     fold.add_argument("output", type=Path, metavar="OUT.keras", help="the file to write")
+    fold.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
+    fold.add_argument(
+        "--report",
+        type=Path,
+        metavar="OUT.json",
+        help="write which layer took in each BatchNorm, as JSON",
+    )
+    _add_opset(fold)
     _add_force(fold)
 
     export = command("export", "write a model as ONNX and check it in ONNX Runtime")

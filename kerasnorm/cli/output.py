@@ -12,12 +12,19 @@ from kerasnorm.version import __version__
 
 def show_fidelity(console: Any, swap: Any) -> None:
     """`swap_norms` has insisted on exactness where it is promised; say how exact it is."""
-    if not swap.report.sites or not _is_exact(swap.report) or not swap.differences:
+    if not swap.report.sites or not _is_exact(swap.report):
         return  # the report says how well the sites fit, or why nothing was compared
-    worst = max(swap.differences, key=swap.differences.get)
+    show_differences(console, swap.differences)
+
+
+def show_differences(console: Any, differences: dict[str, float]) -> None:
+    """How exact an exact result is; nothing where it could not be compared."""
+    if not differences:
+        return
+    worst = max(differences, key=lambda name: differences[name])
     console.print(
         "largest difference from the source, on random inputs: "
-        f"{swap.differences[worst]:.1e} standard deviations, at '{worst}'",
+        f"{differences[worst]:.1e} standard deviations, at '{worst}'",
         markup=False,
     )
 

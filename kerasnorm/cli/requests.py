@@ -16,7 +16,7 @@ from kerasnorm.targets.names import NAMES
 # What each command writes: the argument that names a file, and how that has to end.
 OUTPUTS = {
     "swap": {"--output": ".keras", "--onnx": ".onnx", "--report": ".json", "--plot": ".png"},
-    "fold": {"output": ".keras"},
+    "fold": {"output": ".keras", "--onnx": ".onnx", "--report": ".json"},
     "export": {"onnx": ".onnx"},
 }
 

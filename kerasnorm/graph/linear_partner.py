@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from keras import tree
 
 from kerasnorm import keras_private
 from kerasnorm.errors import Refusal
@@ -66,7 +67,7 @@ def linear_partner(
     6. with output units along the axis that the BatchNorm normalizes,
     7. with a bias that Keras adds along that axis (see `adds_bias_along`).
     """
-    if has_own_mask(site):
+    if has_own_mask(site.call):
         return Refusal("it is called with a mask of its own")
     code = _code_around(site, model_graphs)
     if code is not None:  # 4
@@ -156,10 +157,38 @@ def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:
     return shape[-1] not in (None, size) and (axis == 1 or shape[1] not in (None, size))
 
 
-def has_own_mask(site: Site) -> bool:
-    """Whether a call names a mask that is not the one travelling with its input."""
-    mask = site.call.kwargs.get("mask")
-    return mask is not None and mask is not keras_private.attached_mask(site.call.inputs[0])
+def has_own_mask(call: Call) -> bool:
+    """Whether a call names a mask that is not the one travelling with its input.
+
+    A copy of a model computes once more, and names, the masks that travel with its tensors.
+    """
+    mask = call.kwargs.get("mask")
+    return mask is not None and not _is_same(mask, keras_private.attached_mask(call.inputs[0]))
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two values are one, or computed alike from the same tensors by `keras.ops`."""
+    if not all(isinstance(value, keras.KerasTensor) for value in (one, other)):
+        return type(one) is type(other) and bool(np.array_equal(one, other))
+    if one is other:
+        return True
+    a, b = keras_private.node_of(one), keras_private.node_of(other)
+    if a.is_input or b.is_input or isinstance(a.operation, keras.Layer):
+        return False
+    alike = type(a.operation) is type(b.operation) and _settings(a) == _settings(b)
+    values = [tree.flatten((n.arguments.args, n.arguments.kwargs)) for n in (a, b)]
+    places = [[id(t) for t in n.output_tensors].index(id(t)) for n, t in ((a, one), (b, other))]
+    return (
+        alike
+        and places[0] == places[1]
+        and len(values[0]) == len(values[1])
+        and all(map(_is_same, *values))
+    )
+
+
+def _settings(node: Any) -> dict[str, Any]:
+    own = vars(node.operation).items()
+    return {name: value for name, value in own if name[0] != "_" and name != "name"}
 
 
 def _is_linear_activation(layer) -> bool:

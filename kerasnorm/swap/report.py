@@ -27,7 +27,7 @@ class Report:
 
     Attributes:
         model: Name of the source model.
-        target: What was asked for: "weight", "layer", "cosine", or "mixed".
+        target: What was asked for: "weight", "layer", "cosine", "mixed", or "fold".
         sites: One record for each BatchNorm call.
         layers: The name in the result of each layer of the source; paths for nested models.
         notes: What could not be kept, and what was done, in plain sentences.

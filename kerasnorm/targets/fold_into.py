@@ -77,8 +77,8 @@ def with_bias(partner: Partner, found: StoredStatistics | None) -> keras.layers.
     return new
 
 
-def with_map_folded_in(partner: Partner, found: StoredStatistics) -> Replace:
-    """The layer with kernel a·W and bias c + a·b₀, otherwise as it is."""
+def with_map_folded_in(partner: Partner, found: StoredStatistics, name: str = "") -> Replace:
+    """The layer with kernel a·W and bias c + a·b₀, otherwise as it is but for a new name."""
     layer = partner.layer
 
     def kernel_scale(kernel: kernels.Kernel) -> np.ndarray:
@@ -88,6 +88,7 @@ def with_map_folded_in(partner: Partner, found: StoredStatistics) -> Replace:
     def make() -> keras.Layer:
         new = with_bias(partner, found)
         rescale_penalties(new, kernel_prefix(layer), kernel_scale(kernels.output_kernel(layer)))
+        new.name = name or new.name
         return new
 
     def fill(new: Any) -> None:

@@ -20,6 +20,7 @@ What penalizes or constrains a weight that changes is left out. The arithmetic i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -50,18 +51,46 @@ _TRANSPOSES = (_layers.Conv1DTranspose, _layers.Conv2DTranspose, _layers.Conv3DT
 _DTYPES = ("float32", "float64")
 
 
-def merges(model_graphs: ModelGraphs) -> Edits:
-    """The edits that merge what can be merged at once; no layer takes in two maps."""
-    edits: Edits = {}
+@dataclass(frozen=True, eq=False)
+class Merge:
+    """An Affine that the linear layers beside it take in.
+
+    Attributes:
+        affine: Its call.
+        edits: What to do with it, with the layers that take it in, and with nothing else.
+        partners: The calls of these layers.
+        graph: The graph that all of them are in.
+        gone: The tensors whose values no tensor of the copy has.
+        across: The calls in between, the one next to the Affine first.
+    """
+
+    affine: Call
+    edits: Edits
+    partners: tuple[Call, ...]
+    graph: Graph
+    gone: tuple[Any, ...]
+    across: tuple[Call, ...] = ()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the layers that take it in are those behind it (case 2)."""
+        return self.gone[0] is self.affine.output
+
+
+def merges(model_graphs: ModelGraphs) -> list[Merge]:
+    """What can be merged at once; no layer takes in two maps."""
+    found: list[Merge] = []
+    taken: set[Call] = set()
     for graph in model_graphs.graphs.values():
         for call in graph.calls:
             layer = call.operation
             once = type(layer) is Affine and model_graphs.calls[id(layer)] == 1
             if once and layer.activity_regularizer is None and layer.compute_dtype in _DTYPES:
-                found = _in_front(graph, call, model_graphs) or _behind(graph, call, model_graphs)
-                if not edits.keys() & found.keys():
-                    edits.update(found)
-    return edits
+                merge = _in_front(graph, call, model_graphs) or _behind(graph, call, model_graphs)
+                if merge is not None and taken.isdisjoint(merge.edits):
+                    taken.update(merge.edits)
+                    found.append(merge)
+    return found
 
 
 def _map_of(layer: Affine) -> StoredStatistics:
@@ -71,44 +100,43 @@ def _map_of(layer: Affine) -> StoredStatistics:
     return StoredStatistics(a, c, c, zeros, ones, ones)
 
 
-def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
+def _in_front(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Merge | None:
     """Case 1."""
     layer, found = call.operation, _map_of(call.operation)
     site = Site(layer.name, call, graph, layer.axis % len(call.output.shape))
     partner = fold_into.partner_of(site, model_graphs, found)
     if isinstance(partner, Refusal):
-        return {}
+        return None
     name = name_of_partner(site, partner, model_graphs)
-    edit = fold_into.with_map_folded_in(partner, found)
-
-    def make() -> keras.Layer:
-        new = edit.make()
-        new.name = name
-        return new
-
     named = partner.commuted and names_output(site, model_graphs)
-    gone = name_alone(site) if named else Skip(into=name)
-    return {partner.call: Replace(make, edit.fill), call: gone}
+    edits = {
+        partner.call: fold_into.with_map_folded_in(partner, found, name),
+        call: name_alone(site) if named else Skip(into=name),
+    }
+    crossed = (partner.call, *partner.commuted)
+    gone = tuple(c.output for c in crossed)
+    return Merge(call, edits, (partner.call,), graph, gone, partner.commuted)
 
 
-def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Edits:
+def _behind(graph: Graph, call: Call, model_graphs: ModelGraphs) -> Merge | None:
     """Case 2."""
     affine, readers = call.operation, graph.consumers(call.output)
     if graph.is_output(call.output) or not readers or id(graph.owner) in model_graphs.branches:
-        return {}
+        return None
     axis, found = affine.axis % len(call.output.shape), _map_of(affine)
     taken: Edits = {}
     for reader in readers:
         layer = reader.operation
         if not is_plain_linear(layer) or type(layer) is Affine or len(reader.inputs) != 1:
-            return {}
+            return None
         if model_graphs.calls[id(layer)] != 1 or layer.compute_dtype != affine.compute_dtype:
-            return {}
+            return None
         edit = _taking_in(layer, reader, axis, found)
         if edit is None:
-            return {}
+            return None
         taken[reader] = edit
-    return {**taken, call: Skip(into=readers[0].operation.name)}
+    edits = {**taken, call: Skip(into=readers[0].operation.name)}
+    return Merge(call, edits, tuple(readers), graph, (call.output,))
 
 
 def _taking_in(layer: Any, call: Call, axis: int, found: StoredStatistics) -> Replace | None:

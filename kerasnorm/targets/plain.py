@@ -1,13 +1,21 @@
 """Affine and BatchNorm as plain Keras layers, and back, wherever that is exact.
 
-1. Affine: EinsumDense with a diagonal kernel, "bhwc,c->bhwc", where nothing beside it takes it in
-   (`targets.merge_affine`).
+1. Affine: Rescaling with a scale and an offset for each channel, where nothing beside it takes it
+   in (`targets.merge_affine`). Its constants are of the whole rank, (1, 1, 1, C), so that any axis
+   is right; it takes any sizes, passes masks on, and is one multiplication and one addition in any
+   runtime, which converters quantize as they do those of a convolution.
+
+   a. In 16 bits it computes in float32, as Affine does, and an Identity casts what it gives.
+   b. Where a call names a mask of its own, a TimeDistributed(Identity) takes that.
+   c. Keras's setting `image_data_format="channels_first"` has Rescaling lay out a scale of fewer
+      than three axes along the wrong ones: vectors get a diagonal EinsumDense there.
 2. BatchNorm: BatchNormalization, weight by weight.
 """
 
 from __future__ import annotations
 
-import string
+import functools
+from collections.abc import Callable, Container
 
 import keras
 import numpy as np
@@ -17,8 +25,9 @@ from kerasnorm.clone.edits import Replace
 from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.linear_partner import adds_bias_along
 from kerasnorm.layers import Affine, BatchNorm, kernels
+
+_WIDE = ("float32", "float64")
 
 
 def drop_penalties(layer: keras.Layer, kept: tuple[str, ...]) -> None:
@@ -40,37 +49,79 @@ def leave_for_now(layer: Affine, calls: list[Call], name: str) -> None:
     """An Affine waits until it is known what can be merged (`targets.merge_affine`)."""
 
 
-def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusal:
-    """An Affine as EinsumDense: the channel's letter in kernel and output, contracted nowhere."""
-    if any(keras_private.attached_mask(call.output) is not None for call in calls):
-        return Refusal("it passes on a mask, which EinsumDense would drop")
-    shapes = [call.output.shape for call in calls]
-    rank = len(shapes[0])
-    if any(len(shape) != rank for shape in shapes):
+def fold_affine(
+    layer: Affine, calls: list[Call], name: str, masked: Container[int] = ()
+) -> Replace | Refusal:
+    """An Affine as Rescaling (case 1).
+
+    Args:
+        layer, calls, name: See `targets.target.Fold`.
+        masked: The `id` of what those calls give that name a mask of their own, one that does not
+            travel with their input.
+    """
+    ranks = {len(call.output.shape) for call in calls}
+    if len(ranks) > 1 and layer.axis != -1:
         return Refusal("its inputs differ in how many axes they have")
-    axis = layer.axis % rank
-    if layer.use_bias and not all(
-        adds_bias_along(axis, shape, layer.kernel.shape[0]) for shape in shapes
-    ):
-        return Refusal("Keras would add its bias along another axis")
-    # Every axis has its letter: with "..." Keras 3.15 infers height and width the wrong way round.
-    letters = string.ascii_lowercase[:rank]
-    letter = letters[axis]
-    equation = f"{letters},{letter}->{letters}"
-    # Sizes have to be named, or the layers behind it would not know them.
-    output_shape = tuple(
-        sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True)
-    )[1:]
+    rank = min(ranks)
+    own_masks = any(id(call.output) in masked for call in calls)
+    if own_masks and rank < 3:
+        return Refusal("it is called on vectors with a mask of its own")
+    if rank < 3 and keras.config.image_data_format() == "channels_first":
+        return _as_einsum(layer, name)
+    shape = [1] * rank
+    shape[layer.axis] = -1
+    narrow = layer.compute_dtype not in _WIDE
+    after: Callable[[], keras.Layer] | None = None
+    if own_masks:
+        after = functools.partial(_passing_a_mask, layer, name)
+    elif narrow:
+        after = functools.partial(_last, keras.layers.Identity, layer, name)
+
+    def constant(weight: keras.Variable) -> np.ndarray:
+        dtype = "float32" if narrow else layer.compute_dtype
+        return np.array(keras.ops.convert_to_numpy(weight), dtype).reshape(shape)
+
+    def make() -> keras.Layer:
+        return keras.layers.Rescaling(
+            constant(layer.kernel),
+            0.0 if layer.bias is None else constant(layer.bias),
+            activity_regularizer=None if after else layer.activity_regularizer,
+            dtype="float32" if narrow else layer.dtype_policy,
+            name=f"{name}_map" if after else name,
+        )
+
+    if after is None:
+        return Replace(make, _nothing)
+    return Replace(after, _nothing, first=Replace(make, _nothing))
+
+
+def _nothing(new: keras.Layer) -> None:
+    """There are no weights to fill."""
+
+
+def _last(kind: type, layer: Affine, name: str) -> keras.Layer:
+    return kind(
+        activity_regularizer=layer.activity_regularizer, dtype=layer.compute_dtype, name=name
+    )
+
+
+def _passing_a_mask(layer: Affine, name: str) -> keras.Layer:
+    return keras.layers.TimeDistributed(
+        keras.layers.Identity(dtype=layer.compute_dtype),
+        activity_regularizer=layer.activity_regularizer,
+        dtype=layer.compute_dtype,
+        name=name,
+    )
+
+
+def _as_einsum(layer: Affine, name: str) -> Replace:
+    """An Affine of vectors as EinsumDense with a diagonal kernel."""
 
     def make() -> keras.Layer:
         return keras.layers.EinsumDense(
-            equation,
-            output_shape=output_shape,
-            bias_axes=letter if layer.use_bias else None,
-            kernel_regularizer=layer.kernel_regularizer,
-            bias_regularizer=layer.bias_regularizer,
-            kernel_constraint=layer.kernel_constraint,
-            bias_constraint=layer.bias_constraint,
+            "ab,b->ab",
+            output_shape=layer.kernel.shape,
+            bias_axes="b" if layer.use_bias else None,
             activity_regularizer=layer.activity_regularizer,
             trainable=layer.trainable,
             dtype=layer.dtype_policy,
@@ -80,8 +131,7 @@ def fold_affine(layer: Affine, calls: list[Call], name: str) -> Replace | Refusa
     def fill(plain: keras.Layer) -> None:
         assign_copy(plain.kernel, layer.kernel)
         if layer.use_bias:
-            bias = np.asarray(keras.ops.convert_to_numpy(layer.bias))
-            plain.bias.assign(bias.reshape(plain.bias.shape))
+            assign_copy(plain.bias, layer.bias)
 
     return Replace(make, fill, keywords=frozenset(["inputs"]))
 
@@ -96,7 +146,7 @@ def fold_batch_norm(layer: BatchNorm, calls: list[Call], name: str) -> Replace:
 
 
 def unfold_affine(layer: keras.layers.EinsumDense, calls: list[Call], name: str) -> Replace | None:
-    """The way back from `fold_affine`."""
+    """The way back from an EinsumDense with a diagonal kernel."""
     inputs, letter, output = kernels.einsum_letters(layer.equation)
     diagonal = inputs == output and len(letter) == 1 and layer.bias_axes in (None, letter)
     linear = layer.activation is keras.activations.linear

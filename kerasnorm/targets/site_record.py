@@ -14,7 +14,8 @@ class SiteRecord:
 
     Attributes:
         name: Path of the BatchNorm layer; a second call of one layer is "name#2".
-        target: What was asked for, such as "layer", or "none" for a site left out.
+        target: What was asked for, such as "layer", "fold" where it was folded, or "none" for a
+            site left out.
         verdict: `exact`; `matched` from stored statistics; `calibrated` on data; `refused`.
         rule: Name of the rule that decided, with the number of its case.
         becomes: The layer kind it turned into; "BatchNorm" where it stays.

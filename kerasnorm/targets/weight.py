@@ -206,7 +206,7 @@ def _wrapped_affine(site: Site, name: str, found: StoredStatistics) -> Replace:
         fold_into.freeze(new.g, source.gamma)
         fold_into.freeze(new.layer.bias, source.beta)
 
-    mask = frozenset(["mask"]) if has_own_mask(site) else frozenset()
+    mask = frozenset(["mask"]) if has_own_mask(site.call) else frozenset()
     return Replace(make, fill, keywords=frozenset(["inputs", *mask]))
 
 
