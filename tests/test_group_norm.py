@@ -185,14 +185,18 @@ def plain_model(layer, shape):
         (4, (4, 5, 8), False, "GroupNormalization"),
         (2, (8,), True, "GroupNormalization"),
         (1, (5, 8), True, "LayerNormalization"),
+        (2, (5, 8), True, "TimeDistributed"),
+        (2, (None, 8), True, "TimeDistributed"),
+        (4, (3, 5, 8), True, "TimeDistributed"),
     ],
 )
 def test_it_folds_to_keras_own(groups, shape, per_position, kind):
     model = plain_model(GroupNorm(groups, per_position=per_position), shape)
     folded = fold_norms(model)
     assert [type(layer).__name__ for layer in folded.layers[1:]] == [kind]
-    x = normal(3, *shape)
+    x = normal(3, *(size or 6 for size in shape))
     np.testing.assert_allclose(folded(x), model(x), atol=1e-5)
+    assert len(folded.trainable_weights) == 2
 
 
 @pytest.mark.parametrize("per_position", [False, True])

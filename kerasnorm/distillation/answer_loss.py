@@ -33,6 +33,14 @@ class AnswerLoss:
         received = self._logits(copy)
         return sum(d.of(logits) for d, logits in zip(self._distances, received, strict=True))
 
+    def share_of(self, copy: Graph) -> float:
+        """The largest `Distance` of an output, as a share of its `information`."""
+        received = self._logits(copy)
+        return max(
+            distance.of(logits) / distance.information
+            for distance, logits in zip(self._distances, received, strict=True)
+        )
+
     def _logits(self, graph: Graph) -> list[np.ndarray]:
         parts = []
         for first in range(0, len(self._arrays[0]), _AT_ONCE):

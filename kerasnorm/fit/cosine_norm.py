@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ from keras import ops
 from kerasnorm.fit.damping import first_enough
 from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
 from kerasnorm.fit.im2col import Im2Col, as_float64
-from kerasnorm.fit.linear import SHARES, best_of, pre_activation, ridge_sums
-from kerasnorm.fit.regression import ChannelwiseRegression
+from kerasnorm.fit.linear import SHARES, best_of, linear_rows, pre_activation
+from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
 from kerasnorm.fit.sampling import FitData, Sampling
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers import CosineNorm
@@ -40,24 +40,32 @@ def fit_cosine_norm(
     if not has_rows(inner):
         return fit_gain_and_bias(layer, data, sampling, source), None
     im2col = Im2Col(inner)
-    mean_square = _mean_square(layer, im2col, data, sampling) if any(shares) else 0.0
     targets = im2col.outputs if source is None else pre_activation(Im2Col(source))
 
-    def normalized(x: np.ndarray, index) -> list[np.ndarray]:
-        length, rows = _squared_lengths(layer, im2col, x, index), im2col.inputs(x, index)
-        squares = [length + share * mean_square for share in shares]
-        return [rows / np.sqrt(np.where(square > 0, square, 1.0)) for square in squares]
+    def lengths(x: np.ndarray, index) -> dict[str, np.ndarray]:
+        return {"length": np.sqrt(_squared_lengths(layer, im2col, x, index))}
 
+    rows = linear_rows(im2col, targets, data, sampling, lengths)
+    squares = [np.square(part["length"], dtype=np.float64).ravel() for part in rows.fitted()]
+    mean_square = float(np.concatenate(squares).mean())
     direction = im2col.matrix() / _lengths(layer, im2col)
-    found = []
-    for ridge, held in ridge_sums(im2col, targets, data, sampling, normalized):
-        line = ChannelwiseRegression()
-        line.add(im2col.flat(held["x"] @ direction), im2col.flat(held["y"]))
+
+    def fitted(share: float, every: int) -> tuple[np.ndarray, np.ndarray, float]:
+        ridge = RidgeRegression()
+        for part in rows.fitted(every):
+            ridge.add(_over_length(part, share * mean_square), part["y"])
+        held = {name: rows.held[name] for name in ("x", "y", "length")}
+        x, line = _over_length(held, share * mean_square), ChannelwiseRegression()
+        line.add(im2col.flat(x @ direction), im2col.flat(held["y"]))
         gain, _ = line.solve()
         prior = direction * im2col.grouped(gain[None])
-        found.append(best_of([ridge.solve(prior, share) for share in SHARES], held))
-    choice = first_enough([score for *_, score in found])
-    matrix, offset, score = found[choice]
+        return best_of([ridge.solve(prior, ridge_share) for ridge_share in SHARES], x, held["y"])
+
+    every = rows.thinning(im2col.size)
+    choice = 0
+    if len(shares) > 1:
+        choice = first_enough([fitted(share, every)[-1] for share in shares])
+    matrix, offset, score = fitted(shares[choice], every=1)
     layer.damping = float(np.sqrt(shares[choice] * mean_square))
     dead = ~matrix.any(axis=1, keepdims=True)
     im2col.assign(matrix)
@@ -83,9 +91,7 @@ def _squared_lengths(layer: CosineNorm, im2col: Im2Col, x: np.ndarray, index) ->
     return found[None] if found.shape[1] == 1 else im2col.grouped(found)[..., :1]
 
 
-def _mean_square(layer: CosineNorm, im2col: Im2Col, data: FitData, sampling: Sampling) -> float:
-    found = []
-    for x, _ in data():
-        index = im2col.sample(im2col.output_shape(x), sampling.rows(1), sampling.random)
-        found.append(_squared_lengths(layer, im2col, x, index).mean())
-    return float(np.mean(found))
+def _over_length(part: Mapping[str, np.ndarray], damping_square: float) -> np.ndarray:
+    """x / sqrt(‖x‖² + damping²), and x where that is 0."""
+    square = np.square(part["length"], dtype=np.float64) + damping_square
+    return part["x"] / np.sqrt(np.where(square > 0, square, 1.0))

@@ -34,7 +34,7 @@ class Im2Col:
         self._sliding = isinstance(layer, _CONVOLUTIONS) or linear.is_depthwise(layer)
         self._depthwise = linear.is_depthwise(layer)
         first = getattr(layer, "data_format", "channels_last") == "channels_first"
-        self._channels_first = first and (self._sliding or linear.is_separable(layer))
+        self.channels_first = first and (self._sliding or linear.is_separable(layer))
         shape = self.variable.shape
         if self._depthwise:
             self.groups, self.units = shape[-2], shape[-1]
@@ -102,10 +102,10 @@ class Im2Col:
         self.variable.assign(matrix.transpose(1, 0, 2).reshape(self.variable.shape))
 
     def _last(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (shape[0], *shape[2:], shape[1]) if self._channels_first else tuple(shape)
+        return (shape[0], *shape[2:], shape[1]) if self.channels_first else tuple(shape)
 
     def _moved(self, x: np.ndarray) -> np.ndarray:
-        return np.moveaxis(x, 1, -1) if self._channels_first else x
+        return np.moveaxis(x, 1, -1) if self.channels_first else x
 
     def _patches(self, x: np.ndarray, index: Index) -> np.ndarray:
         """(rows, kernel positions, channels); positions outside hold zeros."""

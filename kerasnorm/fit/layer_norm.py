@@ -14,7 +14,7 @@ enough is taken.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,17 @@ from kerasnorm.fit.damping import first_enough
 from kerasnorm.fit.gain_and_bias import fit_gain_and_bias
 from kerasnorm.fit.im2col import Im2Col, as_float64
 from kerasnorm.fit.regression import ChannelwiseRegression, RidgeRegression
-from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of
+from kerasnorm.fit.sampling import FitData, Rows, Sampling, parts_of
 from kerasnorm.graph.activation_store import as_array
 from kerasnorm.layers.sample_norm import SampleNorm
 from kerasnorm.math.r_squared import r_squared
 
 # The share of the features' mean square that the kernel is drawn to where it came from.
 _KERNEL_SHARE = 1e-2
+# What a new kernel is fitted by.
+_OF_REFIT = ("x", "t", "center", "variance")
+# Gain and bias of each channel.
+Line = tuple[np.ndarray, np.ndarray]
 
 
 def fit_layer_norm(
@@ -50,19 +54,25 @@ def fit_layer_norm(
     im2col = Im2Col(plain)
     start = (as_float64(norm.gamma), as_float64(norm.beta))
     kernel, bias = im2col.matrix(), as_float64(plain.bias)
-    tried = _pass_over(plain, norm, im2col, data, sampling, epsilons, start)
-    choice = first_enough([sums.expected_score(kernel) for sums in tried])
+    rows = _rows(plain, norm, im2col, data, sampling, with_inputs=True)
+    every = rows.thinning(im2col.size) if len(epsilons) > 1 else 0
+    choice = first_enough(
+        [_Refit(im2col, rows, e, start, every).expected_score(kernel) for e in epsilons]
+        if every
+        else [0.0]
+    )
     norm.epsilon = float(epsilons[choice])
-    before = tried[choice]
+    line = _line(im2col, rows, norm.epsilon)
     candidates = [
-        (before.score(*start), start, kernel),
-        (before.score(*before.line), before.line, kernel),
+        (_score(im2col, rows, norm.epsilon, start), start, kernel),
+        (_score(im2col, rows, norm.epsilon, line), line, kernel),
     ]
-    refitted = before.refitted(kernel)
+    refitted = _Refit(im2col, rows, norm.epsilon, start).kernel(kernel)
     if refitted is not None:
         im2col.assign(refitted)
-        [after] = _pass_over(plain, norm, im2col, data, sampling, [norm.epsilon])
-        candidates.append((after.score(*after.line), after.line, refitted))
+        rows = _rows(plain, norm, im2col, data, sampling)
+        line = _line(im2col, rows, norm.epsilon)
+        candidates.append((_score(im2col, rows, norm.epsilon, line), line, refitted))
     score, (gain, shift), matrix = max(candidates, key=lambda candidate: candidate[0])
     im2col.assign(matrix)
     plain.bias.assign(bias)
@@ -91,96 +101,86 @@ def fit_layer_norm_alone(
     return scores[choice], choice
 
 
-def _pass_over(
+def _rows(
     plain: Any,
     norm: SampleNorm,
     im2col: Im2Col,
     data: FitData,
     sampling: Sampling,
-    epsilons: Sequence[float],
-    start: tuple[np.ndarray, np.ndarray] | None = None,
-) -> list[_Sums]:
-    """One pass over the data, for several ε; with gain and bias as they are, for a new kernel."""
-    found = [_Sums(im2col, epsilon) for epsilon in epsilons]
-    of_start = None if start is None else _signs_and_shift(im2col, *start)
-    first = 0
+    with_inputs: bool = False,
+) -> Rows:
+    """Of the map as it is, at some positions: y − μ, μ, σ², t; and on request x."""
+    rows, first = Rows(), 0
+    count = sampling.rows(im2col.size, im2col.groups * max(im2col.size, im2col.units))
     for number, (x, t) in enumerate(data()):
-        step = sampling.step(im2col.output_shape(x), im2col.size)
+        step = sampling.step(im2col.output_shape(x), count)
         if number % step:
             first += len(x)
             continue
         y = plain(x)
-        center, variance = map(as_array, norm.statistics(y))
+        statistics = [as_array(value) for value in norm.statistics(y)]
         y = as_array(y)
-        index = im2col.sample(y.shape, step * sampling.rows(im2col.size), sampling.random)
+        index = im2col.sample(y.shape, step * count, sampling.random)
         parts = parts_of(index, first)
         first += len(x)
-        value, target, at_center, at_variance = (
-            im2col.outputs(np.broadcast_to(v, y.shape), index).astype(np.float64)
-            for v in (y, t, center, variance)
-        )
-        for sums in found:
-            sums.add(value - at_center, at_variance, target, parts)
-        if of_start is not None:
-            (signs, shift), rows = of_start, im2col.inputs(x, index)
-            known = at_center - im2col.bias()[:, None]
-            for sums in found:
-                sums.add_rows(rows, at_variance, target * signs, known, shift, parts)
-    return found
+        value, target = (im2col.outputs(v, index).astype(np.float64) for v in (y, t))
+        center, variance = (_narrow(im2col, v, y.shape, index) for v in statistics)
+        inputs = {"x": im2col.inputs(x, index)} if with_inputs else {}
+        rows.add(parts, y=value - center, center=center, variance=variance, t=target, **inputs)
+    return rows
 
 
-def _signs_and_shift(
-    im2col: Im2Col, gain: np.ndarray, bias: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """s and s·β, as (groups, 1, units)."""
-    signs = np.where(gain < 0, -1.0, 1.0)
-    grouped = [im2col.grouped(value.reshape(1, -1)) for value in (signs, signs * bias)]
-    return grouped[0], grouped[1]
+def _narrow(im2col: Im2Col, value: np.ndarray, shape: tuple[int, ...], index: Any) -> np.ndarray:
+    """Statistics at some positions, (groups, rows, units), or 1 where all units share them."""
+    one = value.shape[1 if im2col.channels_first else -1] == 1
+    found = im2col.outputs(np.broadcast_to(value, shape), index).astype(np.float64)
+    return found[:, :, :1] if one else found
 
 
-class _Sums:
-    """For one ε: the mean divisors, the line from z to t, and the sums for a new kernel."""
+def _line(im2col: Im2Col, rows: Rows, epsilon: float) -> Line:
+    """Gain and bias of least squares."""
+    line = ChannelwiseRegression()
+    for part in rows.fitted():
+        z = part["y"] / _divisor(part["variance"], epsilon)
+        line.add(im2col.flat(z), im2col.flat(part["t"]))
+    return line.solve()
 
-    def __init__(self, im2col: Im2Col, epsilon: float):
-        self._im2col, self._epsilon = im2col, epsilon
-        self._line, self._ridge = ChannelwiseRegression(), RidgeRegression()
-        self._held, self._held_rows = HeldOutRows(), HeldOutRows()
-        self._divisors, self._count = np.zeros(()), 0
 
-    def add(self, centered, variance, target, parts) -> None:
-        fitted, chooses = parts
-        divisor = np.sqrt(variance + self._epsilon)
-        self._divisors = self._divisors + divisor.sum(1)
-        self._count += divisor.shape[1]
-        flat, z = self._im2col.flat, centered / _safe(divisor)
-        self._line.add(flat(z[:, fitted]), flat(target[:, fitted]))
-        self._held.add(z=z[:, chooses], t=target[:, chooses])
+def _score(im2col: Im2Col, rows: Rows, epsilon: float, line: Line) -> float:
+    """R² on held-out rows."""
+    held = rows.held
+    z = im2col.flat(held["y"] / _divisor(held["variance"], epsilon))
+    gain, bias = (value.reshape(-1) for value in line)
+    return r_squared(im2col.flat(held["t"]), z * gain + bias)
 
-    def add_rows(self, rows, variance, target, known, shift, parts) -> None:
-        fitted, chooses = parts
-        divisor = _safe(np.sqrt(variance + self._epsilon))
-        first = divisor[:, :, :1]
-        common = first * np.exp(np.mean(np.log(divisor / first), 2, keepdims=True))
-        scaled, known = rows / common, known / common
-        target = (target - shift) * (divisor / common) + shift
-        wanted = np.concatenate([target, known], axis=2)
-        self._ridge.add(scaled[:, fitted], wanted[:, fitted])
-        self._held_rows.add(x=scaled[:, chooses], t=target[:, chooses], m=known[:, chooses])
 
-    @property
-    def _mean_divisors(self) -> np.ndarray:
-        """ḡ of each channel, as (groups, 1, units)."""
-        return (self._divisors / max(self._count, 1))[:, None]
+class _Refit:
+    """The regression for a new kernel, for one ε.
 
-    @property
-    def line(self) -> tuple[np.ndarray, np.ndarray]:
-        return self._line.solve()
+    Args:
+        im2col: Of the linear layer.
+        rows: What `_rows` gives, with x.
+        epsilon: ε.
+        start: Gain and bias as they are.
+        every: Of how many rows one is used.
+    """
 
-    def score(self, gain: np.ndarray, bias: np.ndarray) -> float:
-        z, t = self._im2col.flat(self._held["z"]), self._im2col.flat(self._held["t"])
-        return r_squared(t, z * gain.reshape(-1) + bias.reshape(-1))
+    def __init__(self, im2col: Im2Col, rows: Rows, epsilon: float, start: Line, every: int = 1):
+        self._im2col, self._held, self._epsilon = im2col, rows.held, epsilon
+        gain, bias = (value.reshape(1, -1) for value in start)
+        signs = np.where(gain < 0, -1.0, 1.0)
+        self._signs, self._shift = im2col.grouped(signs), im2col.grouped(signs * bias)
+        self._ridge = RidgeRegression()
+        divisors, count = np.zeros(()), 0
+        for part in rows.fitted(every):
+            x, target, known, divisor = self._weighted(part)
+            self._ridge.add(x, np.concatenate([target, known], axis=2))
+            divisors = divisors + divisor.sum(1, dtype=np.float64, keepdims=True)
+            count += divisor.shape[1]
+        # ḡ of each channel, or of all
+        self._mean_divisors = divisors / max(count, 1)
 
-    def refitted(self, prior: np.ndarray) -> np.ndarray | None:
+    def kernel(self, prior: np.ndarray) -> np.ndarray | None:
         """A new kernel, drawn toward the old one; None where the map does not vary."""
         if not self._mean_divisors.all():
             return None
@@ -192,11 +192,21 @@ class _Sums:
         if not self._mean_divisors.all():
             return -np.inf
         (to_target, to_mean), (of_target, of_mean) = self._solved(prior)
-        scale, x, known = self._mean_divisors, self._held_rows["x"], self._held_rows["m"]
+        x, target, known, _ = self._weighted({n: self._held[n] for n in _OF_REFIT})
+        scale = self._mean_divisors
         answer = x @ (to_target + scale * to_mean) - scale * known
         answer += of_target[:, None] + scale * of_mean[:, None]
         flat = self._im2col.flat
-        return r_squared(flat(self._held_rows["t"]), flat(answer))
+        return r_squared(flat(target), flat(answer))
+
+    def _weighted(self, part: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """x/D, s·(t − β)·d/D + s·β, (μ − c)/D, and d."""
+        divisor = _divisor(part["variance"], self._epsilon)
+        first = divisor[:, :, :1]
+        common = first * np.exp(np.mean(np.log(divisor / first), 2, keepdims=True))
+        target = (part["t"] * self._signs - self._shift) * (divisor / common) + self._shift
+        known = (part["center"] - self._im2col.bias()[:, None]) / common
+        return part["x"] / common, target, known, divisor
 
     def _solved(self, prior: np.ndarray) -> tuple[Any, Any]:
         """Kernels and offsets that give s·t, and (μ_n − c)/d_n, of x/d_n."""
@@ -206,5 +216,7 @@ class _Sums:
         return np.split(matrix, 2, axis=2), np.split(offset, 2, axis=1)
 
 
-def _safe(divisor: np.ndarray) -> np.ndarray:
+def _divisor(variance: np.ndarray, epsilon: float) -> np.ndarray:
+    """d, or 1 where that is 0."""
+    divisor = np.sqrt(variance + epsilon)
     return np.where(divisor > 0, divisor, 1.0)

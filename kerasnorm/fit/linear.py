@@ -15,7 +15,7 @@ import numpy as np
 
 from kerasnorm.fit.im2col import Im2Col, Index
 from kerasnorm.fit.regression import RidgeRegression
-from kerasnorm.fit.sampling import FitData, HeldOutRows, Sampling, parts_of
+from kerasnorm.fit.sampling import FitData, Rows, Sampling, parts_of
 from kerasnorm.math.r_squared import r_squared
 
 # From a batch of the source, and places in it, what is to be given there.
@@ -37,49 +37,47 @@ def fit_linear(layer: Any, source: Any, data: FitData, sampling: Sampling) -> fl
         R² on held-out rows.
     """
     im2col, original = Im2Col(layer), Im2Col(source)
-    [(ridge, held)] = ridge_sums(im2col, pre_activation(original), data, sampling)
+    rows = linear_rows(im2col, pre_activation(original), data, sampling)
+    ridge = RidgeRegression()
+    for part in rows.fitted():
+        ridge.add(part["x"], part["y"])
     prior = im2col.matrix()
     bias = im2col.bias()
     found = [(prior, bias)]
     if layer.bias is not None:
         found += [ridge.solve(prior, share) for share in SHARES]
-    matrix, offset, score = best_of(found, held)
+    matrix, offset, score = best_of(found, rows.held["x"], rows.held["y"])
     im2col.assign(matrix)
     if layer.bias is not None:
         layer.bias.assign(offset.reshape(layer.bias.shape))
     return score
 
 
-def ridge_sums(
+def linear_rows(
     im2col: Im2Col,
     targets: Targets,
     data: FitData,
     sampling: Sampling,
-    features: Callable[[np.ndarray, Index], list[np.ndarray]] | None = None,
-) -> list[tuple[RidgeRegression, HeldOutRows]]:
-    """The sums of regressions over some data, and what is held out from them, as x and y.
+    beside: Callable[[np.ndarray, Index], dict[str, np.ndarray]] | None = None,
+) -> Rows:
+    """Rows of what a linear layer contracts, x, and of what it is to give, y.
 
     Args:
         im2col: Of the layer.
         targets: What is to be given, of the data's t.
         data: See `FitData`.
         sampling: See `Sampling`.
-        features: What is contracted in each, of the data's x; None for a single one, of what the
-            layer contracts itself.
+        beside: What else to keep, of the data's x.
     """
-    found: list[tuple[RidgeRegression, HeldOutRows]] = []
-    first = 0
+    rows, first = Rows(), 0
+    count = sampling.rows(im2col.size, im2col.groups * max(im2col.size, im2col.units))
     for x, t in data():
-        index = im2col.sample(im2col.output_shape(x), sampling.rows(im2col.size), sampling.random)
-        fitted, chooses = parts_of(index, first)
-        rows = [im2col.inputs(x, index)] if features is None else features(x, index)
-        target = targets(t, index)
-        found = found or [(RidgeRegression(), HeldOutRows()) for _ in rows]
-        for row, (ridge, held) in zip(rows, found, strict=True):
-            ridge.add(row[:, fitted], target[:, fitted])
-            held.add(x=row[:, chooses], y=target[:, chooses])
+        index = im2col.sample(im2col.output_shape(x), count, sampling.random)
+        more = beside(x, index) if beside else {}
+        parts = parts_of(index, first)
+        rows.add(parts, x=im2col.inputs(x, index), y=targets(t, index), **more)
         first += len(x)
-    return found
+    return rows
 
 
 def pre_activation(source: Im2Col) -> Targets:
@@ -93,10 +91,9 @@ def pre_activation(source: Im2Col) -> Targets:
 
 
 def best_of(
-    found: list[tuple[np.ndarray, np.ndarray]], held: HeldOutRows
+    found: list[tuple[np.ndarray, np.ndarray]], x: np.ndarray, y: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """The (matrix, offset) that fits the held-out rows best, and how well it does."""
-    x, y = held["x"], held["y"]
+    """The (matrix, offset) that fits held-out rows best, and how well it does."""
     flat = y.transpose(1, 0, 2).reshape(y.shape[1], -1)
     scores = []
     for matrix, offset in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -9,6 +10,26 @@ import numpy as np
 from kerasnorm.fit.split import same_shapes
 
 Batches = Iterable[list[np.ndarray]]
+
+# What a layer costs beside its arithmetic is the same for any batch: samples that are small are run
+# many at once.
+_LEAST_AT_ONCE, _MOST_AT_ONCE, _BYTES_AT_ONCE = 32, 256, 2**21
+
+
+def samples_at_once(arrays: list[np.ndarray]) -> int:
+    """How many samples like these to run at once."""
+    each = sum(array.nbytes for array in arrays) // max(1, len(arrays[0]))
+    return int(np.clip(_BYTES_AT_ONCE // max(1, each), _LEAST_AT_ONCE, _MOST_AT_ONCE))
+
+
+def in_larger_parts(batches: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    """The samples in as large parts as are to be run at once; larger batches stay whole."""
+    first = next(batches, None)
+    if first is None:
+        return iter(())
+    size = samples_at_once(first)
+    again = itertools.chain([first], batches)
+    return in_parts(again, size) if len(first[0]) < size else again
 
 
 def first_batches(batches: Iterator[list[np.ndarray]], count: float) -> Iterator[list[np.ndarray]]:

@@ -14,11 +14,13 @@ from kerasnorm.fit.split import PERIOD, chooses, is_fitted
 FitData = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 # Rows a regression sees: some for each unknown, within what is worth its time, which grows with
-# rows times features.
+# rows times features, and its memory.
 _ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
 # Where maps are large, a row comes from at least as many positions; the other batches are skipped.
 _POSITIONS_PER_ROW, _LEAST_SAMPLES = 8, 32
 _HELD_ROWS = 4096
+_ROWS_AT_ONCE = 4096
+_LEAST_TO_CHOOSE_BY = 4096
 
 
 @dataclass
@@ -28,23 +30,33 @@ class Sampling:
     batches: int
     random: np.random.Generator
 
-    def rows(self, size: int) -> int:
-        """Rows of each batch for a regression with this many features."""
-        total = int(np.clip(_ROWS_PER_FEATURE * size, _LEAST_ROWS, _MOST_ROWS))
-        total = min(total, _MOST_ENTRIES // size)
+    def rows(self, size: int, width: int = 1) -> int:
+        """Rows of each batch for a regression.
+
+        Args:
+            size: How many features it has.
+            width: How many entries a row has in all, beside or instead of these.
+        """
+        enough = _ROWS_PER_FEATURE * size
+        total = min(int(np.clip(enough, _LEAST_ROWS, _MOST_ROWS)), _MOST_ENTRIES // size)
+        total = min(total, max(enough, _MOST_ENTRIES // width))
         return -(-total // self.batches)
 
-    def step(self, shape: tuple[int, ...], size: int) -> int:
+    def step(self, shape: tuple[int, ...], rows: int) -> int:
         """Of how many batches, with outputs of this shape, one is enough to sample rows from.
 
         All are read where a batch may have no sample that chooses, and as many as it takes to
         see some dozens of samples.
+
+        Args:
+            shape: The shape of a batch's output.
+            rows: How many rows to take of each batch.
         """
         positions, samples = int(np.prod(shape[:-1])), shape[0]
         if samples < PERIOD:
             return 1
         most = max(1, self.batches * samples // _LEAST_SAMPLES)
-        return min(self.batches, most, max(1, positions // (_POSITIONS_PER_ROW * self.rows(size))))
+        return min(self.batches, most, max(1, positions // (_POSITIONS_PER_ROW * rows)))
 
 
 def sampled_positions(
@@ -57,7 +69,7 @@ def sampled_positions(
 
 
 class HeldOutRows:
-    """The rows that are held out from the sums."""
+    """The rows that are held out from a fit, of one or several arrays by name."""
 
     def __init__(self) -> None:
         self._parts: dict[str, list[np.ndarray]] = {}
@@ -71,6 +83,52 @@ class HeldOutRows:
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.concatenate(self._parts[name], axis=-2)
+
+
+class Rows:
+    """Rows of several arrays by name: those that are fitted, and those that are held out.
+
+    Each array has shape (groups, rows, entries), and is kept as float32.
+    """
+
+    def __init__(self) -> None:
+        self.held = HeldOutRows()
+        self._parts: dict[str, list[np.ndarray]] = {}
+
+    def add(self, parts: tuple[np.ndarray, np.ndarray], **rows: np.ndarray) -> None:
+        """Add rows.
+
+        Args:
+            parts: Which of them are fitted, and which choose; see `parts_of`.
+            **rows: The rows.
+        """
+        fitted, chooses = parts
+        for name, array in rows.items():
+            self._parts.setdefault(name, []).append(array[:, fitted].astype(np.float32))
+        self.held.add(**{name: array[:, chooses] for name, array in rows.items()})
+
+    def fitted(self, every: int = 1) -> Iterator[dict[str, np.ndarray]]:
+        """Those that are fitted, some thousand at once.
+
+        Args:
+            every: Of how many rows one is enough.
+        """
+        together: dict[str, list[np.ndarray]] = {name: [] for name in self._parts}
+        count = 0
+        for parts in zip(*self._parts.values(), strict=True):
+            for name, part in zip(together, parts, strict=True):
+                together[name].append(part[:, ::every])
+            count += parts[0][:, ::every].shape[1]
+            if count >= _ROWS_AT_ONCE:
+                yield {name: np.concatenate(found, 1) for name, found in together.items()}
+                together, count = {name: [] for name in self._parts}, 0
+        if count:
+            yield {name: np.concatenate(found, 1) for name, found in together.items()}
+
+    def thinning(self, size: int) -> int:
+        """Of how many rows one is enough to choose by among regressions of so many features."""
+        count = sum(part.shape[1] for part in next(iter(self._parts.values())))
+        return max(1, count // max(_LEAST_TO_CHOOSE_BY, 2 * _ROWS_PER_FEATURE * size // 3))
 
 
 def parts_of(index: tuple[np.ndarray, ...], first: int) -> tuple[np.ndarray, np.ndarray]:

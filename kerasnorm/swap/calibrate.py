@@ -22,6 +22,8 @@ from kerasnorm.targets.plan import FitRequest
 
 # Of fewer samples, an answer or two would decide.
 _LEAST_TO_CHOOSE = 4
+# Answers that are no further off, in nats or as a share of what they say, are not trained on.
+_NEAR_ENOUGH = 0.02
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,17 @@ def calibrate(
                 f"statistics are nearer the source's (loss {without:.3g}, fitted {least:.3g})"
             )
             least = without
-    stage = Stage(rebuilt.model, norms)
-    trained = reconstruction.run(rebuilt.model, fits.layers, seed, budget)
-    notes += reconstruction.notes
+    share = answer_loss.share_of(root) if answer_loss else np.inf
+    trained = False
+    if share <= _NEAR_ENOUGH:
+        notes.append(
+            "not trained after the fits, which bring the answers near enough (loss "
+            f"{share:.2g}, {_NEAR_ENOUGH:g} is enough): `kerasnorm.distill` may bring them nearer"
+        )
+    else:
+        stage = Stage(rebuilt.model, norms)
+        trained = reconstruction.run(rebuilt.model, fits.layers, seed, budget)
+        notes += reconstruction.notes
     doubts = [
         f"'{task.site}' was not fitted: it is inside of a layer that is run as a whole"
         for task in tasks
@@ -111,7 +121,7 @@ def calibrate(
         doubts.append("the training is left out: the answers were nearer the source's before it")
         stage.restore()
         trained = False
-    remeasure = trained or not fitted or reconstruction.epochs > 0
+    remeasure = trained or not fitted
     dampings = fits.dampings if fitted else dict.fromkeys(fits.dampings, -1)
     return Calibration(
         fits.scores, dampings, fitted, trained, remeasure, notes, doubts, held_out, first

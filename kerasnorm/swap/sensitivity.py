@@ -20,7 +20,13 @@ from kerasnorm.distillation.losses import Distance, joined
 from kerasnorm.distillation.reconstruct import multiplications
 from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.fit_task import FitTask
-from kerasnorm.fit.parts import first_batches, first_samples, in_parts
+from kerasnorm.fit.parts import (
+    first_batches,
+    first_samples,
+    in_larger_parts,
+    in_parts,
+    samples_at_once,
+)
 from kerasnorm.fit.split import is_reported_on, same_shapes
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.output_heads import heads_of
@@ -36,7 +42,6 @@ ALLOWED = 0.02
 _INSENSITIVE = 0.999
 # Samples: to fit to at most, and to run to the answers. Of fewer, a few would decide.
 _TO_FIT, _TO_RUN, _LEAST_TO_RUN = 256, 160, 32
-_AT_ONCE = 32
 _BYTES = 4  # of an entry
 # Multiplications of all runs: a minute or so of two processor cores.
 _WORK = 2e11
@@ -127,7 +132,7 @@ def sensitivity(
         The loss of each site: the largest `Distance` of an output, as a share of its
         `information`. It is infinite for a site that cannot be fitted.
     """
-    parts = list(in_parts(batches, _AT_ONCE))
+    parts = list(in_larger_parts(iter(batches)))
     count = sum(len(arrays[0]) for arrays in parts)
     to_run = min(_TO_RUN, count // 3)
     if to_run < _LEAST_TO_RUN:
@@ -179,7 +184,7 @@ class _SideBySide:
         """How many samples may be run at once, whose activations are all held."""
         values = self._source.run([array[:1] for array in arrays])
         each = _BYTES * sum(int(np.prod(value.shape)) for value in values.values())
-        return int(np.clip(memory_budget // (2 * each), 1, _AT_ONCE))
+        return int(np.clip(memory_budget // (2 * each), 1, samples_at_once(arrays)))
 
     def losses(self, sites: list[str], parts: list[list[np.ndarray]]) -> dict[str, float]:
         """By site, the largest `Distance` of an output, as a share of its `information`.

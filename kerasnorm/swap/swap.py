@@ -17,6 +17,7 @@ from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_number
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.data_check import check_data
+from kerasnorm.fit.parts import in_larger_parts
 from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
 from kerasnorm.fit.time_budget import TimeBudget
 from kerasnorm.graph.model_graphs import graphs_of
@@ -67,13 +68,14 @@ def swap_norms(
       kernel, gain and bias fitted to what the source puts out.
 
     With data, layer after layer is fitted on what the swapped model feeds it, other linear layers
-    behind the first site included; a step is kept where it fits held-out rows better. A model
-    small enough for that to take no more than a minute or two is then trained on the same data,
-    as `distill` does, for up to 20 epochs. Of ten samples in a row, eight are fitted to and
-    trained on, one chooses and one is for the report alone: what stored statistics gave, what the
-    fits made of it or what training did stays by whose answers are nearest the source's on those
-    that choose. A BatchNorm called with `training=True` has no stored
-    form and is refused, unless it is frozen.
+    behind the first site included; a step is kept where it fits held-out rows better. Where the
+    answers are then off by more than 0.02 (nats of Kullback-Leibler divergence, or a share of what
+    the answers say; 1 − R² of numbers), a model small enough for that to take no more than a minute
+    or two is trained on the same data, as `distill` does, for up to 20 epochs. Of ten samples in a
+    row, eight are fitted to and trained on, one chooses and one is for the report alone: what
+    stored statistics gave, what the fits made of it or what training did stays by whose answers
+    are nearest the source's on those that choose. A BatchNorm called with `training=True` has no
+    stored form and is refused, unless it is frozen.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies and the compile state (the optimizer's slots aside) are kept.
@@ -115,7 +117,8 @@ def swap_norms(
             the time that choosing sensitive sites takes. `report.sites` has what it was.
         strict: Whether a refused site, or a model without BatchNorm, is an error.
         seed: Of the subset of the data, of the sampling of positions, and of the order in training.
-        batch_size: Of the batches that arrays are cut into.
+        batch_size: Of the batches that arrays are cut into; where samples are small, several are
+            run at once.
         memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
             files in the folder that TMPDIR names, which are gone when the process ends, however it
             does. Both together hold, of each sample that is used, what later layers of the two
@@ -166,6 +169,8 @@ def swap_norms(
     batches: Any = None
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
+        if not model_graphs.root.has_fixed_batch:
+            batches = in_larger_parts(batches)
         settings = {"seed": seed, "memory_budget": memory_budget}
         pilot = Pilot(budget)
         batches = pilot.run(decision, batches, shares, **settings)

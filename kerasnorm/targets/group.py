@@ -26,31 +26,38 @@ _LEAST_CHANNELS, _LEAST_VALUES = 2, 16
 
 
 def fold_group_norm(layer: GroupNorm, calls: list[Call], name: str) -> Replace | Refusal:
-    """A GroupNorm as GroupNormalization; of one group at each position, as LayerNormalization."""
+    """A GroupNorm as GroupNormalization; of each position, in a TimeDistributed for every axis.
+
+    A single group of each position is a LayerNormalization.
+    """
+    rank = len(calls[0].output.shape)
     config = layer.get_config()
-    of_positions = config.pop("per_position") and len(calls[0].output.shape) > 2
+    groups, axis = layer.groups, layer.axis % rank
+    of_positions = config.pop("per_position") and rank > 2
     masked = any(keras_private.attached_mask(call.output) is not None for call in calls)
     if masked and not of_positions:
         return Refusal("it leaves masked steps out of its mean")
-    if of_positions and layer.groups > 1:
-        return Refusal("it normalizes groups of channels at each position by itself")
+    if of_positions and groups != 1 and axis != rank - 1:
+        return Refusal("it normalizes groups of channels at each position, and these are not last")
     config["name"] = name
 
     def make() -> keras.Layer:
-        if of_positions:
-            return keras.layers.LayerNormalization(**_without(config, "groups"))
-        return keras.layers.GroupNormalization(**config)
+        if of_positions and groups == 1:
+            return keras.layers.LayerNormalization(
+                **{key: value for key, value in config.items() if key != "groups"}
+            )
+        if not of_positions:
+            return keras.layers.GroupNormalization(**config)
+        plain: keras.Layer = keras.layers.GroupNormalization(**config | {"axis": -1})
+        for _ in range(rank - 2):
+            plain = keras.layers.TimeDistributed(plain, name=name, dtype=layer.dtype_policy)
+        return plain
 
     def fill(plain: keras.Layer) -> None:
-        for weight in ("gamma", "beta"):
-            if getattr(layer, weight) is not None:
-                assign_copy(getattr(plain, weight), getattr(layer, weight))
+        for target, weight in zip(plain.weights, layer.weights, strict=True):
+            assign_copy(target, weight)
 
     return Replace(make, fill)
-
-
-def _without(config: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key != name}
 
 
 class GroupTarget(SampleNormTarget):
