@@ -38,6 +38,10 @@ HALVES = {"choosing": CHOOSING, "showing": SHOWING}
 KINDS: dict[str, tuple[str, bool, dict[str, Any]]] = {
     "layer, no data": ("layer", False, {}),
     "layer": ("layer", True, {}),
+    "group, no data": ("group", False, {}),
+    "group": ("group", True, {}),
+    "group, 32": ("group", True, {"groups": 32}),
+    "group, auto": ("group", True, {"groups": "auto"}),
     "cosine, pure": ("cosine", True, {"damping": 0.0}),
     "cosine": ("cosine", True, {}),
 }
@@ -58,6 +62,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path(".bench"), help="the trained nets")
     parser.add_argument("--half", choices=HALVES, default="showing")
     parser.add_argument("--nets", nargs="*", metavar="NAME", help="of the half; default all")
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS), metavar="KIND")
     parser.add_argument("--draws", type=int, default=5, metavar="N")
     parser.add_argument("--images", type=int, default=512, metavar="N")
     parser.add_argument("--distill", type=int, nargs="?", const=10_000, default=0, metavar="N")
@@ -92,11 +97,14 @@ def measured(arguments: argparse.Namespace, name: str) -> list[Row]:
     source = kerasnorm.load_model(arguments.folder / f"{name}.keras")
     x, y = data.test_x[:_MOST], data.test_y[:_MOST]
     expected = source.predict(x, batch_size=250, verbose=0)
-    automatic = inspect.signature(kerasnorm.swap_norms).parameters["damping"].default == "auto"
+    arguments_of = inspect.signature(kerasnorm.swap_norms).parameters
+    automatic = arguments_of["damping"].default == "auto"
     rows = []
     for kind, (target, with_data, options) in KINDS.items():
-        if kind == "cosine" and not automatic:
-            continue  # the pure one is all that there was
+        if kind not in arguments.kinds or (kind == "cosine" and not automatic):
+            continue  # of an older checkout, the pure one is all that there was
+        if target == "group" and "groups" not in arguments_of:
+            continue
         for draw in range(arguments.draws if with_data else 1):
             some = calibration(data, arguments.images, draw) if with_data else None
             swap = kerasnorm.swap_norms(source, target, some, seed=draw, **options)

@@ -213,7 +213,7 @@ def model_steps(path: Path) -> dict[str, Callable[[], Any]]:
     x = np.random.default_rng(0).uniform(size=(32, *source.input_shape[1:])).astype("float32")
     y = np.random.default_rng(1).integers(source.output_shape[-1], size=32)
     models = {"BatchNormalization": source}
-    for to in ("weight", "layer", "cosine"):
+    for to in ("weight", "layer", "group", "cosine"):
         models[to] = kn.swap_norms(source, to, None if to == "weight" else x).model
     for model in models.values():
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(), jit_compile=True)

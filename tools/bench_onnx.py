@@ -31,7 +31,7 @@ from timing import times
 import kerasnorm
 
 MODELS = ("fashion_resnet.keras", "fashion_mobile.keras", "resnet8_cifar10.h5", "ResNet50")
-TARGETS = ("weight", "layer", "cosine")
+TARGETS = ("weight", "layer", "group", "cosine")
 BATCHES = (1, 8)
 # Enough to fit something; what is fitted does not change the speed.
 _SAMPLES = 32

@@ -183,7 +183,7 @@ def programs(path: Path) -> Iterator[Program]:
     if not path.exists():
         print(f"{MODEL} is left out: there is no {path}", file=sys.stderr)
         return
-    for to in ("batch", "weight", "layer", "cosine"):
+    for to in ("batch", "weight", "layer", "group", "cosine"):
         make = functools.partial(model_step, path, to)
         yield Program(f"{MODEL}, {to} norm", "float32", "training step", make)
 

@@ -46,7 +46,7 @@ MODELS = (
     "fashion_dense.keras",
     "resnet8_cifar10.h5",
 )
-TARGETS = ("none", "weight", "layer", "cosine")
+TARGETS = ("none", "weight", "layer", "group", "cosine")
 SAMPLES = 8
 _WEB = Path(__file__).with_name("onnx_web.mjs")
 
