@@ -19,7 +19,7 @@ from kerasnorm.fit.cosine_norm import fit_cosine_norm
 from kerasnorm.fit.fit_task import FitTask
 from kerasnorm.fit.layer_norm import fit_layer_norm, fit_layer_norm_alone
 from kerasnorm.fit.linear import fit_linear
-from kerasnorm.fit.sampling import FitData, Sampling
+from kerasnorm.fit.sampling import ROUGH, FitData, Sampling
 from kerasnorm.graph import sites
 from kerasnorm.graph.activation_store import ActivationStore
 from kerasnorm.graph.model_graphs import ModelGraphs
@@ -68,7 +68,7 @@ def fit_model(
         seed: Of the sampling.
         memory_budget: Bytes of activations to hold in memory.
         alone: Whether each layer is fitted on what the source feeds it, as if it were the only
-            one that is swapped; those in between are left as they are then.
+            one that is swapped, and on fewer rows; those in between are left as they are then.
     """
     store = ActivationStore(memory_budget)
     copies = {id(graph.owner): graph for graph in rebuilt.graphs.values()}
@@ -91,7 +91,8 @@ def fit_model(
         for arrays in batches:
             source.feed(arrays)
             swapped.feed(arrays)
-        sampling = Sampling(source.batches, np.random.default_rng(seed))
+        random = np.random.default_rng(seed)
+        sampling = Sampling(source.batches, random, *([ROUGH] if alone else []))
         with progress("fitting", len(scheduled)) as advance:
             for fit in sorted(scheduled, key=lambda item: item.step):
                 in_place.get_ready(fit.step)

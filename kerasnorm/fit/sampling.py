@@ -16,6 +16,8 @@ FitData = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 # Rows a regression sees: some for each unknown, within what is worth its time, which grows with
 # rows times features, and its memory.
 _ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
+# As many are enough for a rough fit.
+ROUGH = 4096
 # Where maps are large, a row comes from at least as many positions; the other batches are skipped.
 _POSITIONS_PER_ROW, _LEAST_SAMPLES = 8, 32
 _HELD_ROWS = 4096
@@ -25,10 +27,17 @@ _LEAST_TO_CHOOSE_BY = 4096
 
 @dataclass
 class Sampling:
-    """How many rows to take of each batch, and from which."""
+    """How many rows to take of each batch, and from which.
+
+    Attributes:
+        batches: How many batches there are.
+        random: Where the rows are drawn with.
+        least: How many rows a regression has at least, if there are as many.
+    """
 
     batches: int
     random: np.random.Generator
+    least: int = _LEAST_ROWS
 
     def rows(self, size: int, width: int = 1) -> int:
         """Rows of each batch for a regression.
@@ -38,7 +47,7 @@ class Sampling:
             width: How many entries a row has in all, beside or instead of these.
         """
         enough = _ROWS_PER_FEATURE * size
-        total = min(int(np.clip(enough, _LEAST_ROWS, _MOST_ROWS)), _MOST_ENTRIES // size)
+        total = min(int(np.clip(enough, self.least, _MOST_ROWS)), _MOST_ENTRIES // size)
         total = min(total, max(enough, _MOST_ENTRIES // width))
         return -(-total // self.batches)
 
