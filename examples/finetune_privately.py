@@ -5,7 +5,7 @@
         [--output privately.png] [--folder FOLDER]
 
 DP-SGD by jax-privacy's Keras support: `make_private(model, config)`, and one `fit` on JAX. The
-gradient of each image is scaled to length 1, noise is added to their sum, and the images of a step
+gradient of each image is clipped to length 1, noise is added to their sum, and the images of a step
 are a Poisson sample, 208 of 6,000 on average. The noise is what the library's own accountant finds
 for 80 steps, epsilon 3 and delta 1e-5. A small residual net (dim_fashion.py), 88 % right on
 well-lit images of clothes, has to learn dim ones. Test accuracy, mean (lowest..highest) of three
