@@ -38,6 +38,15 @@ def test_jax_copies():
     run("jax", ["test_clone_on_backends.py"], "-k", "clone-residual or (folded and scaled)")
 
 
+def test_jax_examples_alone():
+    run("jax", ["test_per_example.py"], "-k", "test_swapped and weight-sequence or that_stays")
+
+
+@pytest.mark.slow
+def test_jax_every_example_alone():
+    run("jax", ["test_per_example.py"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("tests", ["test_float32 or twice", "test_compiled or test_fit"])
 def test_jax_contract(tests):
