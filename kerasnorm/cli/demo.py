@@ -25,7 +25,7 @@ from kerasnorm.swap.swap import swap_norms
 from kerasnorm.targets.names import NAMES
 
 SEED = 0
-EPOCHS = 30
+EPOCHS = 15
 BATCH = 64
 TEST_IMAGES = 450
 CALIBRATION = 512
@@ -81,7 +81,7 @@ def run(console) -> list[Row]:
     source = residual_network()
     with console.status(f"Training a small residual network with BatchNorm, {EPOCHS} epochs …"):
         clock.time("train (XLA)", train, source, digits)
-    expected = source.predict(digits.x_test, verbose=0)
+    expected = answer(source, digits.x_test)
     rows = [row("BatchNorm, the source", expected, expected, digits.y_test)]
     for target, kind in NAMES.items():
         data = digits.x_train[:CALIBRATION] if kind.takes_data else None
@@ -90,13 +90,13 @@ def run(console) -> list[Row]:
         console.print(swap.report.summary(), markup=False)
         if not kind.takes_data:
             console.print(swap.report.table())
-        answers = {f"{target} norm": swap.model.predict(digits.x_test, verbose=0)}
+        answers = {f"{target} norm": answer(swap.model, digits.x_test)}
         if not kind.takes_data:
             folded = clock.time("fold", fold_norms, swap.model)
-            answers["weight norm, folded"] = folded.predict(digits.x_test, verbose=0)
+            answers["weight norm, folded"] = answer(folded, digits.x_test)
         with console.status("Exporting to ONNX and checking …"):
-            file, answer = clock.time("export and check", exported, swap, digits.x_test)
-        answers[f"{target} norm, ONNX Runtime"] = answer
+            file, said = clock.time("export and check", exported, swap, digits.x_test)
+        answers[f"{target} norm, ONNX Runtime"] = said
         rows += [row(name, y, expected, digits.y_test) for name, y in answers.items()]
         ops = ", ".join(f"{count} {op}" for op, count in sorted(file.op_counts.items()))
         console.print(f"ONNX file, opset {file.opset}: {ops}", markup=False)
@@ -169,6 +169,11 @@ def train(model: keras.Model, digits: Digits) -> None:
     model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, verbose=0)
 
 
+def answer(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What a model says to the images."""
+    return keras.ops.convert_to_numpy(model(images, training=False))
+
+
 def onnx_answer(file: Path, images: np.ndarray) -> np.ndarray:
     """What ONNX Runtime says to the images."""
     import onnxruntime
@@ -177,15 +182,15 @@ def onnx_answer(file: Path, images: np.ndarray) -> np.ndarray:
     return session.run(None, {"image": images})[0]
 
 
-def row(name: str, answer: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> Row:
+def row(name: str, given: np.ndarray, expected: np.ndarray, labels: np.ndarray) -> Row:
     """Accuracy of an answer, and how far it is from the source's."""
-    said = answer.argmax(-1)
-    if answer is expected:
+    said = given.argmax(-1)
+    if given is expected:
         return Row(name, float(np.mean(said == labels)), None, None)
     return Row(
         name,
         accuracy=float(np.mean(said == labels)),
-        difference=float(np.abs(answer - expected).max() / np.abs(expected).max()),
+        difference=float(np.abs(given - expected).max() / np.abs(expected).max()),
         agreement=float(np.mean(said == expected.argmax(-1))),
     )
 

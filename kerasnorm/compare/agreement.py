@@ -20,11 +20,12 @@ from kerasnorm.compare.sample_sums import (
 )
 from kerasnorm.compare.side_by_side import SideBySide
 from kerasnorm.compare.tensor_pairs import ModelPair
-from kerasnorm.graph.execute import run
+from kerasnorm.graph.execute import run, samples_at_once
 from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.math.r_squared import RSquared
 
-AT_ONCE = 8
+# How many times as much is held where all sites are compared.
+_OF_ALL_SITES = 4
 # Deviations from which a sample's answer counts as another one.
 _CHANGED = 0.5
 
@@ -76,27 +77,28 @@ class Agreement:
 def fits(models: ModelPair, arrays: list[np.ndarray]) -> dict[str, float]:
     """R² of what the copy has against what the source has, by name; over all calls of a pair."""
     found = {pair.name: RSquared() for pair in models.pairs}
-    for part in _parts(arrays, AT_ONCE):
+    at_once = samples_at_once(arrays) // _OF_ALL_SITES
+    for part in _parts(arrays, at_once):
         for values in SideBySide(models).run(part):
             rows = _finite_rows(values.expected, values.received, values.pair.axis)
             found[values.pair.name].add(*rows)
     return {name: fit.value for name, fit in found.items()}
 
 
-def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int = AT_ONCE) -> Agreement:
+def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int | None = None) -> Agreement:
     """How far the outputs of two models agree on some inputs.
 
     Args:
         models: The models.
         arrays: The inputs, flat.
-        at_once: How many samples to run together.
+        at_once: How many samples to run together; None for as many as are held easily.
     """
     root = models.source.root
     expected = [pair.expected for pair in models.outputs]
     received = [pair.received for pair in models.outputs]
     found, same = [SampleSums() for _ in models.outputs], []
     heads = heads_of(models.source)
-    for part in _parts(arrays, at_once):
+    for part in _parts(arrays, at_once or samples_at_once(arrays)):
         answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
         shares, samples = [], len(part[0])
         for sums, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
@@ -141,6 +143,6 @@ def _finite_rows(expected: np.ndarray, received: np.ndarray, axis: int) -> list[
 
 
 def _parts(arrays: list[np.ndarray], at_once: int) -> Iterator[list[np.ndarray]]:
-    """A few samples at a time, since the tensors of every call are held at once."""
+    """A few samples at a time."""
     for first in range(0, len(arrays[0]), at_once):
         yield [array[first : first + at_once] for array in arrays]

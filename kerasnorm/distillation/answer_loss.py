@@ -6,12 +6,10 @@ import numpy as np
 from keras import ops, tree
 
 from kerasnorm.distillation.losses import Distance, joined
-from kerasnorm.graph.execute import run
+from kerasnorm.graph.execute import run, samples_at_once
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.output_heads import heads_of
-
-_AT_ONCE = 32
 
 
 class AnswerLoss:
@@ -43,8 +41,9 @@ class AnswerLoss:
 
     def _logits(self, graph: Graph) -> list[np.ndarray]:
         parts = []
-        for first in range(0, len(self._arrays[0]), _AT_ONCE):
-            part = [array[first : first + _AT_ONCE] for array in self._arrays]
+        at_once = samples_at_once(self._arrays)
+        for first in range(0, len(self._arrays[0]), at_once):
+            part = [array[first : first + at_once] for array in self._arrays]
             outputs = zip(self._heads, run(graph, part, tree.flatten(graph.outputs)), strict=True)
             parts.append([ops.convert_to_numpy(head.logits(y)) for head, y in outputs])
         return joined(parts)

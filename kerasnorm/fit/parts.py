@@ -8,18 +8,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from kerasnorm.fit.split import same_shapes
+from kerasnorm.graph.execute import samples_at_once
 
 Batches = Iterable[list[np.ndarray]]
-
-# What a layer costs beside its arithmetic is the same for any batch: samples that are small are run
-# many at once.
-_LEAST_AT_ONCE, _MOST_AT_ONCE, _BYTES_AT_ONCE = 32, 256, 2**21
-
-
-def samples_at_once(arrays: list[np.ndarray]) -> int:
-    """How many samples like these to run at once."""
-    each = sum(array.nbytes for array in arrays) // max(1, len(arrays[0]))
-    return int(np.clip(_BYTES_AT_ONCE // max(1, each), _LEAST_AT_ONCE, _MOST_AT_ONCE))
 
 
 def in_larger_parts(batches: Iterator[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:

@@ -13,6 +13,16 @@ from keras import tree
 from kerasnorm import keras_private
 from kerasnorm.graph.graph import Call, Graph
 
+# What a layer costs beside its arithmetic is the same for any batch: samples that are small are run
+# many at once.
+_LEAST_AT_ONCE, _MOST_AT_ONCE, _BYTES_AT_ONCE = 32, 256, 2**21
+
+
+def samples_at_once(arrays: Sequence[np.ndarray]) -> int:
+    """How many samples like these to run at once, where a few of their activations are held."""
+    each = sum(array.nbytes for array in arrays) // max(1, len(arrays[0]))
+    return int(np.clip(_BYTES_AT_ONCE // max(1, each), _LEAST_AT_ONCE, _MOST_AT_ONCE))
+
 
 def run(graph: Graph, arrays: Sequence[Any], tensors: Iterable[Any]) -> list[np.ndarray]:
     """What a graph has at some of its symbolic tensors (see `run_tensors`), as arrays."""

@@ -25,9 +25,9 @@ from kerasnorm.fit.parts import (
     first_samples,
     in_larger_parts,
     in_parts,
-    samples_at_once,
 )
 from kerasnorm.fit.split import is_reported_on, same_shapes
+from kerasnorm.graph.execute import samples_at_once
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.output_heads import heads_of
 from kerasnorm.graph.steps import Key, Steps
