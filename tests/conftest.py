@@ -42,7 +42,7 @@ def closed_form(monkeypatch):
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
 
 
-@pytest.fixture(scope="session", params=["none", "weight", "layer", "cosine"])
+@pytest.fixture(scope="session", params=["none", "weight", "layer", "group", "cosine"])
 def exported_residual(request, tmp_path_factory):
     """A residual network as it is, or swapped to a target: the model, its file, and inputs."""
     keras.utils.set_random_seed(0)

@@ -21,7 +21,7 @@ from helpers import (
 )
 from keras import layers as L
 
-from kerasnorm import Affine, BatchNorm, CosineNorm, LayerNorm, WeightNorm
+from kerasnorm import Affine, BatchNorm, CosineNorm, GroupNorm, LayerNorm, WeightNorm
 from kerasnorm.layers import LayerNormGRUCell, LayerNormLSTMCell, LayerNormSimpleRNNCell
 
 
@@ -314,6 +314,18 @@ def _layer_norm(axes, epsilon=1e-3, shape=(-1,), mask=None):
     return oracle
 
 
+def _group_norm(groups, axes, axis=-1, mask=None):
+    """`axes` of what has the groups behind the channels' place, and the channels of each last."""
+
+    def oracle(x, gamma, beta):
+        x = np.moveaxis(x, axis, -1)
+        split = x.reshape(*x.shape[:-1], groups, -1)
+        y = standardize(split, axes, 1e-3, mask).reshape(x.shape) * gamma + beta
+        return np.moveaxis(y, -1, axis)
+
+    return oracle
+
+
 def _batch_norm(axes, shape=(-1,), epsilon=1e-3, mask=None):
     def oracle(x, gamma, beta, *_):
         return standardize(x, axes, epsilon, mask) * gamma.reshape(shape) + beta.reshape(shape)
@@ -415,6 +427,14 @@ CASES = [
          _layer_norm((1, 2), mask=_TIME_MASK[..., None]), {"mask": _TIME_MASK}),
     Case("LayerNorm-mask-passed-on", lambda: LayerNorm(), (3, 4, 5), _layer_norm((-1,)),
          {"mask": _TIME_MASK}),
+    Case("GroupNorm", lambda: GroupNorm(2), (4, 6), _group_norm(2, (-1,))),
+    Case("GroupNorm-images", lambda: GroupNorm(2), (3, 4, 3, 6), _group_norm(2, (1, 2, -1))),
+    Case("GroupNorm-channels-first", lambda: GroupNorm(3, axis=1), (3, 6, 2, 2),
+         _group_norm(3, (1, 2, -1), axis=1)),
+    Case("GroupNorm-positions", lambda: GroupNorm(2, per_position=True), (3, 4, 6),
+         _group_norm(2, (-1,))),
+    Case("GroupNorm-masked-time", lambda: GroupNorm(2), (3, 4, 6),
+         _group_norm(2, (1, -1), mask=_TIME_MASK[..., None, None]), {"mask": _TIME_MASK}),
     Case("RNN-LayerNormSimpleRNNCell", lambda: L.RNN(LayerNormSimpleRNNCell(3)), (2, 4, 3),
          layer_norm_simple_rnn),
     Case("RNN-LayerNormLSTMCell", lambda: L.RNN(LayerNormLSTMCell(3)), (2, 4, 3),

@@ -265,6 +265,8 @@ def test_as_a_user_runs_it(model, tmp_path):
         ("swap MODEL --to layer --data .", 2, "kerasnorm: A folder of data must hold images. '.'"),
         ("swap MODEL --to layer --max-samples few", 2, "10, or all. Received: few"),
         ("swap MODEL --to weight --output a.h5", 2, "--output must name a .keras file."),
+        ("swap MODEL --to layer --groups 2", 2, "--groups is for --to group. Received --to layer."),
+        ("swap MODEL --to group --groups some", 2, "at least 1, or auto. Received: some"),
         ("swap MODEL --to weight --distill", 2, "--distill needs a swap that is not exact"),
         ("fold MODEL MODEL", 2, "exists. Pass --force to replace it."),
     ],

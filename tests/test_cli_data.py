@@ -54,6 +54,20 @@ def test_fitted_to_data(model, images, name, target, capsys):
     assert np.isfinite(kerasnorm.load_model(out)(np.zeros((1, 8, 8, 3)))).all()
 
 
+@pytest.mark.parametrize(("groups", "expected"), [("2", {2}), ("auto", {1, 2}), (None, {1})])
+def test_groups_reach_the_swap(images, groups, expected):
+    inputs = keras.Input((8, 8, 3))
+    y = keras.layers.BatchNormalization()(keras.layers.Conv2D(16, 3)(inputs))
+    y = keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.ReLU()(y)))
+    keras.Model(inputs, y).save(images / "model.keras")
+    report = images / "out.json"
+    options = [] if groups is None else ["--groups", groups]
+    arguments = ("--data", images / "x.npy", "--report", report, *options)
+    assert run("swap", images / "model.keras", "--to", "group", *arguments) == 0
+    (site,) = json.loads(report.read_text())["sites"]
+    assert site["groups"] in expected
+
+
 def test_seed_and_damping_reach_the_swap(model, images):
     weights = []
     for damping in (0, 0, 4):
