@@ -12,9 +12,10 @@ from fidelity import every_site, randomize
 from test_swap import batch
 
 import kerasnorm
-from kerasnorm import CosineNorm, LayerNorm
+from kerasnorm import CosineNorm
 from kerasnorm.cli.main import main
 from kerasnorm.fit.damping import first_enough
+from kerasnorm.layers.sample_norm import SampleNorm
 
 pytestmark = pytest.mark.usefixtures("closed_form")
 layers = keras.layers
@@ -31,7 +32,7 @@ def source_and_data(make=tiny_models.residual, rows=160):
 
 
 def norms(model):
-    return [x for x in model._flatten_layers() if isinstance(x, (LayerNorm, CosineNorm))]
+    return [x for x in model._flatten_layers() if isinstance(x, (SampleNorm, CosineNorm))]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,7 @@ def test_the_record_says_what_each_norm_has(target):
     first = auto.report.sites[0]
     explicit = kerasnorm.swap_norms(source, target, data, damping=first.damping, sites=every_site)
     a, b = (norms(swap.model)[0] for swap in (auto, explicit))
-    name = "epsilon" if target == "layer" else "damping"
+    name = "damping" if target == "cosine" else "epsilon"
     assert getattr(a, name) == pytest.approx(getattr(b, name), rel=0.05)
     assert all(site.damping == first.damping for site in explicit.report.sites)
 

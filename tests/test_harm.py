@@ -260,7 +260,7 @@ def test_a_layer_norm_that_a_few_channels_decide(largest, harmful):
     if harmful:
         squares = np.geomspace(1 / largest, largest, 16) ** 2 / (1 + 1e-3)
         deciding = squares.sum() ** 2 / (squares**2).sum()
-        assert f"{deciding:.1f} of 16 decide" in site.reason
+        assert f"{deciding:.1f} of 16 channels decide" in site.reason
 
 
 def test_means_that_no_sample_changes_count_for_a_layer_norm():

@@ -17,6 +17,9 @@ from kerasnorm.targets.registry import TARGETS
 BN = layers.BatchNormalization
 
 
+SAMPLE_NORMS = ("layer", "group")
+
+
 def planned(model, target, number=0):
     graphs = graphs_of(model)
     found = sites.find_sites(graphs)[0]
@@ -137,14 +140,14 @@ def test_what_takes_the_place_of_what(target):
     linear, norm = plan.partner.call, plan.site.call
     assert set(edits) == {linear, norm}
     assert isinstance(edits[linear], Replace)
-    assert isinstance(edits[norm], Replace if target == "layer" else Skip)
+    assert isinstance(edits[norm], Replace if target in SAMPLE_NORMS else Skip)
     request = TARGETS[target].fit_request(plan, edits, (0.0, 0.1))
     if target == "weight":
         assert request is None
     else:
-        assert request.layer is edits[norm if target == "layer" else linear]
+        assert request.layer is edits[norm if target in SAMPLE_NORMS else linear]
         assert request.target is norm
-        assert (request.plain is edits[linear]) == (target == "layer")
+        assert (request.plain is edits[linear]) == (target in SAMPLE_NORMS)
         assert request.source is None
         assert len(request.damping) == 2
 
@@ -156,6 +159,10 @@ FROZEN = {
     "weight": ("g trains", "kernel, g and bias train"),
     "layer": (
         "gamma and beta of the LayerNorm train",
+        "kernel and bias train, which gamma and beta are folded into",
+    ),
+    "group": (
+        "gamma and beta of the GroupNorm train",
         "kernel and bias train, which gamma and beta are folded into",
     ),
     "cosine": ("nothing trains", "kernel, g and bias train"),
@@ -184,6 +191,7 @@ def test_gamma_and_beta_that_were_shared(target):
     notes = {
         "weight": "'second' has a gain and bias of its own",
         "layer": "they are folded into 'second' here",
+        "group": "they are folded into 'second' here",
         "cosine": "'second' has a gain and bias of its own",
     }
     (note,) = notes_of(model, target, 1)

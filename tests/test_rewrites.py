@@ -11,9 +11,13 @@ from kerasnorm import Affine, CosineNorm, LayerNorm, WeightNorm
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.graph import sites
 from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.layers.sample_norm import SampleNorm
 from kerasnorm.targets.registry import TARGETS
 
 BN = layers.BatchNormalization
+
+
+SAMPLE_NORMS = ("layer", "group")
 
 
 def random_weights(model, seed=0):
@@ -102,7 +106,7 @@ def test_layer_norm_follows_what_the_map_is_folded_into(kind, use_bias):
     a, c = map_of(norm)
     for damping in (0.0, 0.3):
         result = rewritten(model, "layer", (1e6, damping))
-        new, folded = only(result, LayerNorm), result.get_layer(linear.name)
+        new, folded = only(result, SampleNorm), result.get_layer(linear.name)
         signs = np.sign(wide(new.gamma))
         by_unit = (signs * a).reshape(lies)
         np.testing.assert_allclose(folded.kernel, by_unit * wide(linear.kernel), rtol=1e-6)
@@ -170,7 +174,7 @@ def test_elsewhere_the_map_is_diagonal():
             np.testing.assert_allclose(affine.kernel, a, rtol=1e-6)
             np.testing.assert_allclose(affine.bias, c, rtol=1e-6)
         else:
-            signs = np.sign(wide(only(rewritten(model, target), LayerNorm).gamma))
+            signs = np.sign(wide(only(rewritten(model, target), SampleNorm).gamma))
             np.testing.assert_allclose(affine.kernel, signs * a, rtol=1e-6)
             np.testing.assert_allclose(affine.bias, signs * c, rtol=1e-6)
 
@@ -219,9 +223,9 @@ def test_both_kernels_of_a_separable_convolution(target):
         np.testing.assert_allclose(new.g, a * length, rtol=1e-6)
         return
     signs = 1.0
-    if target == "layer":
+    if target in SAMPLE_NORMS:
         folded = result.get_layer(linear.name)
-        signs = np.sign(wide(only(result, LayerNorm).gamma))
+        signs = np.sign(wide(only(result, SampleNorm).gamma))
     else:
         folded = only(result, CosineNorm).layer
     np.testing.assert_array_equal(folded.depthwise_kernel, linear.depthwise_kernel)
@@ -349,9 +353,9 @@ def test_single_weights_of_a_linear_layer_that_do_not_train(target, frozen):
     model = behind(linear, (3,))
     getattr(linear, frozen).trainable = False
     result = rewritten(model, target)
-    if target == "layer":
+    if target in SAMPLE_NORMS:
         new = result.get_layer(linear.name)
-        assert all(flags(only(result, LayerNorm)).values())
+        assert all(flags(only(result, SampleNorm)).values())
     else:
         new = only(result, WeightNorm if target == "weight" else CosineNorm)
     expected = {"kernel": frozen != "kernel", "bias": frozen != "bias"}
@@ -371,10 +375,10 @@ def test_a_frozen_linear_layer_stays_frozen(target):
     layer = result.get_layer(linear.name)
     assert not layer.trainable
     assert not any(flags(layer).values())
-    if target == "layer":
-        assert all(flags(only(result, LayerNorm)).values())
+    if target in SAMPLE_NORMS:
+        assert all(flags(only(result, SampleNorm)).values())
         model.get_layer("bn").trainable = False
-        assert not only(rewritten(model, target), LayerNorm).trainable
+        assert not only(rewritten(model, target), SampleNorm).trainable
 
 
 @pytest.mark.parametrize("frozen", ["gamma", "beta", None])

@@ -605,7 +605,7 @@ def test_the_report_is_json_and_text():
     assert as_dict["counts"] == {"weight": {"WeightNorm(Affine)": 2}}
     assert set(as_dict["sites"][0]) == {
         "name", "target", "verdict", "rule", "becomes", "partner", "across", "reason", "fit",
-        "damping",
+        "damping", "groups",
     }  # fmt: skip
     text = str(report)
     assert "pre_activation → weight: 2 BatchNorm calls: 2 exact (2 WeightNorm(Affine))" in text

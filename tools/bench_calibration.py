@@ -112,6 +112,7 @@ def run(root: Path, model: Path, data: Path, target: str) -> tuple[float, float]
 
 def prepared(name: str, count: int, material: Path, folder: Path) -> tuple[Path, Path]:
     """The files of a net and of its data."""
+    import keras
     import numpy as np
 
     if name in OF_MATERIAL:
@@ -120,6 +121,7 @@ def prepared(name: str, count: int, material: Path, folder: Path) -> tuple[Path,
     else:
         path = folder / f"{name}.keras"
         build, shape = OTHERS[name]
+        keras.utils.set_random_seed(0)
         data = np.random.default_rng(0).normal(size=(count, *shape)).astype("float32")
         save_with_statistics(build(), data[:64], path)
     where = folder / f"{name}_{count}.npy"

@@ -16,6 +16,8 @@ FitData = Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]
 # Rows a regression sees: some for each unknown, within what is worth its time, which grows with
 # rows times features, and its memory.
 _ROWS_PER_FEATURE, _LEAST_ROWS, _MOST_ROWS, _MOST_ENTRIES = 12, 16384, 32768, 2**24
+# Where the rows of many groups lie side by side, fewer of them do.
+_MOST_ENTRIES_SIDE_BY_SIDE = 2**21
 # As many are enough for a rough fit.
 ROUGH = 4096
 # Where maps are large, a row comes from at least as many positions; the other batches are skipped.
@@ -48,7 +50,7 @@ class Sampling:
         """
         enough = _ROWS_PER_FEATURE * size
         total = min(int(np.clip(enough, self.least, _MOST_ROWS)), _MOST_ENTRIES // size)
-        total = min(total, max(enough, _MOST_ENTRIES // width))
+        total = min(total, max(enough, _MOST_ENTRIES_SIDE_BY_SIDE // width))
         return -(-total // self.batches)
 
     def step(self, shape: tuple[int, ...], rows: int) -> int:

@@ -121,7 +121,8 @@ def calibrate(
         doubts.append("the training is left out: the answers were nearer the source's before it")
         stage.restore()
         trained = False
-    remeasure = trained or not fitted
+    # what chose is not what the report is of
+    remeasure = trained or not fitted or reconstruction.epochs > 0
     dampings = fits.dampings if fitted else dict.fromkeys(fits.dampings, -1)
     return Calibration(
         fits.scores, dampings, fitted, trained, remeasure, notes, doubts, held_out, first

@@ -58,11 +58,12 @@ def choose_by_answers(
 ) -> tuple[Decision, Iterator[list[np.ndarray]]]:
     """The decision that the source's answers ask for, and the data again.
 
-    Of several decisions, which differ in the groups of channels only, each site gets the number by
-    which its loss is least. Then the most sensitive sites get weight norm, those with the largest
-    loss first, until the losses of the others add up to no more than is allowed; if none would be
-    left, the one with the smallest loss stays. They do not where sites were named, or where there
-    is one only. Nothing changes for a model of a fixed batch size, or with fewer than 96 samples.
+    The most sensitive sites get weight norm, those with the largest loss first, until the losses of
+    the others add up to no more than is allowed; if none would be left, the one with the smallest
+    loss stays. They do not where sites were named, or where there is one only. Of several
+    decisions, which differ in the groups of channels only, the first tells which sites these are,
+    and each of the others gets the number of groups by which its loss is least. Nothing changes
+    for a model of a fixed batch size, or with fewer than 96 samples.
 
     Args:
         decisions: What may become of each site; the first where there is no telling.
@@ -87,7 +88,7 @@ def choose_by_answers(
         name: min(range(len(found)), key=lambda number: found[number].get(name, 0.0))
         for name in requests
     }
-    losses = {name: found[n][name] for name, n in best.items() if name in found[n]}
+    losses = found[0]
     if len(decisions) > 1:
         decision = decision.with_groups(
             {name: decisions[n].groups[name] for name, n in best.items()}

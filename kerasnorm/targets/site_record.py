@@ -23,8 +23,8 @@ class SiteRecord:
         across: Paths of the layers between the two, the one next to the BatchNorm first.
         reason: Why this rule: what stood in the way of a better one, or of any.
         fit: R² against the source's activation on samples held out, where data was given: of the
-            fit of this site, on what the model in front of it put out; or of the whole swapped
-            model, where it was trained after the fits or what stored statistics gave stays.
+            whole swapped model in the end, if it is small enough for that; otherwise of the fit of
+            this site, on what the model in front of it put out.
         damping: What α of `swap_norms` its norm has; None where there is none.
         groups: How many groups of channels its norm has; None where it is no group norm.
     """
