@@ -23,7 +23,7 @@ from kerasnorm.targets.plan import FitRequest
 # Of fewer samples, an answer or two would decide.
 _LEAST_TO_CHOOSE = 4
 # Answers that are no further off, in nats or as a share of what they say, are not trained on.
-_NEAR_ENOUGH = 0.02
+_NEAR_ENOUGH = 0.05
 
 
 @dataclass(frozen=True)

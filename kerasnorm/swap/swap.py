@@ -70,7 +70,7 @@ def swap_norms(
 
     With data, layer after layer is fitted on what the swapped model feeds it, other linear layers
     behind the first site included; a step is kept where it fits held-out rows better. Where the
-    answers are then off by more than 0.02 (nats of Kullback-Leibler divergence, or a share of what
+    answers are then off by more than 0.05 (nats of Kullback-Leibler divergence, or a share of what
     the answers say; 1 − R² of numbers), a model small enough for that to take no more than a minute
     or two is trained on the same data, as `distill` does, for up to 20 epochs. Of ten samples in a
     row, eight are fitted to and trained on, one chooses and one is for the report alone: what
