@@ -31,7 +31,7 @@ def check_groups(groups: Any, to: str | Mapping[str, str]) -> None:
         for number in groups.values() if isinstance(groups, Mapping) else [groups]:
             check_whole_number("groups", number, least=1)
     targets = to.values() if isinstance(to, Mapping) else (to,)
-    if not any(target in NAMES and NAMES[target].has_groups for target in targets):
+    if not any(isinstance(t, str) and t in NAMES and NAMES[t].has_groups for t in targets):
         raise SwapError(
             f"`groups` is for group norm. Received: groups={groups!r} with to={to!r}.",
             hint="Leave it out, or ask for to='group'.",

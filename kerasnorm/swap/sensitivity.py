@@ -62,8 +62,9 @@ def choose_by_answers(
     the others add up to no more than is allowed; if none would be left, the one with the smallest
     loss stays. They do not where sites were named, or where there is one only. Of several
     decisions, which differ in the groups of channels only, the first tells which sites these are,
-    and each of the others gets the number of groups by which its loss is least. Nothing changes
-    for a model of a fixed batch size, or with fewer than 96 samples.
+    and each of the others gets the number of groups by which its loss is least, of those that were
+    run to the answers. Nothing changes for a model of a fixed batch size, or with fewer than 96
+    samples.
 
     Args:
         decisions: What may become of each site; the first where there is no telling.
@@ -85,7 +86,10 @@ def choose_by_answers(
         for other in decisions
     ]
     best = {
-        name: min(range(len(found)), key=lambda number: found[number].get(name, 0.0))
+        name: min(
+            (number for number, losses in enumerate(found) if not number or name in losses),
+            key=lambda number: found[number].get(name, 0.0),
+        )
         for name in requests
     }
     losses = found[0]
