@@ -50,6 +50,7 @@ LABELLED = (
 SWAPS: dict[str, tuple[str, Any]] = {
     "layer": ("layer", "auto"),
     "layer, damping 0": ("layer", 0.0),
+    "group": ("group", "auto"),
     "cosine": ("cosine", "auto"),
     "cosine, damping 0": ("cosine", 0.0),
 }

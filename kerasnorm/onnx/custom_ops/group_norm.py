@@ -62,7 +62,7 @@ def _normalized(layer, inputs, per_position: bool = False):
     else:
         full = [-1, *x.shape[1:]]
         grouped = [-1, *x.shape[1:before], groups, entries]
-    ones = tf.ones((max(entries, 1),), x.dtype)
+    ones = tf.ones((1,), x.dtype)  # in the file; ONNX Runtime makes as many of it as there are
     constants = np.int64(before + 1), np.float32(layer.epsilon)
     y = NORMALIZATION([tf.reshape(x, grouped), ones, tf.zeros_like(ones), *constants])
     y = tf.reshape(y, full)
