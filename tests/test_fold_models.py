@@ -21,25 +21,18 @@ from fidelity import (
     to_float64,
 )
 from helpers import TRAINED, loaded
-from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from random_layers import Chain, Net
 from random_models import Drawn, random_model
 from test_fold_batch_norm import is_plain
 from test_material import images
+from test_random_models import HARSH
 
 import kerasnorm
 from kerasnorm.graph import sites as match
 from kerasnorm.swap.fold import fold
 
-HARSH = settings(
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-    # shrinking builds hundreds of Keras models: minutes, for a report that names the layer anyway
-    phases=[phase for phase in Phase if phase is not Phase.shrink],
-    report_multiple_bugs=False,
-)
 DRAWS = int(os.environ.get("KERASNORM_DRAWS", "2000")) // 4
 SEED = int(os.environ.get("KERASNORM_SEED", "0"))
 

@@ -205,6 +205,17 @@ def test_groups_without_group_norm_are_refused_and_the_advice_works():
     kerasnorm.swap_norms(model, "group", groups=2)
 
 
+def test_groups_of_a_site_that_becomes_something_else_are_refused():
+    model = trained(lambda: convolutional(16, 32), images(8))
+    first, second = all_sites(model)
+    to, groups = {first: "weight", second: "group"}, {first: 2, second: 2}
+    with pytest.raises(SwapError, match=rf"numbers for '{first}' \(weight\)"):
+        kerasnorm.swap_norms(model, to, groups=groups)
+    with pytest.raises(SwapError, match=rf"numbers for '{first}' \(left as it is\)"):
+        kerasnorm.swap_norms(model, "group", sites=[second], groups=groups)
+    kerasnorm.swap_norms(model, to, groups={second: 2})
+
+
 def test_groups_of_a_site_that_does_not_exist_are_refused():
     model = trained(lambda: convolutional(16), images(8))
     with pytest.raises(SwapError, match="Sites must be BatchNorm calls"):

@@ -43,6 +43,11 @@ class Im2Col:
             self.units = shape[-1] // self.groups
         self.size = int(np.prod(shape)) // (self.groups * self.units)
 
+    @property
+    def width(self) -> int:
+        """How many entries a row has in all groups, of inputs or of outputs."""
+        return self.groups * max(self.size, self.units)
+
     def sample(self, shape: tuple[int, ...], count: int, random: np.random.Generator) -> Index:
         """Positions of an output of this shape, over batch and space, without repetition."""
         return sampled_positions(self._last(shape)[:-1], count, random)

@@ -55,12 +55,12 @@ def fit_layer_norm(
     start = (as_float64(norm.gamma), as_float64(norm.beta))
     kernel, bias = im2col.matrix(), as_float64(plain.bias)
     rows = _rows(plain, norm, im2col, data, sampling, with_inputs=True)
-    every = rows.thinning(im2col.size) if len(epsilons) > 1 else 0
-    choice = first_enough(
-        [_Refit(im2col, rows, e, start, every).expected_score(kernel) for e in epsilons]
-        if every
-        else [0.0]
-    )
+    choice = 0
+    if len(epsilons) > 1:
+        every = rows.thinning(im2col.size)
+        choice = first_enough(
+            [_Refit(im2col, rows, e, start, every).expected_score(kernel) for e in epsilons]
+        )
     norm.epsilon = float(epsilons[choice])
     line = _line(im2col, rows, norm.epsilon)
     candidates = [
@@ -111,7 +111,7 @@ def _rows(
 ) -> Rows:
     """Of the map as it is, at some positions: y − μ, μ, σ², t; and on request x."""
     rows, first = Rows(), 0
-    count = sampling.rows(im2col.size, im2col.groups * max(im2col.size, im2col.units))
+    count = sampling.rows(im2col.size, im2col.width)
     for number, (x, t) in enumerate(data()):
         step = sampling.step(im2col.output_shape(x), count)
         if number % step:

@@ -70,7 +70,7 @@ def linear_rows(
         beside: What else to keep, of the data's x.
     """
     rows, first = Rows(), 0
-    count = sampling.rows(im2col.size, im2col.groups * max(im2col.size, im2col.units))
+    count = sampling.rows(im2col.size, im2col.width)
     for x, t in data():
         index = im2col.sample(im2col.output_shape(x), count, sampling.random)
         more = beside(x, index) if beside else {}

@@ -121,7 +121,7 @@ def calibrate(
         doubts.append("the training is left out: the answers were nearer the source's before it")
         stage.restore()
         trained = False
-    # what chose is not what the report is of
+    # the fits give R² of the samples that chose; the report is of others
     remeasure = trained or not fitted or reconstruction.epochs > 0
     dampings = fits.dampings if fitted else dict.fromkeys(fits.dampings, -1)
     return Calibration(

@@ -15,6 +15,7 @@ from kerasnorm.clone.objects import LIBRARIES, module_of
 from kerasnorm.errors import Refusal, SwapError
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import OpaqueBatchNorm, Site, find_sites
+from kerasnorm.targets.names import NAMES
 from kerasnorm.targets.plan import FitRequest, Plan
 from kerasnorm.targets.registry import TARGETS
 from kerasnorm.targets.site_record import SiteRecord
@@ -185,6 +186,7 @@ def decide(
     of_sites = groups if isinstance(groups, Mapping) else {site.name: groups for site in found}
     targets = _targets(to, sites, found, opaque, model_graphs)
     _check_names(set(of_sites), [site.name for site in found])
+    _check_takes_groups(groups, targets)
     _check_one_in_code(found, targets, "target")
     _check_one_in_code(found, of_sites, "number of groups")
     named = sites is not None or isinstance(to, dict)
@@ -277,6 +279,20 @@ def _check_names(given: set[Any], names: list[str]) -> None:
         raise SwapError(
             f"Sites must be BatchNorm calls of the model. Received: {unknown}.",
             hint=f"They are: {', '.join(names)}.",
+        )
+
+
+def _check_takes_groups(groups: Any, targets: Mapping[str, str]) -> None:
+    others = [
+        f"'{name}' ({targets.get(name, 'left as it is')})"
+        for name in (groups if isinstance(groups, Mapping) else ())
+        if name not in targets or not NAMES[targets[name]].has_groups
+    ]
+    if others:
+        raise SwapError(
+            "`groups` must name sites that become group norm. Received numbers for "
+            f"{', '.join(others)}.",
+            hint="Leave them out of `groups`, or ask for group norm there.",
         )
 
 
