@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tiny_models
 from fidelity import all_layers, assert_no_batch_norm, randomize, to_float64
-from helpers import has_channels_first
+from helpers import answer_without_kerasnorm, has_channels_first
 from keras import layers
 
 import kerasnorm
@@ -465,19 +462,12 @@ def test_the_file_loads_without_kerasnorm_and_onnx_is_equal(tmp_path):
     x = x.astype("float32")
     plain = folded((model, x), 1e-4).model
     plain.save(tmp_path / "plain.keras")
-    np.save(tmp_path / "x.npy", x)
-    code = (
-        "import sys; sys.modules['kerasnorm'] = None\n"
-        "import keras, numpy as np\n"
-        f"model = keras.models.load_model(r'{tmp_path / 'plain.keras'}')\n"
-        f"np.save(r'{tmp_path / 'y.npy'}', model(np.load(r'{tmp_path / 'x.npy'}')))\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    elsewhere = answer_without_kerasnorm(tmp_path / "plain.keras", x)
     export = kerasnorm.export_onnx(plain, tmp_path / "plain.onnx")
     session = onnxruntime.InferenceSession(str(export.path), providers=["CPUExecutionProvider"])
     (answer,) = session.run(None, {session.get_inputs()[0].name: x})
     expected = to_float64(model(x))
-    for received in (np.load(tmp_path / "y.npy"), answer):
+    for received in (elsewhere, answer):
         np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5 * expected.std())
     assert not {"BatchNormalization", "Einsum"} & set(export.op_counts)
 
