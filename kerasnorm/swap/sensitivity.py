@@ -16,6 +16,7 @@ import numpy as np
 from keras import ops
 
 from kerasnorm.clone.rebuild import Rebuilt, rebuild
+from kerasnorm.distillation.answer_loss import AnswerLoss
 from kerasnorm.distillation.losses import Distance, joined
 from kerasnorm.distillation.reconstruct import multiplications
 from kerasnorm.fit.fit_model import fit_model
@@ -35,6 +36,8 @@ from kerasnorm.progress import progress
 from kerasnorm.swap.decide import Decision
 from kerasnorm.swap.fit_tasks import fit_tasks
 from kerasnorm.targets.target import Damping
+
+Batches = list[list[np.ndarray]]
 
 # What the losses of all sites may add up to: nats, shares of what the answers say, or 1 − R².
 ALLOWED = 0.02
@@ -93,10 +96,6 @@ def choose_by_answers(
         for name in requests
     }
     losses = found[0]
-    if len(decisions) > 1:
-        decision = decision.with_groups(
-            {name: decisions[n].groups[name] for name, n in best.items()}
-        )
     reasons = {
         name: f"by itself it moves the answers by {losses[name]:.2g}, and all sites together may "
         f"by no more than {ALLOWED:.2g}"
@@ -104,7 +103,16 @@ def choose_by_answers(
         else "its layer cannot be fitted where it is, or the answers are not finite with it"
         for name in ([] if stay else _most_sensitive(losses, others=len(requests) > len(losses)))
     }
-    return decision.instead(reasons), itertools.chain(first, batches)
+    to_compare = [other.instead(reasons) for other in decisions]
+    if len(decisions) > 1:
+        chosen = {name: decisions[n].groups[name] for name, n in best.items()}
+        to_compare.append(decision.with_groups(chosen).instead(reasons))
+        to_compare.sort(
+            key=lambda other: fitted_loss(
+                other, some, damping, seed=seed, memory_budget=memory_budget
+            )
+        )
+    return to_compare[0], itertools.chain(first, batches)
 
 
 def _most_sensitive(losses: Mapping[str, float], others: bool) -> list[str]:
@@ -137,35 +145,54 @@ def sensitivity(
         The loss of each site: the largest `Distance` of an output, as a share of its
         `information`. It is infinite for a site that cannot be fitted.
     """
-    parts = list(in_larger_parts(iter(batches)))
-    count = sum(len(arrays[0]) for arrays in parts)
-    to_run = min(_TO_RUN, count // 3)
-    if to_run < _LEAST_TO_RUN:
+    to_fit, to_run = _to_fit_and_run(batches)
+    if not to_run:
         return {}
     source = decision.model_graphs
     edits, requests = decision.carry_out(damping)
     rebuilt = rebuild(source, edits, compiled=False)
     tasks = fit_tasks(requests, rebuilt)
-    first, rest = _split(parts, count - to_run)
     found = fit_model(
-        source, rebuilt, tasks, first, seed=seed, memory_budget=memory_budget, alone=True
+        source, rebuilt, tasks, to_fit, seed=seed, memory_budget=memory_budget, alone=True
     )
     scores = {name: r2 if np.isfinite(r2) else -np.inf for name, r2 in found.scores.items()}
     unfitted = {task.site: np.inf for task in tasks if task.site not in scores}
     tasks = [task for task in tasks if task.site in scores]
     sites = sorted((s for s in scores if scores[s] < _INSENSITIVE), key=scores.__getitem__)
     # the answers of each are half a run of the source
-    runs = _WORK / max(1.0, multiplications(source, parts[0]) / 2)
+    runs = _WORK / max(1.0, multiplications(source, to_run[0]) / 2)
     sites = sites[: int(runs // _LEAST_TO_RUN)]
-    if not sites or not rest:
+    if not sites:
         return unfitted
-    to_run = min(to_run, int(runs // len(sites)))
-    unreported = _unreported(rest, sum(len(arrays[0]) for arrays in first))
-    alike = [arrays for arrays in unreported if same_shapes(arrays, rest[0])]
     models = _SideBySide(source, rebuilt, tasks)
-    at_once = models.samples_within(memory_budget, rest[0])
-    samples = list(in_parts(first_samples(alike, to_run), at_once))
-    return unfitted | (models.losses(sites, samples) if samples else {})
+    at_once = models.samples_within(memory_budget, to_run[0])
+    samples = list(in_parts(first_samples(to_run, int(runs // len(sites))), at_once))
+    return unfitted | models.losses(sites, samples)
+
+
+def fitted_loss(
+    decision: Decision,
+    batches: Iterable[list[np.ndarray]],
+    damping: Damping,
+    *,
+    seed: int,
+    memory_budget: int,
+) -> float:
+    """How far the answers are from the source's when all sites are fitted, one after the other.
+
+    Args as `choose_by_answers` has them.
+    """
+    to_fit, to_run = _to_fit_and_run(batches)
+    if not to_run:
+        return 0.0
+    source = decision.model_graphs
+    edits, requests = decision.carry_out(damping)
+    rebuilt = rebuild(source, edits, compiled=False)
+    tasks = fit_tasks(requests, rebuilt)
+    fit_model(source, rebuilt, tasks, to_fit, seed=seed, memory_budget=memory_budget)
+    arrays = [np.concatenate(column) for column in zip(*to_run, strict=True)]
+    loss = AnswerLoss(source, arrays).share_of(rebuilt.graphs[id(source.root.owner)])
+    return loss if np.isfinite(loss) else np.inf
 
 
 class _SideBySide:
@@ -233,12 +260,25 @@ class _SideBySide:
         return [ops.convert_to_numpy(head.logits(values[key])) for head, key in outputs]
 
 
-def _split(
-    batches: Iterable[list[np.ndarray]], count: int
-) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
+def _to_fit_and_run(batches: Iterable[list[np.ndarray]]) -> tuple[Batches, Batches]:
+    """Samples to fit to, and a third of them to run to the answers, all of one shape.
+
+    None of these is reported on. There are none if they would be few.
+    """
+    parts = list(in_larger_parts(iter(batches)))
+    count = sum(len(arrays[0]) for arrays in parts)
+    to_run = min(_TO_RUN, count // 3)
+    if to_run < _LEAST_TO_RUN:
+        return parts, []
+    first, rest = _split(parts, count - to_run)
+    unreported = list(_unreported(rest, count - to_run))
+    return first, [arrays for arrays in unreported if same_shapes(arrays, rest[0])]
+
+
+def _split(batches: Iterable[list[np.ndarray]], count: int) -> tuple[Batches, Batches]:
     """The first samples, so many, and the rest."""
-    first: list[list[np.ndarray]] = []
-    rest: list[list[np.ndarray]] = []
+    first: Batches = []
+    rest: Batches = []
     for arrays in batches:
         size = min(max(0, count), len(arrays[0]))
         count -= size
@@ -254,4 +294,5 @@ def _unreported(batches: list[list[np.ndarray]], first: int) -> Iterator[list[np
     for arrays in batches:
         kept = ~is_reported_on(first + np.arange(len(arrays[0])))
         first += len(arrays[0])
-        yield [array[kept] for array in arrays]
+        if kept.any():
+            yield [array[kept] for array in arrays]

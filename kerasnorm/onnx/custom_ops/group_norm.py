@@ -1,6 +1,7 @@
 """Group normalizations as layer normalizations of what is reshaped to (samples, groups, rest).
 
-Each group of a sample is a row then, which ONNX Runtime shares out to its threads.
+Each group of a sample is a row then, which ONNX Runtime shares out to its threads. A single group
+of the whole sample needs no reshaping, and the operator takes its gain and bias.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 
 from kerasnorm.layers import GroupNorm
-from kerasnorm.onnx.custom_ops.layer_norm import NORMALIZATION
+from kerasnorm.onnx.custom_ops.layer_norm import NORMALIZATION, one_group
 
 
 def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
@@ -35,6 +36,8 @@ def _group_norm_call(layer):
     def call(inputs, mask=None):
         if mask is not None and not layer.per_position:
             return own(inputs, mask=mask)  # masked steps that do not count are beyond the operator
+        if layer.groups == 1 and not layer.per_position:
+            return one_group(layer, inputs)
         return _normalized(layer, inputs, layer.per_position)
 
     return call

@@ -25,7 +25,7 @@ def short_call(layer: keras.Layer) -> Callable[..., Any] | None:
     if call is keras.layers.LayerNormalization.call and not layer.rms_scaling:
         return _layer_normalization_call(layer)
     if call is keras.layers.GroupNormalization.call and layer.groups == 1:
-        return _one_group_call(layer)
+        return lambda inputs: one_group(layer, inputs)
     return None
 
 
@@ -50,12 +50,10 @@ def _layer_normalization_call(layer):
     return call
 
 
-def _one_group_call(layer):
-    def call(inputs):
-        rank = len(inputs.shape)
-        return _normalized(layer, inputs, range(1, rank), [layer.axis % rank], layer.axis)
-
-    return call
+def one_group(layer, inputs):
+    """What a group normalization of one group answers: a sample is normalized as a whole."""
+    rank = len(inputs.shape)
+    return _normalized(layer, inputs, range(1, rank), [layer.axis % rank], layer.axis)
 
 
 def _normalized(layer, inputs, axes, affine_axes, channel_axis: int):
