@@ -8,6 +8,7 @@ import pytest
 import tiny_models
 
 import kerasnorm
+from kerasnorm.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -23,21 +24,69 @@ def images(count=100, seed=0):
     return np.random.default_rng(seed).normal(size=(count, *shape)).astype("float32")
 
 
-def warnings_of(model, data, target="layer"):
-    found = kerasnorm.swap_norms(model, target, data).report.warnings
+def warnings_of(model, data, target="layer", **options):
+    found = kerasnorm.swap_norms(model, target, data, **options).report.warnings
     return [warning for warning in found if "unlike" in warning]
 
 
-@pytest.mark.parametrize(
+OTHERS = pytest.mark.parametrize(
     "change",
-    [lambda x: 120 * x, lambda x: 0 * x, lambda x: x + 60, lambda x: 0.05 * x],
+    [lambda x: 10 * x, lambda x: x + 10, lambda x: 0.1 * x],
+    ids=["too large", "shifted", "too small"],
+)
+FAR = pytest.mark.parametrize(
+    "change",
+    [lambda x: 120 * x, lambda x: 0 * x, lambda x: x + 200, lambda x: 0.02 * x],
     ids=["too large", "empty", "shifted", "too small"],
 )
+
+
+@OTHERS
 def test_data_of_another_scale_is_warned_of(change, model, closed_form):
-    [warning] = warnings_of(model, change(images()))
+    swap = kerasnorm.swap_norms(model, "layer", change(images()))
+    [warning] = [warning for warning in swap.report.warnings if "unlike" in warning]
     [site] = kerasnorm.inspect_norms(model).sites[:1]
     assert f"at '{site.name}'" in warning
     assert "Scale them as for training" in warning
+    assert swap.report.unlike_data in warning
+    assert swap.report.to_dict()["unlike_data"] == swap.report.unlike_data
+
+
+@OTHERS
+def test_it_is_an_error_where_warnings_are(change, model):
+    with pytest.raises(DataError, match=r"deviation is .* times the stored one"):
+        kerasnorm.swap_norms(model, "layer", change(images()), strict=True)
+
+
+@FAR
+@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
+def test_data_far_from_that_of_the_training_is_refused(change, target, model, closed_form):
+    with pytest.raises(DataError, match=r"Scale it as for training.*allow_unlike_data=True"):
+        kerasnorm.swap_norms(model, target, change(images()))
+
+
+@FAR
+def test_the_advice_works(change, model, closed_form):
+    assert warnings_of(model, images()) == []
+    [_] = warnings_of(model, change(images()), allow_unlike_data=True)
+
+
+def test_it_is_not_asked_of_what_needs_no_data(model):
+    assert warnings_of(model, 120 * images(), "weight") == []
+
+
+def test_a_nested_model_tells_too(closed_form):
+    backbone = tiny_models.conv_bn_relu()
+    inputs = keras.Input(backbone.input_shape[1:])
+    nested = keras.Model(inputs, keras.layers.Dense(3)(backbone(inputs)))
+    kerasnorm.estimate_statistics(nested, images(400))
+    assert warnings_of(nested, images()) == []
+    with pytest.raises(DataError, match="must be like that of the training"):
+        kerasnorm.swap_norms(nested, "layer", 255 * images())
+
+
+def test_statistics_that_were_never_trained_tell_nothing(closed_form):
+    assert warnings_of(tiny_models.conv_bn_relu(), 255 * images()) == []
 
 
 @pytest.mark.parametrize(

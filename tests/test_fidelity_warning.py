@@ -34,8 +34,8 @@ def given(call):
 
 def test_each_warning_of_the_report_is_given_where_it_was_asked_for(closed_form):
     model, images = normal()
-    with pytest.warns(FidelityWarning, match="inputs are unlike") as caught:
-        swap = kerasnorm.swap_norms(model, "layer", 120 * images)
+    with pytest.warns(FidelityWarning, match="inputs unlike those") as caught:
+        swap = kerasnorm.swap_norms(model, "layer", 10 * images)
     caught = [warning for warning in caught if warning.category is FidelityWarning]
     assert {warning.filename for warning in caught} == {__file__}
     assert [str(warning.message) for warning in caught] == [
@@ -80,4 +80,4 @@ def test_it_can_be_turned_into_an_error(closed_form):
         warnings.simplefilter("error", FidelityWarning)
         kerasnorm.swap_norms(model, "layer", images)
         with pytest.raises(FidelityWarning, match="unlike"):
-            kerasnorm.swap_norms(model, "layer", 120 * images)
+            kerasnorm.swap_norms(model, "layer", 10 * images)

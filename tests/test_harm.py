@@ -236,6 +236,30 @@ def test_the_last_line_of_the_command_says_which_norms_there_are(tmp_path, capsy
     assert main(["swap", str(tmp_path / "model.keras"), "--to", "layer"]) == 0
     said = capsys.readouterr().out.splitlines()[-1]
     assert "model.keras: 1 of 2 BatchNorm calls to layer norm, 1 to weight norm" in said
+    assert "answers not measured (--data of 100 samples measures them)" in said
+
+
+def test_what_is_no_norm_does_not_count_as_one(tmp_path, capsys):
+    inputs = keras.Input((8, 8, 3))
+    y = BN()(layers.Conv2D(1, 3)(inputs))  # of one channel a norm of each step leaves nothing
+    y = BN()(layers.Conv2D(16, 3)(layers.ReLU()(y)))
+    keras.Model(inputs, layers.ReLU()(y)).save(tmp_path / "model.keras")
+    assert main(["swap", str(tmp_path / "model.keras"), "--to", "group"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "model.keras: 1 of 2 BatchNorm calls to group norm, 1 to an affine map" in said
+
+
+def test_a_warning_is_in_the_last_line_and_fails_under_strict(tmp_path, capsys):
+    inputs = keras.Input((8, 8, 3))
+    y = layers.ReLU()(BN()(layers.Conv2D(16, 3)(inputs)))
+    keras.Model(inputs, y).save(tmp_path / "model.keras")
+    swap = ["swap", str(tmp_path / "model.keras"), "--to", "group", "--groups", "4"]
+    swap += ["--output", str(tmp_path / "out.keras")]
+    assert main([*swap, "--strict"]) == 1
+    assert "--strict allows no warning" in capsys.readouterr().err
+    assert not (tmp_path / "out.keras").exists()
+    assert main(swap) == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith(", 1 warning")
 
 
 def of_uneven_channels(largest, units=16, shape=(8, 8, 3)):

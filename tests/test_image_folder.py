@@ -119,10 +119,19 @@ def test_a_swap_on_a_folder(model, folder, tmp_path, target, capsys, closed_form
         np.testing.assert_array_equal(a, b)
 
 
-def test_the_pixels_are_warned_of_where_the_model_knows_others(model, folder, capsys, closed_form):
-    # its statistics are those of numbers of about 1
-    assert run("swap", model, "--to", "layer", "--data", folder) == 0
-    assert "these inputs are unlike those that the model was trained on" in capsys.readouterr().out
+def test_pixels_are_refused_where_the_model_knows_others(model, folder, capsys, closed_form):
+    trained = kerasnorm.load_model(model)
+    x = np.random.default_rng(0).normal(size=(200, *trained.input_shape[1:]))
+    kerasnorm.estimate_statistics(trained, x)
+    trained.save(model)
+    swap = "swap", model, "--to", "layer", "--data", folder
+    assert run(*swap) == 2
+    assert "--allow-unlike-data" in capsys.readouterr().err
+    assert run(*swap, "--allow-unlike-data") == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.endswith(", 1 warning")
+    assert run(*swap, "--allow-unlike-data", "--strict") == 2
+    assert "must be like that of the training" in capsys.readouterr().err
 
 
 @keras.saving.register_keras_serializable(package="test_image_folder")

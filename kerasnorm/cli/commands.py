@@ -62,6 +62,7 @@ def swap(arguments: argparse.Namespace) -> int:
         damping=arguments.damping,
         groups=arguments.groups,
         strict=arguments.strict,
+        allow_unlike_data=arguments.allow_unlike_data,
         seed=arguments.seed,
         time_budget=arguments.time_budget,
         **limits,
@@ -75,6 +76,7 @@ def swap(arguments: argparse.Namespace) -> int:
         swap = dataclasses.replace(swap, differences=_differences(swap))
     swap.report.show(console)
     output.show_fidelity(console, swap)
+    _check_strict(arguments, swap.report)
     exported = None
     with replace_together() as replace:
         if arguments.output:
@@ -98,6 +100,15 @@ def swap(arguments: argparse.Namespace) -> int:
     if swap.report.sites:
         output.show_headline(console, Path(arguments.model).name, swap, exported)
     return DONE
+
+
+def _check_strict(arguments: argparse.Namespace, report: Any) -> None:
+    if arguments.strict and report.warnings:
+        raise SwapError(
+            f"--strict allows no warning. Received {len(report.warnings)}: {report.warnings[0]}.",
+            model=report.model,
+            hint="See to it, or leave --strict out.",
+        )
 
 
 def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The command line: `kerasnorm demo | inspect | swap | fold | export`.
 
-Exit codes: 0 done; 1 the work failed (parity broken; something refused, or no BatchNorm found,
-under --strict); 2 the request was wrong; 130 interrupted. Errors are one plain line on stderr.
+Exit codes: 0 done; 1 the work failed (parity broken; something refused, no BatchNorm found, or a
+warning, under --strict); 2 the request was wrong; 130 interrupted. Errors are one plain line on
+stderr.
 """
 
 from __future__ import annotations
@@ -205,7 +206,16 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument("--onnx", type=Path, metavar="OUT.onnx", help="write it as ONNX, checked")
     swap.add_argument("--report", type=Path, metavar="OUT.json", help="write the report as JSON")
     swap.add_argument("--plot", type=Path, metavar="OUT.png", help="draw the report")
-    swap.add_argument("--strict", action="store_true", help="fail if any site is refused")
+    swap.add_argument(
+        "--strict",
+        action="store_true",
+        help="fail, and write nothing, if any site is refused or there is any warning",
+    )
+    swap.add_argument(
+        "--allow-unlike-data",
+        action="store_true",
+        help="use data whose scale is far from that of the training",
+    )
     _add_opset(swap)
     _add_force(swap)
 

@@ -7,6 +7,8 @@ import sys
 from collections import Counter
 from typing import Any
 
+from kerasnorm.fit.split import LEAST, PERIOD
+from kerasnorm.targets.site_record import SiteRecord
 from kerasnorm.version import __version__
 
 
@@ -61,21 +63,34 @@ def show_headline(console: Any, source: str, swap: Any, exported: Any) -> None:
     """One line to be pasted where the work is told."""
     report = swap.report
     replaced = [site for site in report.sites if site.verdict != "refused"]
-    norms = Counter(site.rule.split()[0].removeprefix("to_") for site in replaced)
-    count = norms.pop(report.target, 0)
-    parts = [f"{count} of {len(report.sites)} BatchNorm calls to {report.target} norm"]
-    parts += [f"{others} to {norm} norm" for norm, others in norms.items()]
+    became = Counter(_norm_of(site) for site in replaced)
+    asked = f"{report.target} norm"
+    parts = [f"{became.pop(asked, 0)} of {len(report.sites)} BatchNorm calls to {asked}"]
+    parts += [f"{count} to {norm}" for norm, count in became.items()]
     if report.agreement is not None:
         parts.append(str(report.agreement))
+        if report.unlike_data is not None:
+            parts.append("which are unlike those that the model was trained on")
     elif swap.differences and replaced and _is_exact(report):
         parts.append(f"within {max(swap.differences.values()):.0e} deviations of the source")
+    elif replaced:
+        parts.append(f"answers not measured (--data of {PERIOD * LEAST} samples measures them)")
     if exported is not None:
         parts.append(f"ONNX within {exported.max_difference:.0e} of Keras")
+    if report.warnings:
+        parts.append(f"{len(report.warnings)} warning{'s' if len(report.warnings) > 1 else ''}")
     console.print(
         f"kerasnorm {__version__}, {source}: {', '.join(parts)}",
         markup=False,
         soft_wrap=True,  # one line, for whoever copies it
     )
+
+
+def _norm_of(site: SiteRecord) -> str:
+    """What a site became, in words."""
+    if site.becomes == "Affine":
+        return "an affine map"
+    return f"{site.rule.split()[0].removeprefix('to_')} norm"
 
 
 def show_written(console: Any, arguments: argparse.Namespace, outputs: dict[str, str]) -> None:

@@ -2,72 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
-from keras import tree
+from keras import ops
 
 from kerasnorm.errors import Refusal
 from kerasnorm.fit.split import same_shapes
-from kerasnorm.graph.execute import run
-from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site
-from kerasnorm.graph.stored_statistics import stored_statistics
+from kerasnorm.graph.steps import Key, Steps
+from kerasnorm.graph.stored_statistics import StoredStatistics, stored_statistics
 
 # A site's inputs are unlike where their deviation, of the middle channel, is so many times the
 # stored one or smaller, or their mean so many stored deviations away. Other images of the same kind
 # stay below 3: another camera, poor light.
-_TIMES, _DEVIATIONS = 5.0, 5.0
-_SAMPLES = 64
+_UNLIKE = 5.0
+# Pixels of 0 to 255 for those of 0 to 1, or of −1 to 1, are 255 and 127 times as large.
+_FAR = 20.0
+# How many samples are looked at.
+SAMPLES = 64
 
 
-class FirstSamples:
-    """Remembers the first samples that pass, in whole batches."""
+@dataclass(frozen=True)
+class UnlikeData:
+    """What the first BatchNorm meets beside what it met in training.
 
-    def __init__(self) -> None:
-        self._parts: list[list[np.ndarray]] = []
-        self._count = 0
+    Attributes:
+        site: Its name.
+        spread: The deviation of its inputs over the stored one, of the middle channel.
+        shift: How many stored deviations their mean is from the stored one.
+    """
 
-    def collect(self, batches: Iterable[list[np.ndarray]]) -> Iterator[list[np.ndarray]]:
-        """Pass batches on."""
-        for arrays in batches:
-            if self._count < _SAMPLES and (not self._parts or same_shapes(arrays, self._parts[0])):
-                self._parts.append(arrays)
-                self._count += len(arrays[0])
-            yield arrays
+    site: str
+    spread: float
+    shift: float
 
-    def arrays(self, root: Graph) -> list[np.ndarray]:
-        """The samples for a model, as flat inputs."""
-        sizes = [t.shape[0] for t in tree.flatten(root.inputs) if t.shape[0] is not None]
-        if sizes:  # of every batch, by the model
-            return self._parts[0]
-        columns = zip(*self._parts, strict=True)
-        return [np.concatenate(column)[:_SAMPLES] for column in columns]
+    @property
+    def is_far(self) -> bool:
+        """Whether nothing that is measured on such inputs says how the model does on its own."""
+        return _is_beyond(_FAR, self.spread, self.shift)
+
+    def __str__(self) -> str:
+        return (
+            "inputs unlike those that the model was trained on: at "
+            f"'{self.site}' their deviation is {self.spread:.2g} times the stored one, and their "
+            f"mean {self.shift:.2g} stored deviations away"
+        )
 
 
-def check_data(root: Graph, sites: Iterable[Site], arrays: list[np.ndarray]) -> list[str]:
-    """What to be warned of where the first BatchNorm meets something else than it did in training.
+def unlike_data(
+    model_graphs: ModelGraphs, sites: Iterable[Site], batches: list[list[np.ndarray]]
+) -> UnlikeData | None:
+    """What is unlike at the first BatchNorm that was trained; None if nothing is.
 
     Args:
-        root: The source's own graph.
-        sites: Its sites, in order.
-        arrays: Inputs, flat.
+        model_graphs: The source's graphs.
+        sites: Its sites.
+        batches: Some of its inputs, flat.
     """
-    for site in sites:
-        known = stored_statistics(site.call.operation)
-        if site.graph is not root or isinstance(known, Refusal):
-            continue
-        [values] = run(root, arrays, [site.call.inputs[0]])
-        rows = np.moveaxis(values, site.axis, -1).reshape(-1, values.shape[site.axis])
-        rows = rows.astype("float64")
-        stored = np.sqrt(known.variance) + 1e-12
-        spread = float(np.median(rows.std(axis=0) / stored))
-        shift = float(np.median(np.abs(rows.mean(axis=0) - known.mean) / stored))
-        if not (1 / _TIMES < spread < _TIMES and shift < _DEVIATIONS):
-            return [
-                "these inputs are unlike those that the model was trained on: at "
-                f"'{site.name}' their deviation is {spread:.2g} times the stored one, and their "
-                f"mean {shift:.2g} stored deviations away. Scale them as for training"
-            ]
-        return []
-    return []
+    if not batches:
+        return None
+    parts = [arrays for arrays in batches if same_shapes(arrays, batches[0])]
+    if model_graphs.root.has_fixed_batch:
+        parts = parts[:1]
+    arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    if not model_graphs.root.has_fixed_batch:
+        arrays = [array[:SAMPLES] for array in arrays]
+    by_call = {id(site.call): site for site in sites}
+    steps = Steps(model_graphs.root, model_graphs.graphs)
+    values: dict[Key, object] = dict(
+        zip(steps.inputs, map(ops.convert_to_tensor, arrays), strict=True)
+    )
+    for step in steps.steps:
+        site = by_call.get(id(step.call))
+        known = None if site is None else _trained_statistics(site)
+        if site is not None and known is not None:
+            x = ops.convert_to_numpy(values[step.keys[id(site.call.inputs[0])]])
+            spread, shift = _beside(x, site.axis, known)
+            return (
+                UnlikeData(site.name, spread, shift) if _is_beyond(_UNLIKE, spread, shift) else None
+            )
+        values.update(zip(step.gives, step.run(values), strict=True))
+    return None
+
+
+def _trained_statistics(site: Site) -> StoredStatistics | None:
+    known = stored_statistics(site.call.operation)
+    if isinstance(known, Refusal) or (np.all(known.mean == 0) and np.all(known.variance == 1)):
+        return None
+    return known
+
+
+def _beside(x: np.ndarray, axis: int, known: StoredStatistics) -> tuple[float, float]:
+    rows = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype("float64")
+    stored = np.sqrt(known.variance) + 1e-12
+    spread = float(np.median(rows.std(axis=0) / stored))
+    return spread, float(np.median(np.abs(rows.mean(axis=0) - known.mean) / stored))
+
+
+def _is_beyond(times: float, spread: float, shift: float) -> bool:
+    return not (1 / times < spread < times and shift < times)

@@ -11,7 +11,6 @@ import numpy as np
 from kerasnorm.clone.rebuild import Rebuilt
 from kerasnorm.distillation.answer_loss import AnswerLoss
 from kerasnorm.distillation.reconstruct import Reconstruction
-from kerasnorm.fit.data_check import FirstSamples
 from kerasnorm.fit.fit_model import fit_model
 from kerasnorm.fit.split import HeldOutSamples, chooses
 from kerasnorm.fit.time_budget import TimeBudget
@@ -39,7 +38,6 @@ class Calibration:
         notes: What there is to say of it.
         doubts: That training was tried and brought nothing.
         held_out: The samples for the report.
-        first: The first samples.
     """
 
     scores: dict[str, float]
@@ -50,7 +48,6 @@ class Calibration:
     notes: list[str]
     doubts: list[str]
     held_out: HeldOutSamples
-    first: FirstSamples
 
 
 def calibrate(
@@ -76,9 +73,9 @@ def calibrate(
         seed: Of the sampling, and of the order in training.
         memory_budget: Bytes of activations to hold in memory.
     """
-    first, held_out, choosing = FirstSamples(), HeldOutSamples(), HeldOutSamples(chooses)
+    held_out, choosing = HeldOutSamples(), HeldOutSamples(chooses)
     reconstruction = Reconstruction(source, memory_budget)
-    collected = _collected(batches, first, held_out, choosing, reconstruction)
+    collected = _collected(batches, held_out, choosing, reconstruction)
     tasks = fit_tasks(requests, rebuilt)
     norms = [task.layer for task in tasks]
     start = Stage(rebuilt.model, norms) if starts_matched else None
@@ -124,9 +121,7 @@ def calibrate(
     # the fits give R² of the samples that chose; the report is of others
     remeasure = trained or not fitted or reconstruction.epochs > 0
     dampings = fits.dampings if fitted else dict.fromkeys(fits.dampings, -1)
-    return Calibration(
-        fits.scores, dampings, fitted, trained, remeasure, notes, doubts, held_out, first
-    )
+    return Calibration(fits.scores, dampings, fitted, trained, remeasure, notes, doubts, held_out)
 
 
 def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterator[list[np.ndarray]]:

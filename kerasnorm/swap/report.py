@@ -32,13 +32,15 @@ class Report:
         layers: The name in the result of each layer of the source; paths for nested models.
         notes: What could not be kept, and what was done, in plain sentences.
         doubts: What speaks against the result beside what `agreement` and the sites' `fit` say:
-            data unlike what the model was trained on, models that could not be compared.
+            models that could not be compared.
         repairs: What was mended while loading the source.
         agreement: With the source, where data was given.
         on_random_inputs: The same on seeded random inputs, where the swap is not exact and no data
             was given. It tells whether anything is kept at all, not how the model does on data.
         trained: Whether the model was trained on that data after the closed-form fits; large
             models are not.
+        unlike_data: Where the data is unlike that of the training, in what; `agreement` then does
+            not say how the model does on its own kind of data.
     """
 
     model: str
@@ -51,6 +53,7 @@ class Report:
     agreement: Agreement | None = None
     on_random_inputs: Agreement | None = None
     trained: bool = False
+    unlike_data: str | None = None
 
     @property
     def refused(self) -> list[SiteRecord]:
@@ -69,6 +72,11 @@ class Report:
         `swap_norms` gives each as a `FidelityWarning`.
         """
         found = []
+        if self.unlike_data is not None:
+            found.append(
+                f"these are {self.unlike_data}. Scale them as for training: how far the models "
+                "agree on them does not say how they do on others"
+            )
         if self.poor:
             found.append(
                 f"{_sites(len(self.poor))} less than half of their activation (R² below {_POOR}): "
@@ -124,6 +132,7 @@ class Report:
                 for name in ("agreement", "on_random_inputs")
             },
             "trained": self.trained,
+            "unlike_data": self.unlike_data,
             "counts": {
                 target: dict(Counter(site.becomes for site in sites).most_common())
                 for target, sites in self.by_target().items()

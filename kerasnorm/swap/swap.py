@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import numbers
 import warnings
 from typing import Any, Literal
@@ -16,8 +17,8 @@ from kerasnorm.compare.differences import check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_number
 from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.data_check import check_data
-from kerasnorm.fit.parts import in_larger_parts
+from kerasnorm.fit.data_check import SAMPLES, UnlikeData, unlike_data
+from kerasnorm.fit.parts import first_batches, in_larger_parts
 from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
 from kerasnorm.fit.time_budget import TimeBudget
 from kerasnorm.graph.model_graphs import graphs_of
@@ -49,6 +50,7 @@ def swap_norms(
     damping: float | Literal["auto"] = "auto",
     groups: Groups = None,
     strict: bool = False,
+    allow_unlike_data: bool = False,
     seed: int = 0,
     batch_size: int = 32,
     memory_budget: int = 2**31,
@@ -116,7 +118,13 @@ def swap_norms(
             one. "auto" takes for each site the one of 1, 2, 4, 8, 16 and 32, and of what None
             stands for, by which the answers move least; it needs 96 samples, and for each number
             the time that choosing sensitive sites takes. `report.sites` has what it was.
-        strict: Whether a refused site, or a model without BatchNorm, is an error.
+        strict: Whether a refused site, a model without BatchNorm, or data unlike that of the
+            training is an error.
+        allow_unlike_data: Whether data is used though the first BatchNorm that was trained meets
+            inputs whose deviation is more than 20 times what it remembers, or less than a 20th,
+            or whose mean is more than 20 deviations away, as with pixels of 0 to 255 for those of
+            0 to 1. What is measured on such data does not say how the model does on its own.
+            Beyond 5 times there is a warning.
         seed: Of the subset of the data, of the sampling of positions, and of the order in training.
         batch_size: Of the batches that arrays are cut into; where samples are small, several are
             run at once.
@@ -139,7 +147,8 @@ def swap_norms(
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
             a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
-            `strict` and something was refused, or what is exact, or not swapped, differs from
+            `strict` and something was refused, the data is unlike that of the training, or what
+            is exact, or not swapped, differs from
             the source by more than rounding. DataError, which is one, if a number, or the data,
             is not as above.
 
@@ -173,6 +182,12 @@ def swap_norms(
         if not model_graphs.root.has_fixed_batch:
             batches = in_larger_parts(batches)
         settings = {"seed": seed, "memory_budget": memory_budget}
+        if any(plan.verdict != "exact" for plan in decision.plans.values()):
+            first = list(first_batches(batches, SAMPLES))
+            batches = itertools.chain(first, batches)
+            unlike = unlike_data(model_graphs, decision.sites, first)
+            _check_like(unlike, strict, allow_unlike_data, model.name)
+            report.unlike_data = None if unlike is None else str(unlike)
         pilot = Pilot(budget)
         batches = pilot.run(decision, batches, shares, **settings)
         decisions = to_try(decision) if groups == "auto" else [decision]
@@ -202,9 +217,7 @@ def swap_norms(
         verdict: Verdict = "calibrated" if found.fitted or found.trained else "matched"
         report.sites = [with_fit(record, found.scores, verdict) for record in report.sites]
         measure(report, models, found.held_out, sites=found.remeasure)
-        first = found.first.arrays(model_graphs.root)
-        of_sites = check_data(model_graphs.root, decision.sites, first)
-        report.doubts = [*of_sites, *decision.doubts, *found.doubts]
+        report.doubts = [*decision.doubts, *found.doubts]
         of_data = [*(pilot.notes or limit.notes), *found.notes]
     elif batches is not None:
         of_data = ["the data is not used: nothing here is fitted"]
@@ -312,6 +325,17 @@ def _check_data(report: Report) -> None:
             model=report.model,
             hint="Give `data`, some hundred unlabeled inputs (--data X.npy).",
         )
+
+
+def _check_like(unlike: UnlikeData | None, strict: bool, allowed: bool, model: str) -> None:
+    if unlike is None or not (strict or (unlike.is_far and not allowed)):
+        return
+    raise DataError(
+        f"The data must be like that of the training. Received {unlike}.",
+        model=model,
+        hint="Scale it as for training, or where it is meant, pass allow_unlike_data=True "
+        "(--allow-unlike-data), and not `strict`.",
+    )
 
 
 def _check_strict(report: Report) -> None:
