@@ -385,8 +385,17 @@ def test_cosines_of_small_and_large_inputs(scale, damping, path):
     assert export_onnx(model, path, inputs=x).max_difference <= 1e-5
 
 
-def test_inside_time_distributed_layers_are_traced_as_they_are(path):
+def test_inside_time_distributed_layers_have_their_operator(path):
     counts = exported(path, (5, 8), layers.TimeDistributed(LayerNorm(**ANY_GAINS)))
+    assert counts["LayerNormalization"] == 1
+
+
+def test_inside_a_time_distributed_of_its_own_kind_layers_are_traced_as_they_are(path):
+    class Steps(layers.TimeDistributed):
+        def call(self, inputs, training=None, mask=None):
+            return super().call(inputs, training=training, mask=mask)
+
+    counts = exported(path, (5, 8), Steps(LayerNorm(**ANY_GAINS)))
     assert "LayerNormalization" not in counts
 
 

@@ -17,6 +17,7 @@ from kerasnorm.compare.measures import relative_difference
 from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.error_text import layer_of
 from kerasnorm.onnx.frozen_graph import FrozenGraph
+from kerasnorm.onnx.run_inside import run_inside
 
 # Moved and renamed freely by tf2onnx: their names say nothing about where a fault is.
 _LAYOUT = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast"}
@@ -43,7 +44,7 @@ def first_layers_that_differ(
     proto = onnx.load(os.fspath(path))
     counterparts = _counterparts(proto, frozen)
     expected = frozen.run(batch, list(counterparts.values()))
-    received = _run_onnx(proto, frozen, batch, list(counterparts))
+    received = run_inside(proto, frozen, batch, list(counterparts))
     differs = {
         name: _differs(reference, answer, tolerance)
         for name, reference, answer in zip(counterparts, expected, received, strict=True)
@@ -100,23 +101,6 @@ def _counterparts(proto, frozen: FrozenGraph) -> dict[str, str]:
         }
     inside = {name: name for node in proto.graph.node for name in node.output if name in known}
     return inside | dict(zip(frozen.output_names, frozen.outputs, strict=True))
-
-
-def _run_onnx(proto, frozen: FrozenGraph, batch, names: list[str]) -> list[np.ndarray]:
-    import onnx
-    import onnxruntime
-
-    exposed = onnx.ModelProto()
-    exposed.CopyFrom(proto)
-    exposed.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in frozen.output_names
-    )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    return session.run(names, dict(zip(frozen.input_names, batch, strict=True)))
 
 
 def _differs(reference: np.ndarray, answer: np.ndarray, tolerance: float) -> bool | None:

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from kerasnorm.compare.measures import relative_difference
-from kerasnorm.compare.random_inputs import random_inputs, scaled_off_saturation
+from kerasnorm.compare.random_inputs import is_saturated, random_inputs, scaled_off_saturation
 from kerasnorm.compare.rounding import MOVES, ROUNDINGS, moved
 from kerasnorm.compare.tolerances import EPSILONS, OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import ExportError
@@ -21,6 +21,7 @@ from kerasnorm.onnx.blame import first_layers_that_differ
 from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.frozen_graph import FrozenGraph
 from kerasnorm.onnx.io_spec import Signature, arrays_for
+from kerasnorm.onnx.logits import compared, logits_of
 
 # Beyond this many tolerances the answer is noise, and agreement would prove nothing.
 _MOST_TOLERANCES = 100
@@ -34,11 +35,19 @@ _LARGEST_BATCH = 64
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one output is off: its name, the difference over its scale, and that scale."""
+    """How far one output, or what is inside it, is off.
+
+    Args:
+        output: Its name.
+        relative: The difference over its scale.
+        scale: Its largest entry; 1 for what a sigmoid gives, whose 0 may be 1e-9 as well.
+        logits: Whether it is of the logits that the output is the probabilities of.
+    """
 
     output: str
     relative: float
     scale: float
+    logits: bool = False
 
 
 def check(
@@ -53,9 +62,10 @@ def check(
     """Runs an ONNX file in ONNX Runtime (CPU) and compares it with the Keras model.
 
     Both answer a batch of 1 and one of 3 (given inputs: the first row, then all of them, at least
-    3). The difference is max|Δ| / max|reference| for each output. A saturated output hides what
-    happened before it: softmax and sigmoid at 0 or 1 agree whatever their inputs are. Random inputs
-    are made smaller, or larger, until that is not so.
+    3). The difference is max|Δ| / max|reference| for each output, and max|Δ| for a sigmoid's. A
+    saturated output hides what happened before it: softmax and sigmoid at 0 or 1 agree whatever
+    their inputs are. Random inputs are made smaller, or larger, until that is not so; where it is,
+    their inputs are compared as well.
 
     Args:
         model: The source.
@@ -73,7 +83,7 @@ def check(
             difference is above the tolerance; names the first layer whose output differs.
     """
     allowed = OF_LARGEST_ENTRY[coarsest_dtype(model)] if tolerance is None else tolerance
-    session = _session(frozen, path)
+    session, ends = _session(frozen, path), _Ends(path, frozen)
     worst: tuple[Difference, list[np.ndarray]] | None = None
     for batch, expected in _batches(model, signature, inputs):
         received = _answer(model, session, frozen, batch)
@@ -86,19 +96,20 @@ def check(
                     model=model.name,
                     hint="No file was written.",
                 )
-            found = Difference(name, *relative_difference(reference, answer))
+        for found in ends.differences(batch, expected, received):
             if worst is None or not found.relative <= worst[0].relative:
                 worst = found, batch
     if worst is None:
         raise ExportError("The model has no outputs.", model=model.name)
     difference, batch = worst
     if tolerance is None and difference.relative > allowed:
-        amplified = ROUNDINGS * _rounding(frozen, batch)
+        amplified = ROUNDINGS * _rounding(frozen, batch, ends.tensor_of(difference))
         allowed = max(allowed, min(amplified, _MOST_TOLERANCES * allowed))
     if not difference.relative <= allowed:
         raise ExportError(
-            f"ONNX Runtime and Keras differ in output '{difference.output}' by "
-            f"{difference.relative:.3g} of its largest entry ({difference.scale:.3g}); allowed is "
+            f"ONNX Runtime and Keras differ in {'the logits of ' if difference.logits else ''}"
+            f"output '{difference.output}' by {difference.relative:.3g} of "
+            f"{difference.scale:.3g}, its scale; allowed is "
             f"{allowed:.3g}. {_origin(path, frozen, batch, allowed, difference.output)}",
             model=model.name,
             hint="No file was written. Pass `inputs=` of the kind the model is for, or a larger "
@@ -107,7 +118,55 @@ def check(
     return difference.relative
 
 
-def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
+class _Ends:
+    """The outputs of a file, and the logits of those that are probabilities.
+
+    Args:
+        path: The file.
+        frozen: The graph that it was made from.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], frozen: FrozenGraph):
+        import onnx
+
+        self._frozen = frozen
+        proto = onnx.load(os.fspath(path), load_external_data=False)
+        self._logits = {found.output: found for found in logits_of(proto, frozen)}
+        # with weights in a second file, it is too large to be run from memory
+        outside = any(tensor.external_data for tensor in proto.graph.initializer)
+        self._proto = None if outside or not self._logits else proto
+
+    def differences(
+        self, batch: list[np.ndarray], expected: list[np.ndarray], received: list[np.ndarray]
+    ) -> Iterator[Difference]:
+        """How far each output is off, and the logits of each that is saturated."""
+        saturated = []
+        names = self._frozen.output_names
+        for name, reference, answer in zip(names, expected, received, strict=True):
+            relative, scale = relative_difference(reference, answer)
+            logits = self._logits.get(name)
+            if logits is not None and logits.kind == "Sigmoid":
+                relative, scale = relative * scale, 1.0
+            yield Difference(name, relative, scale)
+            if logits is not None and is_saturated(reference):
+                saturated.append(logits)
+        if saturated and self._proto is not None:
+            found = compared(self._proto, self._frozen, saturated, batch)
+            for logits, reference, answer in found:
+                yield Difference(
+                    logits.output, *relative_difference(reference, answer), logits=True
+                )
+
+    def tensor_of(self, difference: Difference) -> str:
+        """What is compared, in the frozen graph."""
+        if difference.logits:
+            return self._logits[difference.output].in_graph
+        return self._frozen.outputs[self._frozen.output_names.index(difference.output)]
+
+
+def rounding_sensitivity(
+    frozen: FrozenGraph, batch: list[np.ndarray], names: list[str] | None = None
+) -> float:
     """How far a model's own answer moves when every weight and input moves by one rounding step.
 
     Each goes up or down at random, several times; the largest movement counts.
@@ -115,17 +174,19 @@ def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
     Args:
         frozen: The model as a graph.
         batch: Inputs, flat.
+        names: Of the tensors to look at; None for the outputs.
 
     Returns:
         The largest entry of the movement over the largest entry of the output, the largest over
-        all outputs and moves; infinite if an answer is not finite.
+        all tensors and moves; infinite if an answer is not finite.
     """
-    before = frozen.run(batch, frozen.outputs)
+    names = frozen.outputs if names is None else names
+    before = frozen.run(batch, names)
     movements = []
     for seed in range(MOVES):
         generator = np.random.default_rng(seed)
         inputs = [moved(array, generator) for array in batch]
-        after = frozen.moved(generator).run(inputs, frozen.outputs)
+        after = frozen.moved(generator).run(inputs, names)
         movements += [
             relative_difference(x, y)[0]
             for x, y in zip(before, after, strict=True)
@@ -134,9 +195,9 @@ def rounding_sensitivity(frozen: FrozenGraph, batch: list[np.ndarray]) -> float:
     return max((m if np.isfinite(m) else np.inf for m in movements), default=0.0)
 
 
-def _rounding(frozen, batch) -> float:
+def _rounding(frozen, batch, tensor: str) -> float:
     try:
-        return rounding_sensitivity(frozen, batch)
+        return rounding_sensitivity(frozen, batch, [tensor])
     except Exception:  # a graph that TensorFlow's CPU cannot run earns no allowance
         return 0.0
 

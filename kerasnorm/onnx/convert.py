@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from typing import Any
 
@@ -14,11 +15,12 @@ from kerasnorm.keras_private import sublayers
 from kerasnorm.onnx.custom_ops.registry import handlers, write
 from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.external_weights import WeightsFile, insert, taken_out
+from kerasnorm.onnx.free_sizes import name_free_sizes
 from kerasnorm.onnx.frozen_graph import FrozenGraph
+from kerasnorm.onnx.io_spec import Signature
 from kerasnorm.onnx.postprocess import (
     all_nodes,
     keep_padding_apart,
-    name_free_sizes,
     widen_short_floats,
 )
 from kerasnorm.swap.report import Report
@@ -26,11 +28,14 @@ from kerasnorm.version import __version__
 
 # The newest opset whose operators tf2onnx itself writes; later ones are reached from there.
 _TF2ONNX_OPSET = 18
+# What is said of its own functions, and what they ask of each other.
+_TF2ONNX_OWN = re.compile(r"^Failed to convert node .*\(fct=.*>\) ?(make_sure failure: .*)?")
 
 
 def to_onnx(
     model: keras.Model,
     frozen: FrozenGraph,
+    signature: Signature,
     opset: int,
     file: WeightsFile | None,
     report: Report | None = None,
@@ -40,6 +45,7 @@ def to_onnx(
     Args:
         model: What the graph was made of, named in errors and metadata.
         frozen: What `freeze` returned.
+        signature: What it was made from.
         opset: Version of the ONNX operators.
         file: Where large weights go; None if into the model.
         report: Of the swap that made the model, for the metadata.
@@ -73,7 +79,7 @@ def to_onnx(
     if opset > _TF2ONNX_OPSET:
         proto = _at_opset(model, proto, opset)
     _label(model, proto, report)
-    name_free_sizes(proto)
+    name_free_sizes(proto, model, signature)
     return proto
 
 
@@ -146,18 +152,23 @@ def _refuse_foreign_operations(model, proto, complaints: list[str]) -> None:
     for node in all_nodes(proto.graph):
         if node.domain or onnx.defs.has(node.op_type, opset):
             continue
+        layer = layer_of(model, node.name)
+        behind = f", such as keras.Model(model.get_layer({layer!r}).output, model.output)"
         raise ExportError(
             f"The operation '{node.name}' of type {node.op_type} has no translation to ONNX "
             f"opset {opset}.{_complaint(node, complaints)}",
             model=model.name,
-            layer=layer_of(model, node.name),
-            hint="Replace the layer by one of standard operations, or end the model in front of "
-            "it; for a few operations a later opset is enough.",
+            layer=layer,
+            hint="Replace the layer by one of standard operations, or export the part of the "
+            f"model in front of it or behind it{behind if layer else ''}; for a few operations a "
+            "later opset is enough.",
         )
 
 
 def _complaint(node, complaints: list[str]) -> str:
-    about = [text for text in complaints if node.name in text and "is not supported" not in text]
+    """What tf2onnx says of a node beside that it failed, and in which function of its own."""
+    about = [_TF2ONNX_OWN.sub("", text) for text in complaints if node.name in text]
+    about = [text for text in about if text and "is not supported" not in text]
     return f" {about[0]}" if about else ""
 
 

@@ -135,7 +135,7 @@ def export_onnx(
             try:
                 with _CONVERSION:
                     frozen = freeze(model, signature, opset, outside=outside, short=short)
-                    proto = to_onnx(model, frozen, opset, file, report)
+                    proto = to_onnx(model, frozen, signature, opset, file, report)
                 _write(frozen, proto, temporary)
                 difference = check(
                     model, temporary, signature, frozen, inputs=inputs, tolerance=tolerance

@@ -74,28 +74,3 @@ def widen_short_floats(graph: Any) -> None:
                 widen(attribute.t)
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 widen_short_floats(inner)
-
-
-def name_free_sizes(proto: Any) -> None:
-    """Calls free sizes 'batch' and NAME_axis_2, in place.
-
-    Those of outputs are called as those of inputs where it can be proved that they are the same.
-    """
-    import onnx
-
-    for values in (proto.graph.input, proto.graph.output):
-        for value in values:
-            for axis, size in enumerate(value.type.tensor_type.shape.dim):
-                if not size.HasField("dim_value"):
-                    size.Clear()
-                    if values is proto.graph.input:
-                        size.dim_param = f"{value.name}_axis_{axis}" if axis else "batch"
-    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    for value, known in zip(proto.graph.output, inferred.graph.output, strict=True):
-        sizes = value.type.tensor_type.shape.dim
-        for axis, size in enumerate(sizes):
-            if size.HasField("dim_value"):
-                continue
-            found = known.type.tensor_type.shape.dim[axis]
-            ours = found.HasField("dim_param") and not found.dim_param.startswith("unk__")
-            size.dim_param = found.dim_param if ours else f"{value.name}_axis_{axis}"

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from kerasnorm.onnx.custom_ops import cosine, layer_norm
 from kerasnorm.onnx.custom_ops.custom_op import CustomOp, Scope
+from kerasnorm.onnx.custom_ops.tensorflow_ops import WRITERS
 
 _CUSTOM_OPS = (layer_norm.NORMALIZATION, cosine.UNIT_VECTORS, cosine.OVER_LENGTHS)
 _BY_MARK = {op.mark: op for op in _CUSTOM_OPS}
@@ -17,7 +16,7 @@ _TYPE = "PyFuncStateless"
 
 def handlers() -> dict[str, Any]:
     """For tf2onnx's `custom_op_handlers`: what to do with these, and with what it lacks."""
-    return {_TYPE: (_leave, []), "Erfc": (_write_erfc, [])}
+    return {_TYPE: (_leave, []), **{name: (write, []) for name, write in WRITERS.items()}}
 
 
 def write(graph: Any) -> None:
@@ -40,11 +39,3 @@ def _custom_op(node) -> CustomOp | None:
 def _leave(graph, node, name, args):
     if _custom_op(node) is not None:
         graph.copy_shape(node.input[0], node.output[0])
-
-
-def _write_erfc(graph, node, name, args):
-    # TensorFlow writes the exact GELU with erfc(x) = 1 − erf(x), ONNX has erf only.
-    scope = Scope(graph, node, {})
-    [x] = scope.inputs
-    one = scope.constant(np.ones((), scope.dtype(x)))
-    scope.result("Sub", one, scope("Erf", x))

@@ -1,8 +1,8 @@
 """A copy of a model whose layers are in the forms that ONNX has for them.
 
-Layer normalizations are one operation, cosines their formula. Those that the operator cannot
-express (masked time steps that must not count), and cosines that are centred or in half precision,
-stay as they are.
+Layer normalizations are one operation, cosines their formula, TimeDistributed is one call of its
+layer. Norms that the operator cannot express (masked time steps that must not count), and cosines
+that are centred or in half precision, stay as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import keras
 
 from kerasnorm.errors import SwapError
 from kerasnorm.keras_private import sublayers
-from kerasnorm.onnx.custom_ops import cosine, group_norm, layer_norm
+from kerasnorm.onnx.custom_ops import cosine, group_norm, layer_norm, time_distributed
 from kerasnorm.swap.fold import fold_weight_norms
 
 # LayerNormalization came with it.
@@ -55,17 +55,18 @@ def _short_calls(
     model: keras.Model, opset: int
 ) -> Iterator[tuple[keras.Layer, Callable[..., Any]]]:
     """The layers that ONNX has a short form for, and what to call in place of their `call`."""
-    # TimeDistributed hands its layer to tf.vectorized_map, which cannot look into a custom
-    # operation.
+    # Where TimeDistributed stays, it hands its layer to tf.vectorized_map, which cannot look into a
+    # custom operation.
     vectorized = {
         id(inner)
         for layer in sublayers(model)
         if isinstance(layer, keras.layers.TimeDistributed)
+        and time_distributed.short_call(layer) is None
         for inner in sublayers(layer)
     }
     for layer in sublayers(model):
         if id(layer) not in vectorized:
-            call = cosine.short_call(layer)
+            call = time_distributed.short_call(layer) or cosine.short_call(layer)
             if call is None and opset >= _FIRST_OPSET:
                 call = layer_norm.short_call(layer) or group_norm.short_call(layer)
             if call is not None:
