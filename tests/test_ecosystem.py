@@ -13,11 +13,27 @@ import kerasnorm
 X = np.random.default_rng(0).normal(size=(60, 8, 8, 3)).astype("float32")
 
 
-@pytest.fixture(scope="module", params=["weight", "layer", "group", "cosine", "folded"])
+EACH = dict(
+    zip(
+        ("bn_1", "bn_1_end", "bn_1_short", "bn_2", "bn_2_end", "bn_2_short"),
+        ("weight", "layer", "group", "cosine", "weight", "layer"),
+        strict=True,
+    )
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "each",
+        "folded",
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("weight", "layer", "group", "cosine")),
+    ],
+)
 def model(request):
     """A residual network swapped to each target, or folded to plain layers behind that."""
-    target = "weight" if request.param == "folded" else request.param
-    data = X if target == "cosine" else None
+    target = {"each": EACH, "folded": "weight"}.get(request.param, request.param)
+    data = X if request.param in ("each", "cosine") else None
     swapped = kerasnorm.swap_norms(tiny_models.residual(), target, data).model
     return kerasnorm.fold_norms(swapped) if request.param == "folded" else swapped
 
