@@ -88,7 +88,9 @@ def test_it_trains_from_a_pipeline_with_callbacks(policy, tmp_path):
     swapped = kerasnorm.swap_norms(source, "weight").model
     labels = np.arange(60) % int(swapped.output_shape[-1])
     data = tf.data.Dataset.from_tensor_slices((X, labels)).batch(20).prefetch(1)
-    swapped.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    swapped.compile(
+        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", jit_compile=False
+    )
     best = tmp_path / "best.keras"
     callbacks = [
         keras.callbacks.TensorBoard(tmp_path / "logs"),

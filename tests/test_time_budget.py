@@ -110,6 +110,7 @@ def test_as_many_samples_as_there_is_time_for(source_and_data, monkeypatch):
         return fit_model(source, rebuilt, tasks, batches, **settings)
 
     clock = Clock()
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     monkeypatch.setattr(pilot, "time", clock)
     monkeypatch.setattr(time_budget, "time", clock)
     monkeypatch.setattr(pilot, "fit_model", counted)
