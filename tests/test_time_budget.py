@@ -26,7 +26,7 @@ def however_near(monkeypatch):
 
 @pytest.fixture
 def source_and_data():
-    source = tiny_models.residual()
+    source = tiny_models.conv_bn_relu()
     data = batch(source, rows=400)
     randomize(source, data)
     return source, data
