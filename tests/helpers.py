@@ -38,6 +38,19 @@ TRAINED = {
     "vww_mobilenet_v1.h5": 27,
     "yamnet_256.h5": 11,
 }
+# Behind each stands a smaller one with the same kinds of layers.
+_LARGE = (
+    "fashion_dense.keras",
+    "fashion_mobile.keras",
+    "fashion_preact.keras",
+    "fashion_resnet.keras",
+    "vww_mobilenet_v1.h5",
+)
+
+
+def large_ones_slow(names):
+    """The trained models to run a test on: every day those that are small."""
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in _LARGE else []) for n in names]
 
 
 def assert_close(actual, expected, dtype="float32", *, factor=1.0, what=""):

@@ -38,8 +38,8 @@ SIZES = {
     "NASNetMobile": 96,
     "Xception": 96,
 }
-# The everyday suite takes BatchNorm behind convolutions and before them, and behind depthwise ones.
-EVERYDAY = ("ResNet50V2", "MobileNetV2")
+# The everyday suite takes BatchNorm behind convolutions, depthwise ones among them.
+EVERYDAY = ("MobileNetV2",)
 
 
 def alive(name: str):

@@ -20,7 +20,8 @@ def test_ratios_are_those_of_the_medians(monkeypatch):
     assert bench_layers.ratio(bench_layers.Line("", 1, took), "second") == 2.0
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
 def test_a_table_and_its_plot(backend, tmp_path, monkeypatch):
     if backend != keras.backend.backend():
         pytest.importorskip(backend)

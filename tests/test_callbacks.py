@@ -38,7 +38,7 @@ def small(**compile_with):
             layers.Dense(1, name="third"),
         ]
     )
-    model.compile(keras.optimizers.SGD(0.1), "mse", **compile_with)
+    model.compile(keras.optimizers.SGD(0.1), "mse", **{"jit_compile": False, **compile_with})
     return model
 
 
@@ -96,7 +96,7 @@ def test_drift_does_not_depend_on_the_scale():
         model = small()
         model.get_layer("second").kernel.assign(scale * model.get_layer("second").kernel)
         model.get_layer("second").trainable = False
-        model.compile(keras.optimizers.SGD(0.0), "mse")
+        model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
         x, y = data()
         watch = ActivationDrift(x, every=1)
         watches.append(watch)
@@ -125,7 +125,7 @@ def convolutional():
     x = layers.Flatten()(inner(inputs))
     x = CosineNorm(layers.Dense(5), rescale=True, name="cosine")(x)
     model = keras.Model(inputs, layers.Dense(1, name="head", activity_regularizer="l2")(x))
-    model.compile("adam", "mse")
+    model.compile("adam", "mse", jit_compile=False)
     return model
 
 
@@ -180,7 +180,7 @@ def test_nested_models_and_wrappers():
 def test_the_second_axis_are_channels_where_a_layer_says_so():
     model = keras.Sequential([keras.Input((3, 5, 5)), layers.Flatten(data_format="channels_first")])
     model.add(layers.Dense(1))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x = np.random.default_rng(0).normal(size=(8, 3, 5, 5)).astype("float32")
     watch = ActivationDrift(x, model.layers[0].name, every=1)
     model.fit(x, x[:, 0, 0, :1], verbose=0, callbacks=[watch])
@@ -192,7 +192,7 @@ def test_a_shared_layer_counts_all_its_calls():
     inputs = [keras.Input((4,), name="a"), keras.Input((4,), name="b")]
     shared = layers.Dense(3, name="shared")
     model = keras.Model(inputs, layers.Add()([shared(tensor) for tensor in inputs]))
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x = {"a": data()[0], "b": data(seed=1)[0]}
     watch = ActivationDrift(x, every=1)
     model.fit(x, np.zeros((32, 3)), verbose=0, callbacks=[watch])
@@ -203,7 +203,7 @@ def test_a_shared_layer_counts_all_its_calls():
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(dtype):
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3, dtype=dtype, name="dense")])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x, _ = data()
     watch = ActivationDrift(x, every=1)
     model.fit(x, np.zeros((32, 3)), verbose=0, callbacks=[watch])
@@ -224,7 +224,7 @@ def test_steps_go_on_over_several_fits_and_executions():
 
 def test_a_recurrent_network():
     model = keras.Sequential([keras.Input((7, 4)), layers.LSTM(3, name="lstm"), layers.Dense(1)])
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     x = np.random.default_rng(0).normal(size=(8, 7, 4)).astype("float32")
     watch = ActivationDrift(x, every=1)
     model.fit(x, x[:, 0, :1], verbose=0, callbacks=[watch])
@@ -356,13 +356,13 @@ def test_errors_of_the_model():
         ActivationDrift(x).drift()
     inputs = keras.Input((4,))
     adds = keras.Model(inputs, layers.Add(name="add")([inputs, inputs]))
-    adds.compile("sgd", "mse")
+    adds.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(KerasNormError, match=r"must have layers with a kernel.*'add'"):
         adds.fit(x, x, verbose=0, callbacks=[ActivationDrift(x)])
     with pytest.raises(KerasNormError, match=r"layer 'add': .* one input\. Received 2"):
         adds.fit(x, x, verbose=0, callbacks=[ActivationDrift(x, ["add"])])
     twice = keras.Sequential([keras.Input((4,)), *(one_dense(n) for n in "ab"), layers.Dense(1)])
-    twice.compile("sgd", "mse")
+    twice.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(KerasNormError, match=r"'a/dense', 'b/dense'.*'dense', which is several"):
         twice.fit(x, y, verbose=0, callbacks=[ActivationDrift(x, ["dense"])])
 
@@ -432,7 +432,7 @@ def test_a_model_that_the_first_step_of_training_builds(subclassed):
     steps = small().layers
     steps = [type(step).from_config(step.get_config()) for step in steps]
     model = Net(steps) if subclassed else keras.Sequential(steps)
-    model.compile(keras.optimizers.SGD(0.0), "mse")
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
     x, y = data()
     watch = ActivationDrift(x, every=1)
     model.fit(x, y, verbose=0, callbacks=[watch])
@@ -466,7 +466,7 @@ def test_a_layer_in_a_closure():
 
     x, y = data()
     model = Net()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(KerasNormError, match=r"layer 'inner': .* from an attribute of what calls"):
         model.fit(x, y, verbose=0, callbacks=[ActivationDrift(x)])
 
@@ -484,7 +484,7 @@ def test_a_layer_that_is_not_called():
 
     x, y = data()
     model = Idle()
-    model.compile("sgd", "mse")
+    model.compile("sgd", "mse", jit_compile=False)
     with pytest.raises(KerasNormError, match=r"layer 'idle': .* must be called by the model"):
         model.fit(x, y, verbose=0, callbacks=[ActivationDrift(x)])
     assert "call" not in vars(model.used)

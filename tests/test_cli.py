@@ -288,18 +288,12 @@ def test_what_needs_no_keras_is_answered_without_it(arguments, code, said, model
     assert said in done.stdout + done.stderr
 
 
-def test_whoever_imports_the_package_has_its_layers_registered(tmp_path):
-    path = tmp_path / "model.keras"
-    keras.Sequential([keras.Input((3,)), kerasnorm.LayerNorm()]).save(path)
-    program = f"import kerasnorm, keras; keras.saving.load_model(r'{path}')"
-    subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-
-
 def test_names_are_those_of_the_targets():
     assert list(NAMES) == list(TARGETS)
     assert all(name == target.name for name, target in TARGETS.items())
 
 
+@pytest.mark.slow
 def test_a_kill_while_writing_leaves_the_old_file(model, tmp_path):
     out = tmp_path / "out.keras"
     out.write_bytes(b"old")

@@ -83,7 +83,7 @@ def test_seed_and_damping_reach_the_swap(model, images):
 @pytest.mark.parametrize("target", ["layer", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_distilled_on_the_same_data(tmp_path, target, capsys):
     keras.utils.set_random_seed(0)
-    x = np.random.default_rng(0).normal(size=(400, 8, 8, 3)).astype("float32")
+    x = np.random.default_rng(0).normal(size=(150, 8, 8, 3)).astype("float32")
     np.save(tmp_path / "x.npy", x)
     source = tiny_models.residual()
     randomize(source, x)

@@ -63,6 +63,7 @@ def table(*arguments):
     ]
 
 
+@pytest.mark.slow
 def test_a_layer_for_this_machine_from_both_backends():
     rows = table("--targets", "cpu", "--layers", "Affine")
     assert len(rows) == 2 * len(compile_targets.POLICIES) * len(compile_targets.PASSES)

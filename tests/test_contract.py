@@ -1,7 +1,7 @@
 """Every layer keeps the same promises: right values and gradients, in every mode and precision.
 
-The everyday run takes every layer eagerly, and compiled, traced and trained every fourth one; the
-slow run takes all of them.
+The everyday run takes every layer eagerly in float32, and every few layers compiled, traced,
+trained, saved and in other precisions; the slow run takes all of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,14 @@ from layer_cases import CASES
 
 _BY_NAME = {case.name: case for case in CASES}
 names = pytest.mark.parametrize("name", _BY_NAME)
-sample = pytest.mark.parametrize("name", list(_BY_NAME)[::4])
+
+
+def every(step):
+    """The names of the layers; all but one of so many are for the slow run."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (number % step > 0))
+        for number, name in enumerate(_BY_NAME)
+    ]
 
 
 def inputs_of(case):
@@ -108,7 +115,7 @@ def test_float32(name):
     check(name, "float32", "eager")
 
 
-@names
+@pytest.mark.parametrize("name", every(3))
 @pytest.mark.parametrize(
     "dtype", ["float16", "bfloat16", pytest.param("float64", marks=pytest.mark.slow)]
 )
@@ -118,15 +125,17 @@ def test_other_precisions(name, dtype):
     check(name, dtype, "eager")
 
 
-@sample
+@pytest.mark.parametrize("name", every(8))
 def test_compiled(name):
     check(name, "float32", "jit")
 
 
 @names
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("mode", ["graph", "jit"])
+@pytest.mark.parametrize(
+    ("mode", "dtype"),
+    [("graph", "float32"), *((m, d) for m in ("graph", "jit") for d in ("float16", "bfloat16"))],
+)
 def test_every_mode_and_precision(name, mode, dtype):
     check(name, dtype, mode)
 
@@ -176,7 +185,8 @@ def fit_one_step(case):
     before = [w.copy() for w in model.get_weights()]
     x = cast(inputs_of(case), "float32")
     targets = [np.ones(y.shape, "float32") for y in model([x, x])]
-    model.compile(keras.optimizers.SGD(0.1), ["mse", "mse"])
+    # how XLA compiles the layers is the subject of test_compiled, and takes longer
+    model.compile(keras.optimizers.SGD(0.1), ["mse", "mse"], jit_compile=False)
     model.fit([x, x], targets, batch_size=len(x), epochs=1, verbose=0)
     for weight, old in zip(model.weights, before, strict=True):
         new = keras.ops.convert_to_numpy(weight)
@@ -185,14 +195,8 @@ def fit_one_step(case):
             assert not np.array_equal(new, old), f"{weight.path} did not learn"
 
 
-@sample
+@pytest.mark.parametrize("name", every(4))
 def test_fit(name):
-    fit_one_step(_BY_NAME[name])
-
-
-@names
-@pytest.mark.slow
-def test_fit_every_layer(name):
     fit_one_step(_BY_NAME[name])
 
 
@@ -202,47 +206,37 @@ folder = pathlib.Path(sys.argv[1])
 for path in sorted(folder.glob("*.keras")):
     try:
         model = keras.saving.load_model(path)
-        x = np.load(path.with_suffix(".npy"))
+        x = np.load(folder / f"{path.stem}.npy")
         outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
-        np.save(path.with_suffix(".out.npy"), np.stack(outputs))
-        path.with_suffix(".trained").write_text(" ".join(v.name for v in model.trainable_variables))
+        np.save(folder / f"{path.stem}.out.npy", np.stack(outputs))
+        trained = " ".join(v.name for v in model.trainable_variables)
+        (folder / f"{path.stem}.trained").write_text(trained)
     except Exception as error:
-        path.with_suffix(".error").write_text(repr(error))
+        (folder / f"{path.stem}.error").write_text(repr(error))
 """
 
 
-@pytest.fixture(scope="module")
-def reloaded(tmp_path_factory):
-    """A folder in which another process has left what the saved models put out there."""
-    folder = tmp_path_factory.mktemp("saved")
-    for index, case in enumerate(CASES):
+@pytest.mark.parametrize("part", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+def test_keras_files_in_a_new_process(part, tmp_path):
+    cases = CASES[part::4]
+    expected = {}
+    for case in cases:
         model, _ = two_call_model(case)
         x = cast(inputs_of(case), "float32")
-        np.save(folder / f"{index}.npy", x)
-        model.save(folder / f"{index}.keras")
+        np.save(tmp_path / f"{case.name}.npy", x)
+        model.save(tmp_path / f"{case.name}.keras")
         outputs = [keras.ops.convert_to_numpy(y) for y in model([x, x])]
-        np.save(folder / f"{index}.expected.npy", np.stack(outputs))
-        trained = " ".join(v.name for v in model.trainable_variables)
-        (folder / f"{index}.expected").write_text(trained)
-    subprocess.run([sys.executable, "-c", _LOAD_AND_PREDICT, str(folder)], check=True)
-    return folder
-
-
-@pytest.mark.parametrize("index", range(len(CASES)), ids=list(_BY_NAME))
-def test_keras_file_in_a_new_process(index, reloaded):
-    error = reloaded / f"{index}.error"
-    assert not error.exists(), error.read_text()
-    actual = np.load(reloaded / f"{index}.out.npy")
-    assert_close(actual, np.load(reloaded / f"{index}.expected.npy"))
-    trained = (reloaded / f"{index}.trained").read_text()
-    assert trained == (reloaded / f"{index}.expected").read_text()
+        expected[case.name] = outputs, " ".join(v.name for v in model.trainable_variables)
+    subprocess.run([sys.executable, "-c", _LOAD_AND_PREDICT, str(tmp_path)], check=True)
+    for name, (outputs, trained) in expected.items():
+        error = tmp_path / f"{name}.error"
+        assert not error.exists(), f"{name}: {error.read_text()}"
+        assert_close(np.load(tmp_path / f"{name}.out.npy"), np.stack(outputs), what=name)
+        assert (tmp_path / f"{name}.trained").read_text() == trained, name
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="how Keras trains on TensorFlow")
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (i % 16 > 0)) for i, n in enumerate(_BY_NAME)],
-)
+@pytest.mark.parametrize("name", every(16))
 def test_fit_is_traced_at_most_once_for_each_shape(name):
     case = _BY_NAME[name]
     keras.utils.set_random_seed(0)
@@ -252,7 +246,7 @@ def test_fit_is_traced_at_most_once_for_each_shape(name):
     traced = []
     call = layer.call
     layer.call = functools.wraps(call)(lambda *a, **k: traced.append(a[0].shape) or call(*a, **k))
-    model.compile("sgd", "mse", jit_compile=True)
+    model.compile("sgd", "mse", jit_compile=False)
     # Two whole batches of four, and one of three.
     x = np.resize(cast(inputs_of(case), "float32"), (11, *case.shape[1:]))
     y = np.zeros((11, *model.output_shape[1:]), "float32")

@@ -220,7 +220,7 @@ def test_the_same_seed_gives_the_same_weights():
         for variable in student.trainable_variables:  # so that there is something to learn
             variable.assign(1.2 * variable)
         keras.utils.set_random_seed(seed + 10)  # of no account
-        kerasnorm.distill(student, teacher, IMAGES, seed=seed, epochs=2)
+        kerasnorm.distill(student, teacher, IMAGES, seed=seed, epochs=1)
         found.append(values(student))
     assert_equal(found[0], found[1])
     assert any((a != b).any() for a, b in zip(found[0], found[2], strict=True))
@@ -390,22 +390,21 @@ def test_an_error_leaves_the_student_as_it_was():
     assert_equal(values(student), given)
 
 
-@pytest.mark.parametrize("form", ["array", "batches", "dataset", "labelled"])
-def test_forms_of_data(form):
+def test_forms_of_data():
     import tensorflow as tf
 
-    data = {
-        "array": lambda: IMAGES,
-        "batches": lambda: iter([IMAGES[:50], IMAGES[50:]]),
-        "dataset": lambda: tf.data.Dataset.from_tensor_slices(IMAGES).batch(32),
-        "labelled": lambda: ((IMAGES[n : n + 40], None) for n in range(0, 200, 40)),
-    }
-    found = []
-    for make in (data["array"], data[form]):
+    images, found = IMAGES[:80], []
+    for data in (
+        images,
+        iter([images[:50], images[50:]]),
+        tf.data.Dataset.from_tensor_slices(images).batch(32),
+        ((images[n : n + 40], None) for n in range(0, 80, 40)),
+    ):
         student, teacher = two_models()
-        kerasnorm.distill(student, teacher, make(), epochs=1)
+        kerasnorm.distill(student, teacher, data, epochs=1)
         found.append(values(student))
-    assert_equal(*found)
+    for other in found[1:]:
+        assert_equal(other, found[0])
 
 
 def test_inputs_by_name():

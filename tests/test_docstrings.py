@@ -48,7 +48,9 @@ def test_examples(name, tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras's own, about what an example leaves out
         for test in tests:
-            keras.utils.clear_session()  # names count from the start, as for a reader
+            keras.utils.clear_session(
+                free_memory=False
+            )  # names count from the start, as for a reader
             test.globs = {**NAMES, **vars(module)}
             said: list[str] = []
             runner.run(test, out=said.append)

@@ -13,11 +13,27 @@ import kerasnorm
 X = np.random.default_rng(0).normal(size=(60, 8, 8, 3)).astype("float32")
 
 
-@pytest.fixture(scope="module", params=["weight", "layer", "group", "cosine", "folded"])
+EACH = dict(
+    zip(
+        ("bn_1", "bn_1_end", "bn_1_short", "bn_2", "bn_2_end", "bn_2_short"),
+        ("weight", "layer", "group", "cosine", "weight", "layer"),
+        strict=True,
+    )
+)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "each",
+        "folded",
+        *(pytest.param(t, marks=pytest.mark.slow) for t in ("weight", "layer", "group", "cosine")),
+    ],
+)
 def model(request):
     """A residual network swapped to each target, or folded to plain layers behind that."""
-    target = "weight" if request.param == "folded" else request.param
-    data = X if target == "cosine" else None
+    target = {"each": EACH, "folded": "weight"}.get(request.param, request.param)
+    data = X if request.param in ("each", "cosine") else None
     swapped = kerasnorm.swap_norms(tiny_models.residual(), target, data).model
     return kerasnorm.fold_norms(swapped) if request.param == "folded" else swapped
 
@@ -72,7 +88,9 @@ def test_it_trains_from_a_pipeline_with_callbacks(policy, tmp_path):
     swapped = kerasnorm.swap_norms(source, "weight").model
     labels = np.arange(60) % int(swapped.output_shape[-1])
     data = tf.data.Dataset.from_tensor_slices((X, labels)).batch(20).prefetch(1)
-    swapped.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
+    swapped.compile(
+        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", jit_compile=False
+    )
     best = tmp_path / "best.keras"
     callbacks = [
         keras.callbacks.TensorBoard(tmp_path / "logs"),

@@ -20,7 +20,7 @@ from fidelity import (
     linearize_outputs,
     to_float64,
 )
-from helpers import TRAINED, loaded
+from helpers import TRAINED, large_ones_slow, loaded
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from random_layers import Chain, Net
@@ -117,7 +117,7 @@ def check_many(folder, draws: int, number: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_random_models(tmp_path):
-    check_many(tmp_path, draws=40, number=0)
+    check_many(tmp_path, draws=16, number=0)
 
 
 @pytest.mark.slow
@@ -127,7 +127,7 @@ def test_many_random_models(tmp_path, part):
     check_many(tmp_path, draws=DRAWS, number=SEED + part + 1)
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", large_ones_slow(TRAINED))
 def test_trained_models(name, tmp_path):
     source = loaded(name)
     result = fold(source)

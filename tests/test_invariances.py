@@ -69,7 +69,7 @@ def assert_all_close(actual, expected):
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_standardized_layers_ignore_the_scale_of_weights(kind, size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -82,7 +82,7 @@ def test_standardized_layers_ignore_the_scale_of_weights(kind, size, scale, seed
 
 
 @pytest.mark.parametrize("kind", ["batch", "layer"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_standardized_layers_ignore_the_scale_of_inputs(kind, size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -103,7 +103,7 @@ def cosine(units, use_bias=True, **options):
     return CosineNorm(dense, **options)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_weight_norm_ignores_the_scale_of_v_but_not_of_inputs(size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -117,7 +117,7 @@ def test_weight_norm_ignores_the_scale_of_v_but_not_of_inputs(size, scale, seed)
     assert_close(dx, base[1], "float64", what="dx")
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, seeds)
 def test_weight_norm_is_a_dot_product_with_v_of_a_scaled_input(size, seed):
     x, v, _ = problem(size, seed)
@@ -143,7 +143,7 @@ def test_weight_norm_is_a_dot_product_with_v_of_a_scaled_input(size, seed):
     ],
     ids=str,
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_cosine_norm_ignores_the_scale_of_weights(options, size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -158,7 +158,7 @@ def test_cosine_norm_ignores_the_scale_of_weights(options, size, scale, seed):
     [{"use_bias": False}, {"rescale": True}, {"rescale": True, "centered": True}],
     ids=str,
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_cosine_norm_ignores_the_scale_of_inputs(options, size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -168,7 +168,7 @@ def test_cosine_norm_ignores_the_scale_of_inputs(options, size, scale, seed):
     assert_all_close((y, scale * dx, dw), base)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_damping_scales_with_the_input(size, scale, seed):
     x, kernel, cotangent = problem(size, seed)
@@ -179,7 +179,7 @@ def test_damping_scales_with_the_input(size, scale, seed):
     assert_all_close((y, scale * dx, dw), run(damped[1], x, cotangent, kernel))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(sizes, scales, seeds)
 def test_plain_cosine_norm_ignores_the_scale_of_weights_and_bias_together(size, scale, seed):
     x, kernel, cotangent = problem(size, seed)

@@ -264,7 +264,10 @@ BACKBONES: dict[str, Callable[[], keras.Model]] = {
     "DFine": dfine,
     "Xception": xception,
 }
-SLOW = ("BASNet", "DFine", "HGNetV2, light")
+SLOW = (
+    "BASNet", "CSPNet, csp", "DFine", "EfficientNet, cba", "EfficientNet, v1", "HGNetV2, light",
+    "MobileNetV5", "ResNet, bottleneck", "Xception",
+)  # fmt: skip
 
 
 def test_every_backbone_with_batch_norm_is_here():

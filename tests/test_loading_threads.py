@@ -99,7 +99,7 @@ def test_loads_builds_and_swaps_at_the_same_time(tmp_path):
     assert "`groups` removed from DepthwiseConv2D" in str(alone[0][0])
     assert alone[2][0] == []
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(work, range(24)))
+        together = list(pool.map(work, range(12)))
     for number, (report, repairs, numbers) in enumerate(together):
         expected = alone[number % 4]
         assert report == repairs == expected[0]

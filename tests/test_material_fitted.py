@@ -19,8 +19,19 @@ NORMS = {"layer": LayerNorm, "group": GroupNorm, "cosine": CosineNorm}
 
 
 @pytest.mark.usefixtures("closed_form")
-@pytest.mark.parametrize("target", ["weight", "layer", "group", "cosine"])
-@pytest.mark.parametrize("name", ["toycar_autoencoder.h5", "miniresnetv2.h5"])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("miniresnetv2.h5", "weight"),
+        ("toycar_autoencoder.h5", "layer"),
+        ("miniresnetv2.h5", "group"),
+        ("toycar_autoencoder.h5", "cosine"),
+        pytest.param("toycar_autoencoder.h5", "weight", marks=pytest.mark.slow),
+        pytest.param("miniresnetv2.h5", "layer", marks=pytest.mark.slow),
+        pytest.param("toycar_autoencoder.h5", "group", marks=pytest.mark.slow),
+        pytest.param("miniresnetv2.h5", "cosine", marks=pytest.mark.slow),
+    ],
+)
 def test_on_random_data(name, target):
     source = loaded(name)
     x = np.random.default_rng(0).normal(size=(100, *source.input_shape[1:])).astype("float32")
@@ -58,9 +69,16 @@ def test_on_random_data(name, target):
 
 @pytest.mark.usefixtures("closed_form")
 @pytest.mark.parametrize(
-    "name", ["fashion_mobile.keras", "fashion_dense.keras", "mini_xception_fer2013.hdf5"]
+    ("name", "target"),
+    [
+        # each model and each target once every day
+        pytest.param(name, target, marks=[pytest.mark.slow] * (row != column))
+        for row, name in enumerate(
+            ("fashion_dense.keras", "fashion_mobile.keras", "mini_xception_fer2013.hdf5")
+        )
+        for column, target in enumerate(("layer", "group", "cosine"))
+    ],
 )
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
 def test_pure(name, target):
     source = loaded(name)
     x = np.random.default_rng(0).uniform(size=(60, *source.input_shape[1:])).astype("float32")

@@ -111,7 +111,7 @@ def assert_a_random_model_stays(tmp_path, draw):
 RANDOM = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@settings(RANDOM, max_examples=12)
+@settings(RANDOM, max_examples=6)
 @given(st.data())
 def test_random_models(tmp_path, data):
     assert_a_random_model_stays(tmp_path, data.draw)

@@ -55,7 +55,7 @@ def folder(request, tools, sources, tmp_path_factory):
 
 def test_a_kill_at_any_time_leaves_whole_files(tools, folder):
     draw = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         found = tools.kill.kill(folder, draw, folder.way, folder.duration)
         assert found.broken == []
         for name in found.left:

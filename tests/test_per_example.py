@@ -18,6 +18,9 @@ import kerasnorm
 
 BN = layers.BatchNormalization
 TARGETS = ("weight", "layer", "group", "cosine")
+EVERYDAY = (
+    ("sequence", "weight"), ("residual", "layer"), ("sequence", "group"), ("separable", "cosine"),
+)  # fmt: skip
 EXAMPLES = 6
 # Sums of float32 in another order, in networks of several layers; a BatchNorm is off by 10 %.
 ROUNDING = 100
@@ -141,8 +144,14 @@ def assert_examples_stand_alone(model, x, y):
 
 
 @pytest.mark.usefixtures("closed_form")
-@pytest.mark.parametrize("net", NETS)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    ("net", "target"),
+    [
+        pytest.param(net, target, marks=[pytest.mark.slow] * ((net, target) not in EVERYDAY))
+        for net in NETS
+        for target in TARGETS
+    ],
+)
 def test_swapped(target, net):
     model, x, y = swapped(net, target)
     assert model.non_trainable_variables == []

@@ -66,7 +66,7 @@ def test_a_mixed_swap_names_every_site_once(tmp_path):
 
 def test_a_png_of_many_sites(tmp_path):
     x = inputs = keras.Input((4,))
-    for number in range(300):
+    for number in range(100):
         x = keras.layers.BatchNormalization(name=f"a_rather_long_name_for_one_of_them_{number}")(x)
     report = kerasnorm.inspect_norms(keras.Model(inputs, x))
     report.plot(tmp_path / "many.png")

@@ -11,11 +11,17 @@ import tiny_models
 
 import kerasnorm
 from kerasnorm import progress
+from kerasnorm.distillation import reconstruct
 
 
 @pytest.fixture
 def at_once(monkeypatch):
     monkeypatch.setattr(progress, "_SECONDS", -1.0)
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
 
 
 def swapped():

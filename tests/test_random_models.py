@@ -168,7 +168,7 @@ def check_many(folder, draws: int, number: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_random_models(tmp_path):
-    check_many(tmp_path, draws=60, number=0)
+    check_many(tmp_path, draws=24, number=0)
 
 
 @pytest.mark.slow

@@ -27,15 +27,16 @@ BN = layers.BatchNormalization
 
 @pytest.fixture(autouse=True)
 def however_near(monkeypatch):
-    """Training follows the fits however near these bring the answers."""
+    """Training follows the fits however near these bring the answers, and is short."""
     monkeypatch.setattr(calibrate, "_NEAR_ENOUGH", -1.0)
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 4)
 
 
 @pytest.fixture
 def training_stays(monkeypatch):
     """Nothing chooses by the answers, which a short training of a random model may harm."""
     monkeypatch.setattr(calibrate, "_answer_loss", lambda *_: None)
-    monkeypatch.setattr(reconstruct, "_EPOCHS", 3)
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 2)
 
 
 def images(rows=200, seed=0):
@@ -44,9 +45,15 @@ def images(rows=200, seed=0):
     return (coarse + 0.3 * rng.normal(size=(rows, 8, 8, 3))).astype("float32")
 
 
+def one_site():
+    return as_trained(tiny_models.conv_bn_relu())
+
+
 def residual():
-    keras.utils.set_random_seed(0)
-    source = tiny_models.residual()
+    return as_trained(tiny_models.residual())
+
+
+def as_trained(source):
     randomize(source, images())
     for layer in source.layers:  # gains near 1, as trained ones are
         if isinstance(layer, BN):
@@ -56,7 +63,8 @@ def residual():
 
 @pytest.mark.parametrize("target", [pytest.param("layer", marks=pytest.mark.slow), "cosine"])
 def test_it_brings_the_model_nearer_on_samples_that_it_never_saw(target, monkeypatch):
-    source, data, x = residual(), images(500), images(seed=9)
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 10)
+    source, data, x = residual(), images(300), images(seed=9)
     trained = kerasnorm.swap_norms(source, target, data)
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
     fitted = kerasnorm.swap_norms(source, target, data)
@@ -79,7 +87,7 @@ def r_squared_of(expected, received):
 
 
 def test_answers_that_are_near_enough_are_not_trained_on(monkeypatch):
-    source, data = residual(), images()
+    source, data = one_site(), images()
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     monkeypatch.setattr(calibrate, "_NEAR_ENOUGH", 10.0)
     near = kerasnorm.swap_norms(source, "layer", data).report
@@ -93,7 +101,7 @@ def test_answers_that_are_near_enough_are_not_trained_on(monkeypatch):
 
 
 def test_the_same_seed_and_data_give_the_same_weights(training_stays):
-    source, data = residual(), images(100)
+    source, data = one_site(), images(100)
     weights = []
     for seed in (3, 3, 4):
         keras.utils.set_random_seed(seed + 10)  # of no account
@@ -134,7 +142,9 @@ def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays):
     assert np.abs(apart).max() < 2e-3 * np.asarray(source(x)).std()
 
 
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
+@pytest.mark.parametrize(
+    "target", ["layer", "cosine", pytest.param("group", marks=pytest.mark.slow)]
+)
 def test_data_in_which_nothing_varies_ends_well(target):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 1))
@@ -216,6 +226,7 @@ def test_large_models_are_not_trained(monkeypatch):
     # a 3x3 and a 1x1 of 3 channels; two 3x3 of 8 in the first block less one, two in the second
     by_hand = 64 * (3 * 8 * 9 + 8 * 8 * 9 + 3 * 8 + 2 * 8 * 8 * 9 + 8 * 8) + 8 * 5
     assert each == by_hand
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 20)
     for work, expected in ((each * 100 * 20, 20), (each * 100, 1), (each * 99, 0)):
         monkeypatch.setattr(reconstruct, "_WORK", work)
         reconstruction = Reconstruction(graphs_of(source), 2**31)
@@ -257,7 +268,7 @@ def test_other_backends_and_frozen_models_are_not_trained(monkeypatch):
 
 
 def test_training_that_brings_nothing_is_said(monkeypatch):
-    source, data = residual(), images(100)
+    source, data = one_site(), images(100)
     monkeypatch.setattr("kerasnorm.distillation.training.LEARNING_RATE", 1e9)
     monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     trained = kerasnorm.swap_norms(source, "layer", data)
@@ -318,7 +329,7 @@ def test_models_by_code_are_trained_on_their_answers():
     source = Net()
     source(images(2))
     randomize(source, images())
-    swap = kerasnorm.swap_norms(source, "layer", images(400))
+    swap = kerasnorm.swap_norms(source, "layer", images(200))
     assert not common_features(graphs_of(swap.model), graphs_of(source))
     assert swap.report.trained
     assert swap.report.agreement.fit > 0.8
@@ -365,7 +376,8 @@ def test_answers_are_along_the_axis_of_the_classes():
 def test_compared_are_the_ends_of_blocks():
     source = tiny_models.residual()
     for target in ("weight", "layer", "group", "cosine"):
-        model = kerasnorm.swap_norms(source, target, images(20)).model
+        data = images(12) if target == "cosine" else None
+        model = kerasnorm.swap_norms(source, target, data).model
         features = common_features(graphs_of(model), graphs_of(source))
         by_layer = {id(layer.output): layer.name for layer in source.layers}
         pooling = source.layers[-2].name

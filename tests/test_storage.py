@@ -139,7 +139,7 @@ def check_random_models(draws: int, number: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask")
 def test_random_models():
-    check_random_models(draws=10, number=0)
+    check_random_models(draws=5, number=0)
 
 
 @pytest.mark.slow

@@ -108,7 +108,7 @@ def test_entries_of_an_unrolled_row_have_a_factor(size, factor):
     assert floats == {factor}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.data())
 def test_any_shape_and_axes(data):
     shape = data.draw(st.lists(st.sampled_from([1, 2, 3, 31, 33, 70]), min_size=1, max_size=4))

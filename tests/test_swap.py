@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import keras
 import numpy as np
@@ -707,10 +708,17 @@ def test_preprocessing_state_is_carried():
     np.testing.assert_allclose(source(x), swap.model(x), atol=1e-5)
 
 
-def test_a_deep_chain_does_not_hit_the_recursion_limit():
+@pytest.mark.parametrize("depth", [60, pytest.param(150, marks=pytest.mark.slow)])
+def test_a_deep_chain_does_not_hit_the_recursion_limit(depth):
     inputs = keras.Input((3,))
     x = inputs
-    for _ in range(150):
+    for _ in range(depth):
         x = layers.ReLU()(layers.BatchNormalization()(layers.Dense(3)(x)))
-    swap = kerasnorm.swap_norms(keras.Model(inputs, x), "weight")
-    assert sum(isinstance(layer, WeightNorm) for layer in swap.model.layers) == 150
+    source = keras.Model(inputs, x)
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(limit * depth // 150)
+    try:
+        swap = kerasnorm.swap_norms(source, "weight")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert sum(isinstance(layer, WeightNorm) for layer in swap.model.layers) == depth

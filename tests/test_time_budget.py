@@ -11,7 +11,7 @@ from test_swap import batch
 
 import kerasnorm
 from kerasnorm.cli.main import main
-from kerasnorm.distillation import training
+from kerasnorm.distillation import reconstruct, training
 from kerasnorm.errors import DataError
 from kerasnorm.fit import time_budget
 from kerasnorm.fit.time_budget import TimeBudget
@@ -26,7 +26,7 @@ def however_near(monkeypatch):
 
 @pytest.fixture
 def source_and_data():
-    source = tiny_models.residual()
+    source = tiny_models.conv_bn_relu()
     data = batch(source, rows=400)
     randomize(source, data)
     return source, data
@@ -70,8 +70,11 @@ def test_what_is_no_time(seconds, source_and_data):
         kerasnorm.swap_norms(source, "layer", data, time_budget=seconds)
 
 
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
-def test_time_enough_changes_nothing(target, source_and_data):
+@pytest.mark.parametrize(
+    "target", ["layer", *(pytest.param(t, marks=pytest.mark.slow) for t in ("group", "cosine"))]
+)
+def test_time_enough_changes_nothing(target, source_and_data, monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 2)
     source, data = source_and_data
     whole, limited = (
         kerasnorm.swap_norms(source, target, data, time_budget=seconds) for seconds in (None, 1e6)
@@ -81,7 +84,9 @@ def test_time_enough_changes_nothing(target, source_and_data):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
+@pytest.mark.parametrize(
+    "target", ["layer", *(pytest.param(t, marks=pytest.mark.slow) for t in ("group", "cosine"))]
+)
 def test_no_time_gives_a_fit_to_few_samples(target, source_and_data):
     source, data = source_and_data
     swap = kerasnorm.swap_norms(source, target, data, time_budget=1e-3)
@@ -105,6 +110,7 @@ def test_as_many_samples_as_there_is_time_for(source_and_data, monkeypatch):
         return fit_model(source, rebuilt, tasks, batches, **settings)
 
     clock = Clock()
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 1)
     monkeypatch.setattr(pilot, "time", clock)
     monkeypatch.setattr(time_budget, "time", clock)
     monkeypatch.setattr(pilot, "fit_model", counted)

@@ -141,7 +141,7 @@ def test_the_start_keeps_each_groups_mean_and_deviation(groups):
 
 
 @pytest.mark.parametrize("with_data", [False, True])
-def test_one_group_is_the_layer_swap(with_data):
+def test_one_group_is_the_layer_swap(with_data, closed_form):
     x = images()
     model = trained(lambda: convolutional(16, 32), x)
     data = x if with_data else None
@@ -152,8 +152,8 @@ def test_one_group_is_the_layer_swap(with_data):
     np.testing.assert_allclose(group.model.predict(x, verbose=0), expected, atol=1e-3)
 
 
-def test_fits_bring_groups_nearer_than_statistics():
-    x = images(256)
+def test_fits_bring_groups_nearer_than_statistics(closed_form):
+    x = images(128)
     model = trained(lambda: convolutional(32, 32), x)
     expected = model.predict(x, verbose=0)
     names = all_sites(model)
@@ -169,8 +169,8 @@ def test_fits_bring_groups_nearer_than_statistics():
     assert off[1] < 0.3 * off[0]
 
 
-def test_auto_takes_what_moves_the_answers_least_and_says_what():
-    x = images(256)
+def test_auto_takes_what_moves_the_answers_least_and_says_what(closed_form):
+    x = images(128)
     model = trained(lambda: convolutional(16, 32, 32), x)
     swap = kerasnorm.swap_norms(model, "group", x, groups="auto", sites=all_sites(model))
     assert set(groups_of(swap)) <= {1, 2, 4, 8, 16}

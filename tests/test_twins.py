@@ -39,7 +39,7 @@ def source():
     z = layers.Conv2D(24, 3, padding="same")(z)
     z = layers.GlobalAveragePooling2D()(layers.ReLU()(BN(name="bn_3")(z)))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax")(z))
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x[:1200], y[:1200], epochs=15, verbose=0)
     return model
 
@@ -74,8 +74,19 @@ def swap_of_source(target):
 TWINS = {"first kernel": ({"first": 255.0}, 255.0), "hidden": ({"hidden": 1e3, "next": 1e-3}, 1.0)}
 
 
-@pytest.mark.parametrize("twin_of", TWINS)
-@pytest.mark.parametrize("target", ["weight", "layer", "group", "cosine"])
+@pytest.mark.parametrize(
+    ("target", "twin_of"),
+    [
+        ("weight", "first kernel"),
+        ("layer", "first kernel"),
+        ("cosine", "hidden"),
+        pytest.param("weight", "hidden", marks=pytest.mark.slow),
+        pytest.param("layer", "hidden", marks=pytest.mark.slow),
+        pytest.param("group", "first kernel", marks=pytest.mark.slow),
+        pytest.param("group", "hidden", marks=pytest.mark.slow),
+        pytest.param("cosine", "first kernel", marks=pytest.mark.slow),
+    ],
+)
 def test_a_twin_gets_the_same_verdicts_and_answers(target, twin_of):
     scales, unit = TWINS[twin_of]
     x, _ = digits()
@@ -88,7 +99,9 @@ def test_a_twin_gets_the_same_verdicts_and_answers(target, twin_of):
     assert np.mean(same) >= 0.998
 
 
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
+@pytest.mark.parametrize(
+    "target", ["layer", pytest.param("group", marks=pytest.mark.slow), "cosine"]
+)
 def test_a_net_of_raw_pixels_keeps_its_answers(target):
     x, y = digits()
     swap = swap_of_source(target)
@@ -97,8 +110,25 @@ def test_a_net_of_raw_pixels_keeps_its_answers(target):
     assert np.mean(after == y[1200:]) > np.mean(before == y[1200:]) - 0.015
 
 
-@pytest.mark.parametrize("target", ["layer", "group", "cosine"])
-@pytest.mark.parametrize("count", [10, 16, 64])
+@pytest.mark.parametrize(
+    ("count", "target"),
+    [
+        (10, "layer"),
+        (16, "group"),
+        (64, "cosine"),
+        *(
+            pytest.param(count, target, marks=pytest.mark.slow)
+            for count, target in (
+                (10, "group"),
+                (10, "cosine"),
+                (16, "layer"),
+                (16, "cosine"),
+                (64, "layer"),
+                (64, "group"),
+            )
+        ),
+    ],
+)
 def test_few_samples_give_an_honest_report(count, target):
     x, _ = digits()
     swap = swapped(source(), target, x[:count])
@@ -123,7 +153,7 @@ def test_a_net_of_one_channel(target):
         y = layers.ReLU()(BN(name=f"bn_{number}")(y))
     model = keras.Model(inputs, layers.Dense(10, activation="softmax")(layers.Flatten()(y)))
     x, labels = digits()
-    model.compile("adam", "sparse_categorical_crossentropy")
+    model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
     model.fit(x[:1000], labels[:1000], epochs=2, verbose=0)
     swap = swapped(model, target, x[:200])
     assert np.isfinite(swap.model.predict(x[1200:], verbose=0)).all()

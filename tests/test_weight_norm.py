@@ -61,7 +61,7 @@ def test_a_zero_unit_starts_at_zero_and_learns():
     np.testing.assert_allclose(np.asarray(layer(x))[:, 1], 0)
     np.testing.assert_array_equal(np.asarray(dense.kernel)[:, [0, 2]], kernel[:, [0, 2]])
     model = keras.Sequential([layer])
-    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
     target = x @ normal(4, 3, seed=2)
     model.fit(x, target, epochs=60, batch_size=8, verbose=0)
     error = np.square(np.asarray(layer(x)) - target).mean(0)
@@ -492,7 +492,7 @@ def test_a_kernel_constraint_acts_on_the_direction():
     dense = layers.Dense(3, kernel_constraint="non_neg")
     layer = WeightNorm(dense)
     model = keras.Sequential([layer])
-    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
     model.fit(normal(8, 4), normal(8, 3, seed=1), epochs=2, verbose=0)
     assert (np.asarray(dense.kernel) >= 0).all()
 
