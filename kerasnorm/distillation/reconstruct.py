@@ -24,6 +24,8 @@ from kerasnorm.graph.model_graphs import ModelGraphs, graphs_of
 from kerasnorm.layers import kernels
 
 _EPOCHS, _BATCH = 20, 32
+# In fewer, the rate does not come down far enough for it to pay.
+_LEAST_EPOCHS = 5
 _MOST_SAMPLES = 4096
 # Fewer leave too few that are held out.
 _LEAST_SAMPLES = LEAST * PERIOD
@@ -73,7 +75,11 @@ class Reconstruction:
     @property
     def epochs(self) -> int:
         """How many epochs are worth their time; 0 where there is an obstacle."""
-        return 0 if self._obstacle() else int(min(_EPOCHS, _WORK // max(self._work, 1)))
+        return 0 if self._obstacle() else self._affordable
+
+    @property
+    def _affordable(self) -> int:
+        return int(min(_EPOCHS, _WORK // max(self._work, 1)))
 
     def _obstacle(self) -> str | None:
         """Why there is no training."""
@@ -83,9 +89,9 @@ class Reconstruction:
             )
         if self._source.root.has_fixed_batch:
             return "the model takes batches of one size only"
-        if self._count >= _LEAST_SAMPLES:
+        if self._count >= _LEAST_SAMPLES and self._affordable >= _LEAST_EPOCHS:
             return None
-        if self._full:
+        if self._full or self._count >= _LEAST_SAMPLES:
             return "the model is large, and it would take long; `kerasnorm.distill` does it"
         kept = "" if self._seen < _LEAST_SAMPLES else " of one shape and within the memory budget"
         return f"it needs at least {_LEAST_SAMPLES} samples{kept}, and there are {self._count}"

@@ -61,11 +61,15 @@ def fit_cosine_norm(
         prior = direction * im2col.grouped(gain[None])
         return best_of([ridge.solve(prior, ridge_share) for ridge_share in SHARES], x, held["y"])
 
-    every = rows.thinning(im2col.size)
-    choice = 0
-    if len(shares) > 1:
-        choice = first_enough([fitted(share, every)[-1] for share in shares])
-    matrix, offset, score = fitted(shares[choice], every=1)
+    every, tried = rows.thinning(im2col.size), []
+
+    def score_of(share: float) -> float:
+        tried.append(fitted(share, every))
+        return tried[-1][-1]
+
+    choice = first_enough(map(score_of, shares)) if len(shares) > 1 else 0
+    found = tried[choice] if tried and every == 1 else fitted(shares[choice], every=1)
+    matrix, offset, score = found
     layer.damping = float(np.sqrt(shares[choice] * mean_square))
     dead = ~matrix.any(axis=1, keepdims=True)
     im2col.assign(matrix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,11 +10,16 @@ import numpy as np
 _ENOUGH = 0.99
 
 
-def first_enough(scores: Sequence[float]) -> int:
+def first_enough(scores: Iterable[float]) -> int:
     """Which R² is the first that is enough; where none is, which is the best.
 
     Args:
-        scores: R² on held-out rows, from the least damping to the most.
+        scores: R² on held-out rows, from the least damping to the most. Those behind the first that
+            is enough are not asked for.
     """
-    enough = [number for number, score in enumerate(scores) if score >= _ENOUGH]
-    return enough[0] if enough else int(np.argmax(scores))
+    seen = []
+    for number, score in enumerate(scores):
+        if score >= _ENOUGH:
+            return number
+        seen.append(score)
+    return int(np.argmax(seen))

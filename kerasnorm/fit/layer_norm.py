@@ -14,6 +14,7 @@ enough is taken.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,19 +56,24 @@ def fit_layer_norm(
     start = (as_float64(norm.gamma), as_float64(norm.beta))
     kernel, bias = im2col.matrix(), as_float64(plain.bias)
     rows = _rows(plain, norm, im2col, data, sampling, with_inputs=True)
-    choice = 0
+    choice, every = 0, rows.thinning(im2col.size)
+    tried: list[_Refit] = []
     if len(epsilons) > 1:
-        every = rows.thinning(im2col.size)
-        choice = first_enough(
-            [_Refit(im2col, rows, e, start, every).expected_score(kernel) for e in epsilons]
-        )
+
+        def score_of(epsilon: float) -> float:
+            tried.append(_Refit(im2col, rows, epsilon, start, kernel, every))
+            return tried[-1].expected_score()
+
+        choice = first_enough(map(score_of, epsilons))
     norm.epsilon = float(epsilons[choice])
     line = _line(im2col, rows, norm.epsilon)
     candidates = [
         (_score(im2col, rows, norm.epsilon, start), start, kernel),
         (_score(im2col, rows, norm.epsilon, line), line, kernel),
     ]
-    refitted = _Refit(im2col, rows, norm.epsilon, start).kernel(kernel)
+    of_all = every == 1 and tried
+    refit = tried[choice] if of_all else _Refit(im2col, rows, norm.epsilon, start, kernel)
+    refitted = refit.kernel()
     if refitted is not None:
         im2col.assign(refitted)
         rows = _rows(plain, norm, im2col, data, sampling)
@@ -90,12 +96,15 @@ def fit_layer_norm_alone(
     """
     start = norm.get_weights()
     scores, fitted = [], []
-    for epsilon in epsilons:
+
+    def score(epsilon: float) -> float:
         norm.epsilon = float(epsilon)
         norm.set_weights(start)
         scores.append(fit_gain_and_bias(norm, data, sampling))
         fitted.append(norm.get_weights())
-    choice = first_enough(scores)
+        return scores[-1]
+
+    choice = first_enough(map(score, epsilons))
     norm.epsilon = float(epsilons[choice])
     norm.set_weights(fitted[choice])
     return scores[choice], choice
@@ -162,11 +171,20 @@ class _Refit:
         rows: What `_rows` gives, with x.
         epsilon: ε.
         start: Gain and bias as they are.
+        prior: The kernel, which a new one is drawn toward.
         every: Of how many rows one is used.
     """
 
-    def __init__(self, im2col: Im2Col, rows: Rows, epsilon: float, start: Line, every: int = 1):
-        self._im2col, self._held, self._epsilon = im2col, rows.held, epsilon
+    def __init__(
+        self,
+        im2col: Im2Col,
+        rows: Rows,
+        epsilon: float,
+        start: Line,
+        prior: np.ndarray,
+        every: int = 1,
+    ):
+        self._im2col, self._held, self._epsilon, self._prior = im2col, rows.held, epsilon, prior
         gain, bias = (value.reshape(1, -1) for value in start)
         signs = np.where(gain < 0, -1.0, 1.0)
         self._signs, self._shift = im2col.grouped(signs), im2col.grouped(signs * bias)
@@ -180,18 +198,18 @@ class _Refit:
         # ḡ of each channel, or of all
         self._mean_divisors = divisors / max(count, 1)
 
-    def kernel(self, prior: np.ndarray) -> np.ndarray | None:
+    def kernel(self) -> np.ndarray | None:
         """A new kernel, drawn toward the old one; None where the map does not vary."""
         if not self._mean_divisors.all():
             return None
-        (to_target, to_mean), _ = self._solved(prior)
+        (to_target, to_mean), _ = self._solved
         return to_target / self._mean_divisors + to_mean
 
-    def expected_score(self, prior: np.ndarray) -> float:
+    def expected_score(self) -> float:
         """R² on held-out rows with a new kernel, as long as d_n stays what it is."""
         if not self._mean_divisors.all():
             return -np.inf
-        (to_target, to_mean), (of_target, of_mean) = self._solved(prior)
+        (to_target, to_mean), (of_target, of_mean) = self._solved
         x, target, known, _ = self._weighted({n: self._held[n] for n in _OF_REFIT})
         scale = self._mean_divisors
         answer = x @ (to_target + scale * to_mean) - scale * known
@@ -208,9 +226,11 @@ class _Refit:
         known = (part["center"] - self._im2col.bias()[:, None]) / common
         return part["x"] / common, target, known, divisor
 
-    def _solved(self, prior: np.ndarray) -> tuple[Any, Any]:
+    @functools.cached_property
+    def _solved(self) -> tuple[Any, Any]:
         """Kernels and offsets that give s·t, and (μ_n − c)/d_n, of x/d_n."""
         # s·t and ḡ·(μ_n − c)/d_n have the same features, so that their kernels add up
+        prior = self._prior
         both = np.concatenate([prior * self._mean_divisors, np.zeros_like(prior)], axis=2)
         matrix, offset = self._ridge.solve(both, _KERNEL_SHARE)
         return np.split(matrix, 2, axis=2), np.split(offset, 2, axis=1)
