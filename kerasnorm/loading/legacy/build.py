@@ -11,9 +11,11 @@ import keras
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.legacy import operations
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.legacy.calls import add_bias_in_place
 from kerasnorm.loading.legacy.functional import FunctionalBuilder
 from kerasnorm.loading.legacy.inputs import input_of
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
+from kerasnorm.loading.legacy.legacy_layers import can_add_bias_elsewhere
 from kerasnorm.loading.legacy.repairs import REPAIRS
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import CODE_CLASSES, Limits
@@ -157,7 +159,6 @@ class Builder:
             config = {"layers": config}
         name = config.get("name") or "sequential"
         stored = list(config["layers"])
-        steps: list[Any] = []
         children = []
         if stored and stored[0]["class_name"] == "InputLayer":
             first = input_of(stored.pop(0))
@@ -167,15 +168,24 @@ class Builder:
                 self._log.add("an input was put before the first layer", _name_of(stored[0]))
         for item in stored:
             children.append(self.build(item))
-            steps.append(children[-1].layer)
-        if first is not None:
-            steps.insert(0, keras.Input(**first))
-        model = keras.Sequential(steps, name=self._name(name))
+        model = self._row(name, first, children)
         if config.get("trainable") is False:
             model.trainable = False
         if model.built:
             _check_output_shapes(children)
         return BuiltLayer(name, "Sequential", model, children)
+
+    def _row(self, name: str, first: dict[str, Any] | None, children: list[BuiltLayer]) -> Any:
+        """A Sequential model of some layers, on an input where it is known."""
+        row = [] if first is None else [keras.Input(**first)]
+        if first is None or not any(can_add_bias_elsewhere(child.layer) for child in children):
+            return keras.Sequential([*row, *(c.layer for c in children)], name=self._name(name))
+        model = keras.Sequential(row, name=self._name(name))
+        for child in children:  # one by one: it depends on the shape of its input
+            shape = model.output_shape if model.layers else first["batch_shape"]
+            add_bias_in_place(child, functools.partial(self._log.add, layer=child.name), shape)
+            model.add(child.layer)
+        return model
 
     def _functional(self, class_name: str, config: dict[str, Any]) -> BuiltLayer:
         functional = FunctionalBuilder(self.build, self._operation, self._name, self._log)

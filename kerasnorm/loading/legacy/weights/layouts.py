@@ -56,7 +56,7 @@ class Conversion:
 def conversion(built: BuiltLayer, origin: Origin) -> Conversion | None:
     """How a layer's stored weights become those of its Keras 3 layer; None where they are those."""
     layer: Any = built.layer
-    kind, count = type(layer).__name__, len(layer.weights)
+    kind, count = type(layer).__name__.removeprefix("Keras2"), len(layer.weights)
     steps: list[Callable[[Arrays], Arrays]] = []
     if built.class_name == "CuDNNLSTM":
         steps.append(_from_cudnn_lstm)
