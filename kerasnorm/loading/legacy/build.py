@@ -17,6 +17,7 @@ from kerasnorm.loading.legacy.inputs import input_of
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 from kerasnorm.loading.legacy.legacy_layers import can_add_bias_elsewhere
 from kerasnorm.loading.legacy.repairs import REPAIRS
+from kerasnorm.loading.registered import registered_class
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import CODE_CLASSES, Limits
 
@@ -70,7 +71,7 @@ class Builder:
         try:
             if class_name in _FUNCTIONAL:
                 return self._functional(class_name, config)
-            if _is_functional(config) and _registered(stored) is None:
+            if _is_functional(config) and registered_class(stored) is None:
                 self._log.add(f"{class_name}, a class of its own, is built as its graph says")
                 return self._functional(class_name, config)
             if class_name == "Sequential":
@@ -86,7 +87,7 @@ class Builder:
             layer.config.pop(key, None)
         if layer.class_name in CODE_CLASSES:
             return BuiltLayer(name, class_name, self._code(layer))
-        registered = _registered(stored)
+        registered = registered_class(stored)
         if registered is not None:
             return BuiltLayer(name, class_name, registered.from_config(layer.config))
         inner = self._inner_layers(layer)
@@ -250,18 +251,6 @@ def _is_layer(value: Any) -> bool:
 
 def _is_functional(config: Any) -> bool:
     return isinstance(config, dict) and {"layers", "output_layers"} <= config.keys()
-
-
-def _registered(stored: dict[str, Any]) -> Any:
-    """A class that the running program has registered under the stored name, or None."""
-    known = keras.saving.get_custom_objects()
-    for key in ("registered_name", "class_name"):
-        name = stored.get(key)
-        if isinstance(name, str):
-            found = known.get(name) or keras.saving.get_registered_object(name)
-            if isinstance(found, type) and issubclass(found, keras.Layer):
-                return found
-    return None
 
 
 def _name_of(stored: dict[str, Any]) -> str:
