@@ -12,6 +12,7 @@ import keras
 
 from kerasnorm.atomic_files import replace_together
 from kerasnorm.cli import output
+from kerasnorm.cli.checked_save import save_checked
 from kerasnorm.cli.requests import OUTPUTS, RequestError
 from kerasnorm.distillation.distill import distill
 from kerasnorm.errors import ExportError, SwapError
@@ -79,7 +80,7 @@ def swap(arguments: argparse.Namespace) -> int:
     with replace_together() as replace:
         if arguments.output:
             with replace(arguments.output) as temporary:
-                swap.model.save(temporary)
+                _save(swap.model, temporary, arguments)
         if arguments.report:
             with replace(arguments.report) as temporary:
                 facts = {**_facts(arguments, swap), **swap.report.to_dict()}
@@ -165,7 +166,7 @@ def fold(arguments: argparse.Namespace) -> int:
     exported = None
     with replace_together() as replace:
         with replace(arguments.output) as temporary:
-            folded.model.save(temporary)
+            _save(folded.model, temporary, arguments)
         if arguments.report:
             with replace(arguments.report) as temporary:
                 facts = {
@@ -197,6 +198,10 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _load(arguments: argparse.Namespace):
     return load(arguments.model, allow_custom_code=arguments.allow_custom_code)
+
+
+def _save(model: keras.Model, path: Path, arguments: argparse.Namespace) -> None:
+    save_checked(model, path, allow_custom_code=arguments.allow_custom_code)
 
 
 def _check_opset(opset: int) -> None:
