@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -19,10 +20,14 @@ from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.model_file import StoredModel
 from kerasnorm.loading.open_file import open_stored
+from kerasnorm.loading.registered import how_to_register, stored_unregistered
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.report import LoadReport
 from kerasnorm.loading.safety import LIMITS, Limits, check_metrics, check_no_code, check_sizes
 from kerasnorm.loading.weight_limit import limited_weights
+
+# What Keras says of a class that it does not find.
+_UNKNOWN = re.compile(r"(?:Unknown layer: |Could not locate class )'([^']+)'")
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
@@ -114,7 +119,11 @@ def load(
     stored: StoredModel | None = None
     try:
         with open_stored(file, log, limits, allow_custom_code=allow_custom_code) as stored:
-            model = _model(stored, log, limits, allow_custom_code)
+            found = stored_unregistered(stored.config)
+            for name in found:
+                log.add(f"{name} was stored unregistered: the one that is registered now is taken")
+            with keras.saving.custom_object_scope(found):
+                model = _model(stored, log, limits, allow_custom_code)
     except Exception as error:
         if isinstance(error, LoadError) and stored is None:
             raise
@@ -200,7 +209,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    what = lines[0].split(" using config=")[0].rstrip(".")
+    what = lines[0].split(" using config=")[0].split(". Please ensure you")[0].rstrip(".")
     if isinstance(error, KeyError):
         what = f"{what} is missing"
     if isinstance(error, RecursionError):
@@ -214,4 +223,5 @@ def _reason(error: Exception) -> str:
 def _hint(error: Exception, allow_custom_code: bool) -> str | None:
     if not allow_custom_code and "safe_mode" in str(error):
         return "If you trust its author, allow the code in it (--allow-custom-code)."
-    return None
+    unknown = _UNKNOWN.search(str(error))
+    return how_to_register(unknown[1]) if unknown else None

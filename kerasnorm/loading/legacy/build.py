@@ -16,8 +16,8 @@ from kerasnorm.loading.legacy.functional import FunctionalBuilder
 from kerasnorm.loading.legacy.inputs import input_of
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 from kerasnorm.loading.legacy.legacy_layers import can_add_bias_elsewhere
-from kerasnorm.loading.legacy.repairs import REPAIRS
-from kerasnorm.loading.registered import registered_class
+from kerasnorm.loading.legacy.repairs import REPAIRS, repair_own_class
+from kerasnorm.loading.registered import how_to_register, keras_base, registered_class
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import CODE_CLASSES, Limits
 
@@ -89,7 +89,11 @@ class Builder:
             return BuiltLayer(name, class_name, self._code(layer))
         registered = registered_class(stored)
         if registered is not None:
-            return BuiltLayer(name, class_name, registered.from_config(layer.config))
+            layer.registered, base = registered, keras_base(registered)
+            if base is None or _has_own_from_config(registered, base):
+                repair_own_class(layer)
+                return BuiltLayer(name, class_name, registered.from_config(layer.config))
+            layer.class_name = base.__name__
         inner = self._inner_layers(layer)
         for repair in REPAIRS:
             repair(layer)
@@ -106,12 +110,11 @@ class Builder:
         return built
 
     def _instance(self, layer: LegacyConfig) -> keras.Layer:
-        cls = layer.of_this_keras()
+        cls = layer.layer_class()
         if cls is None:
             raise layer.refused(
                 "is no layer that this Keras knows.",
-                hint="If it is your own, decorate its class with "
-                "`keras.saving.register_keras_serializable()` and import it first.",
+                hint=how_to_register(layer.class_name),
             )
         arguments = {key: value for key, value in layer.config.items() if key != "name"}
         return cls(**arguments, name=self._name(layer.name))
@@ -243,6 +246,10 @@ def _check_output_shapes(children: list[BuiltLayer]) -> None:
                 layer=child.name,
                 hint="Build that part of the model anew and load the weights into it.",
             )
+
+
+def _has_own_from_config(cls: Any, base: Any) -> bool:
+    return cls.from_config.__func__ is not base.from_config.__func__
 
 
 def _is_layer(value: Any) -> bool:
