@@ -67,6 +67,94 @@ class InTraining(keras.layers.Wrapper):
         return self.layer.compute_output_shape(input_shape)
 
 
+@keras.saving.register_keras_serializable("kerasnorm")
+class ContribInstanceNormalization(keras.layers.Layer):
+    """The instance normalization of keras_contrib: gamma · (x − μ) / (σ + epsilon) + beta.
+
+    μ and σ are the mean and the deviation of one sample, over all axes or all but one.
+
+    Args:
+        axis: Integer, the axis of the channels, or None for mean and deviation of all values.
+        epsilon: Added to the deviation.
+        center: Whether to add beta.
+        scale: Whether to multiply by gamma.
+        beta_initializer, gamma_initializer: Initializers.
+        beta_regularizer, gamma_regularizer: Optional regularizers.
+        beta_constraint, gamma_constraint: Optional constraints.
+        **kwargs: Base layer keyword arguments (e.g. `name` and `dtype`).
+
+    Example:
+
+    >>> layer = ContribInstanceNormalization(epsilon=0.0)
+    >>> layer(np.array([[1.0, 3.0]], "float32")).numpy().tolist()
+    [[-1.0, 1.0]]
+
+    Reference: https://github.com/keras-team/keras-contrib
+    """
+
+    def __init__(
+        self,
+        axis=None,
+        epsilon=1e-3,
+        center=True,
+        scale=True,
+        beta_initializer="zeros",
+        gamma_initializer="ones",
+        beta_regularizer=None,
+        gamma_regularizer=None,
+        beta_constraint=None,
+        gamma_constraint=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+        self.axis, self.epsilon, self.center, self.scale = axis, epsilon, center, scale
+        self.beta_initializer = keras.initializers.get(beta_initializer)
+        self.gamma_initializer = keras.initializers.get(gamma_initializer)
+        self.beta_regularizer = keras.regularizers.get(beta_regularizer)
+        self.gamma_regularizer = keras.regularizers.get(gamma_regularizer)
+        self.beta_constraint = keras.constraints.get(beta_constraint)
+        self.gamma_constraint = keras.constraints.get(gamma_constraint)
+
+    def build(self, input_shape):
+        size = 1 if self.axis is None else input_shape[self.axis]
+        for name in ("gamma",) * self.scale + ("beta",) * self.center:
+            arguments = {
+                kind: getattr(self, f"{name}_{kind}")
+                for kind in ("initializer", "regularizer", "constraint")
+            }
+            setattr(self, name, self.add_weight(shape=(size,), name=name, **arguments))
+
+    def call(self, inputs):
+        channels = None if self.axis is None else self.axis % len(inputs.shape)
+        axes = tuple(axis for axis in range(1, len(inputs.shape)) if axis != channels)
+        shape = [-1 if axis == channels else 1 for axis in range(len(inputs.shape))]
+        centered = inputs - ops.mean(inputs, axes, keepdims=True)
+        deviation = ops.sqrt(ops.mean(ops.square(centered), axes, keepdims=True))
+        outputs = centered / (deviation + self.epsilon)
+        if self.scale:
+            outputs = outputs * ops.reshape(self.gamma, shape)
+        return sums.add(outputs, ops.reshape(self.beta, shape)) if self.center else outputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **{name: getattr(self, name) for name in ("axis", "epsilon", "center", "scale")},
+            **{
+                f"{name}_{kind}": module.serialize(getattr(self, f"{name}_{kind}"))
+                for kind, module in (
+                    ("initializer", keras.initializers),
+                    ("regularizer", keras.regularizers),
+                    ("constraint", keras.constraints),
+                )
+                for name in ("beta", "gamma")
+            },
+        }
+
+
 def _joined(masks: list[Any]) -> Any:
     """True where all masks that there are say so."""
     result = None

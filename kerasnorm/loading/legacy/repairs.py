@@ -15,6 +15,7 @@ import keras
 from kerasnorm.loading.legacy.keras1 import names_of_keras_1
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 from kerasnorm.loading.legacy.legacy_layers import keras2_hard_sigmoid
+from kerasnorm.loading.legacy.strangers import known_strangers
 from kerasnorm.loading.registered import how_to_register
 
 _RENAMED = {
@@ -258,6 +259,7 @@ def other_at_inference(layer: LegacyConfig) -> None:
 
 
 REPAIRS: tuple[Callable[[LegacyConfig], None], ...] = (
+    known_strangers,
     names_of_keras_1,
     names_that_changed,
     cudnn_layers,
