@@ -38,7 +38,8 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     - a `.keras` archive of Keras 3, or of Keras 2.13 to 2.15;
     - an HDF5 file (`.h5`, `.hdf5`) of a whole model, of any Keras;
     - a configuration in JSON with an HDF5 file of weights beside it: name either of them, or the
-      folder. Of several files of weights the one of the same name is taken.
+      folder. Of several files the one of the same name is taken, but for words as in
+      `model_X.json`, `X_arch.json`, `X_weights.h5` and `X.weights.h5`.
 
     Files of Keras 1 and 2 are rebuilt layer by layer, and what Keras 3 would trip over, or would
     load to answer otherwise, is repaired: `load_report` says what was. A training configuration

@@ -22,6 +22,7 @@ from kerasnorm.loading.legacy.weights.variables import load_variables
 from kerasnorm.loading.model_file import StoredModel, as_stored_config, major_of
 from kerasnorm.loading.native import read_native, read_parts
 from kerasnorm.loading.native_config import with_modules
+from kerasnorm.loading.other_formats import other_format, saved_model_error
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import Limits
 
@@ -47,6 +48,8 @@ def open_stored(
         raise _folder(file)
     elif is_hdf5(file):
         reader = _open_hdf5(file, log, limits, allow_custom_code)
+    elif (of_another := other_format(file)) is not None:
+        raise of_another
     elif zipfile.is_zipfile(file):
         reader = _open_archive(Archive(file, limits), allow_custom_code)
     else:
@@ -155,12 +158,7 @@ def _check_file(file: Path) -> None:
 
 def _folder(folder: Path) -> LoadError:
     if (folder / "saved_model.pb").exists():
-        return LoadError(
-            f"'{folder}' is a folder with a TensorFlow SavedModel: a compiled graph, without the "
-            "Keras layers that it was made from.",
-            hint="Load it with `tf.keras.models.load_model` in TensorFlow 2.15 or older and save "
-            "it with `model.save('model.h5')`.",
-        )
+        return saved_model_error(folder)
     return LoadError(
         f"'{folder}' is a folder. A model is one `.keras`, `.h5` or `.hdf5` file, or a folder with "
         "one configuration (`.json`) and one file of weights."
