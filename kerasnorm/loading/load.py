@@ -16,6 +16,7 @@ import keras
 from kerasnorm.errors import LoadError
 from kerasnorm.graph.weight_checks import faults_of
 from kerasnorm.loading.compile_state import compile_as_stored
+from kerasnorm.loading.image_format import doubtful_rescalings
 from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.model_file import StoredModel
@@ -129,6 +130,8 @@ def load(
         if isinstance(error, LoadError) and stored is None:
             raise
         raise _failure(file, stored, error, allow_custom_code) from error
+    for name, doubt in doubtful_rescalings(model).items():
+        log.warn(doubt, name)
     faults = [str(fault) for fault in faults_of(model)]
     model.load_report = LoadReport(log.lines(), str(stored), log.warnings(), faults)
     return model
