@@ -18,6 +18,7 @@ from kerasnorm.distillation.distill import distill
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.fit.image_folder import ImageFolder
 from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.named_inputs import in_order_of_inputs
 from kerasnorm.loading.load import load
 from kerasnorm.onnx.export import check_opset, export_onnx
 from kerasnorm.swap.fold import fold as fold_model
@@ -51,9 +52,7 @@ def swap(arguments: argparse.Namespace) -> int:
     if arguments.onnx:
         _check_opset(arguments.opset)
     model = _load(arguments)
-    data = arguments.read_data
-    if isinstance(data, Path):
-        data = ImageFolder(data, graphs_of(model).root, arguments.seed)
+    data = _data(arguments, model)
     limits = _limits(arguments)
     console = output.console(arguments)
     swap = swap_norms(
@@ -99,6 +98,14 @@ def swap(arguments: argparse.Namespace) -> int:
     if swap.report.sites:
         output.show_headline(console, Path(arguments.model).name, swap, exported)
     return DONE
+
+
+def _data(arguments: argparse.Namespace, model: keras.Model) -> Any:
+    """The data that was read, for this model's inputs."""
+    data = arguments.read_data
+    if isinstance(data, Path):
+        return ImageFolder(data, graphs_of(model).root, arguments.seed)
+    return in_order_of_inputs(data, graphs_of(model).root) if isinstance(data, dict) else data
 
 
 def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:
