@@ -85,6 +85,12 @@ def operation_attributes(operation) -> dict[str, Any]:
     return {name: value for name, value in vars(operation).items() if name not in records}
 
 
+def operation_class(name: str) -> type[keras.Operation] | None:
+    """The class of an operation of `keras.ops` by its own name, which is not public."""
+    found = getattr(keras.src.ops, name, None) or getattr(keras.src.ops.image, name, None)
+    return found if isinstance(found, type) and issubclass(found, keras.Operation) else None
+
+
 def bare_operation(operation):
     """A copy of an operation that is no layer, with the same attributes and no calls yet."""
     new = shallow_copy(operation)

@@ -180,7 +180,7 @@ def test_layer_norm_without_data(model, capsys):
         (("--to", "layer", "--data", "{}/objects.npy"), "must be an .npy or .npz file"),
         (("--to", "layer", "--data", "{}/one.npz:y"), "has no array 'y'. It holds: x"),
         (("--to", "layer", "--data", "{}/x.npy:a"), "Received the name 'a'"),
-        (("--to", "layer", "--data", "{}/several.npz"), "an array for each input of the model, 1"),
+        (("--to", "layer", "--data", "{}/several.npz"), "the inputs of the model by name: 'image'"),
         (("--to", "layer", "--data", "{}/flat.npy"), "must have the shape of the model's input"),
         (("--to", "layer", "--distill"), "needs data to train on. Received no --data"),
         (("--to", "weight", "--distill"), "not exact already. Received --to weight"),
@@ -210,7 +210,7 @@ def test_requests_that_cannot_be_right(model, images, options, message, capsys):
 
 @pytest.mark.parametrize("sizes", [(100, 90), (90, 100)])
 def test_inputs_of_unlike_length(tmp_path, sizes, capsys):
-    a, b = keras.Input((5,)), keras.Input((5,))
+    a, b = (keras.Input((5,), name=name) for name in "ab")
     keras.Model([a, b], keras.layers.BatchNormalization()(a + b)).save(tmp_path / "two.keras")
     arrays = {name: np.ones((size, 5)) for name, size in zip("ab", sizes, strict=True)}
     np.savez(tmp_path / "x.npz", **arrays)

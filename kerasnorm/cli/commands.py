@@ -12,11 +12,13 @@ import keras
 
 from kerasnorm.atomic_files import replace_together
 from kerasnorm.cli import output
+from kerasnorm.cli.checked_save import save_checked
 from kerasnorm.cli.requests import OUTPUTS, RequestError
 from kerasnorm.distillation.distill import distill
 from kerasnorm.errors import ExportError, SwapError
 from kerasnorm.fit.image_folder import ImageFolder
 from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.graph.named_inputs import in_order_of_inputs
 from kerasnorm.loading.load import load
 from kerasnorm.onnx.export import check_opset, export_onnx
 from kerasnorm.swap.fold import fold as fold_model
@@ -50,9 +52,7 @@ def swap(arguments: argparse.Namespace) -> int:
     if arguments.onnx:
         _check_opset(arguments.opset)
     model = _load(arguments)
-    data = arguments.read_data
-    if isinstance(data, Path):
-        data = ImageFolder(data, graphs_of(model).root, arguments.seed)
+    data = _data(arguments, model)
     limits = _limits(arguments)
     console = output.console(arguments)
     swap = swap_norms(
@@ -81,7 +81,7 @@ def swap(arguments: argparse.Namespace) -> int:
     with replace_together() as replace:
         if arguments.output:
             with replace(arguments.output) as temporary:
-                swap.model.save(temporary)
+                _save(swap.model, temporary, arguments)
         if arguments.report:
             with replace(arguments.report) as temporary:
                 facts = {**_facts(arguments, swap), **swap.report.to_dict()}
@@ -109,6 +109,14 @@ def _check_strict(arguments: argparse.Namespace, report: Any) -> None:
             model=report.model,
             hint="See to it, or leave --strict out.",
         )
+
+
+def _data(arguments: argparse.Namespace, model: keras.Model) -> Any:
+    """The data that was read, for this model's inputs."""
+    data = arguments.read_data
+    if isinstance(data, Path):
+        return ImageFolder(data, graphs_of(model).root, arguments.seed)
+    return in_order_of_inputs(data, graphs_of(model).root) if isinstance(data, dict) else data
 
 
 def _facts(arguments: argparse.Namespace, swap: Any) -> dict[str, Any]:
@@ -176,7 +184,7 @@ def fold(arguments: argparse.Namespace) -> int:
     exported = None
     with replace_together() as replace:
         with replace(arguments.output) as temporary:
-            folded.model.save(temporary)
+            _save(folded.model, temporary, arguments)
         if arguments.report:
             with replace(arguments.report) as temporary:
                 facts = {
@@ -208,6 +216,10 @@ def export(arguments: argparse.Namespace) -> int:
 
 def _load(arguments: argparse.Namespace):
     return load(arguments.model, allow_custom_code=arguments.allow_custom_code)
+
+
+def _save(model: keras.Model, path: Path, arguments: argparse.Namespace) -> None:
+    save_checked(model, path, allow_custom_code=arguments.allow_custom_code)
 
 
 def _check_opset(opset: int) -> None:

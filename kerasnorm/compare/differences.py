@@ -28,6 +28,7 @@ from kerasnorm.compare.side_by_side import SideBySide, Values, source_values
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.compare.tolerances import EPSILONS, OF_DEVIATION, coarsest_dtype
 from kerasnorm.errors import SwapError
+from kerasnorm.graph.named_inputs import in_order_of_inputs
 
 # Samples in the random inputs: so many that a channel has this many numbers at every site, and more
 # where the tensors of all calls are no larger than this together. A deviation of two numbers may
@@ -51,7 +52,8 @@ def differences(models: ModelPair, inputs: Any = None) -> dict[str, float]:
         SwapError: If the source cannot be run on them.
     """
     try:
-        arrays = random_batch(models) if inputs is None else tree.flatten(inputs)
+        given = in_order_of_inputs(inputs, models.source.root)
+        arrays = random_batch(models) if inputs is None else tree.flatten(given)
         return {v.name: _worst(_of_channels(v)) for v in SideBySide(models).run(arrays)}
     except NotComparableError as reason:
         kind = "random" if inputs is None else "the given"

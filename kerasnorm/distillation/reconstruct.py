@@ -89,7 +89,7 @@ class Reconstruction:
             )
         if self._source.root.has_fixed_batch:
             return "the model takes batches of one size only"
-        if self._count >= _LEAST_SAMPLES and self._affordable >= _LEAST_EPOCHS:
+        if self._count >= _LEAST_SAMPLES and self._affordable >= min(_EPOCHS, _LEAST_EPOCHS):
             return None
         if self._full or self._count >= _LEAST_SAMPLES:
             return "the model is large, and it would take long; `kerasnorm.distill` does it"

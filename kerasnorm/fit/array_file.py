@@ -42,6 +42,8 @@ def read_arrays(text: str) -> Any:
         return arrays
     if name and name not in arrays:
         raise DataError(f"'{path}' has no array '{name}'. It holds: {', '.join(arrays)}.")
+    if not arrays:
+        raise DataError(f"'{path}' holds no arrays.")
     if name or len(arrays) == 1:
         return arrays[name or next(iter(arrays))]
     return arrays

@@ -13,6 +13,7 @@ from kerasnorm.errors import DataError
 from kerasnorm.fit.batches import are_arrays, batches_of, to_numbers
 from kerasnorm.fit.sample_limit import LEAST_SAMPLES, SampleLimit
 from kerasnorm.graph.graph import Graph
+from kerasnorm.graph.named_inputs import in_order_of_inputs
 
 
 def input_batches(
@@ -41,6 +42,7 @@ def input_batches(
         )
     is_stream = not are_arrays(data)
     if not is_stream:
+        data = in_order_of_inputs(data, root)
         _check_count(tree.flatten(data), inputs, root)
     count = 0
     whole = root.has_fixed_batch
@@ -72,6 +74,7 @@ def input_batches(
 
 def _checked(batch: Any, inputs: list[Any], root: Graph, where: str) -> list[np.ndarray]:
     """A batch as arrays that fit a model's inputs."""
+    batch = in_order_of_inputs(batch, root, where)
     arrays = [to_numbers(a, root.owner.name, where) for a in tree.flatten(batch)]
     _check_count(arrays, inputs, root, where)
     for array, tensor in zip(arrays, inputs, strict=True):
@@ -90,11 +93,15 @@ def _check_count(arrays: list[Any], inputs: list[Any], root: Graph, where: str =
     if len(arrays) != len(inputs):
         raise DataError(
             f"The data must have an array for each input of the model, {len(inputs)} in all. "
-            f"Received {len(arrays)}{where}.",
+            f"Received {len(arrays)}{where}; the inputs are {_named(inputs)}.",
             model=root.owner.name,
             hint="Give the inputs only, of an .npz file by name: x.npz:KEY. Of a tuple of "
             "batches, (inputs, labels), only the first counts.",
         )
+
+
+def _named(inputs: list[Any]) -> str:
+    return ", ".join(f"'{tensor.name}' {tuple(tensor.shape)}" for tensor in inputs)
 
 
 def _check_fitting(array: np.ndarray, tensor: Any, root: Graph, where: str) -> None:
@@ -103,7 +110,7 @@ def _check_fitting(array: np.ndarray, tensor: Any, root: Graph, where: str) -> N
     )
     if not fits_shape:
         raise DataError(
-            f"The data must have the shape of the model's input, {tuple(tensor.shape)}. Received "
+            f"The data must have the shape of the model's input {_named([tensor])}. Received "
             f"(n, {', '.join(map(str, array.shape[1:]))}){where}.",
             model=root.owner.name,
             hint="An axis for the channels is missing: `x[..., None]`."

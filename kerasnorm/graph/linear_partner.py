@@ -145,7 +145,7 @@ def _called(layer: Any) -> str:
     return f"'{layer.name}' ({type(layer).__name__})"
 
 
-def adds_bias_along(axis: int, shape: tuple, size: int) -> bool:
+def adds_bias_along(axis: int, shape: tuple, size: int | None) -> bool:
     """Whether `ops.add(x, bias)` in Keras adds a bias of this size along this axis for certain.
 
     On TensorFlow, Keras 3.15 turns the addition of anything that squeezes to one axis into

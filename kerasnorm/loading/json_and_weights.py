@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,22 @@ from kerasnorm.loading.model_file import as_stored_config
 from kerasnorm.loading.safety import Limits
 
 _HINT = "Put both into one folder under the same name."
+_NAMED = 4
+# As in `model_X.json`, `X_arch.json`, `X_weights.h5`, `weights_X.h5`, `X.weights.h5`.
+_ROLES = frozenset(
+    {
+        "arch",
+        "architecture",
+        "config",
+        "configuration",
+        "json",
+        "model",
+        "structure",
+        "topology",
+        "weight",
+        "weights",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -63,14 +80,26 @@ def _beside(file: Path, pattern: str, wanted: Callable[[Path], bool], what: str)
     for alike in (
         [other for other in others if other.stem == file.stem],
         [other for other in others if other.name.split(".")[0] == first],
+        [other for other in others if _own_words(other) == _own_words(file)],
         others,
     ):
         found = _readable(alike, wanted)
         if len(found) == 1:
             return found[0]
-    missing = f"there are {len(found)} beside it" if found else "there is none beside it"
+    named = ", ".join(f"'{other.name}'" for other in found[:_NAMED])
+    more = ", …" if len(found) > _NAMED else ""
+    missing = f"there are {len(found)} beside it: {named}{more}" if found else "there is none"
     mine = "weights" if what == "a configuration" else "a configuration"
     raise LoadError(f"'{file}' holds {mine} only, and needs {what}: {missing}.", hint=_HINT)
+
+
+def _own_words(file: Path) -> list[str]:
+    """The words of a file's name without those at its ends that say which of the two it is."""
+    words = re.split(r"[._-]", file.stem)
+    for end in (0, -1):
+        while words and words[end].lower() in _ROLES:
+            words.pop(end)
+    return words
 
 
 def _readable(files: list[Path], wanted: Callable[[Path], bool]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -15,14 +16,19 @@ import keras
 from kerasnorm.errors import LoadError
 from kerasnorm.graph.weight_checks import faults_of
 from kerasnorm.loading.compile_state import compile_as_stored
+from kerasnorm.loading.image_format import doubtful_rescalings
 from kerasnorm.loading.legacy.build import Builder
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.model_file import StoredModel
 from kerasnorm.loading.open_file import open_stored
+from kerasnorm.loading.registered import how_to_register, stored_unregistered
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.report import LoadReport
 from kerasnorm.loading.safety import LIMITS, Limits, check_metrics, check_no_code, check_sizes
 from kerasnorm.loading.weight_limit import limited_weights
+
+# What Keras says of a class that it does not find.
+_UNKNOWN = re.compile(r"(?:Unknown layer: |Could not locate class )'([^']+)'")
 
 
 def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False) -> keras.Model:
@@ -33,7 +39,8 @@ def load_model(path: str | os.PathLike[str], *, allow_custom_code: bool = False)
     - a `.keras` archive of Keras 3, or of Keras 2.13 to 2.15;
     - an HDF5 file (`.h5`, `.hdf5`) of a whole model, of any Keras;
     - a configuration in JSON with an HDF5 file of weights beside it: name either of them, or the
-      folder. Of several files of weights the one of the same name is taken.
+      folder. Of several files the one of the same name is taken, but for words as in
+      `model_X.json`, `X_arch.json`, `X_weights.h5` and `X.weights.h5`.
 
     Files of Keras 1 and 2 are rebuilt layer by layer, and what Keras 3 would trip over, or would
     load to answer otherwise, is repaired: `load_report` says what was. A training configuration
@@ -114,11 +121,17 @@ def load(
     stored: StoredModel | None = None
     try:
         with open_stored(file, log, limits, allow_custom_code=allow_custom_code) as stored:
-            model = _model(stored, log, limits, allow_custom_code)
+            found = stored_unregistered(stored.config)
+            for name in found:
+                log.add(f"{name} was stored unregistered: the one that is registered now is taken")
+            with keras.saving.custom_object_scope(found):
+                model = _model(stored, log, limits, allow_custom_code)
     except Exception as error:
         if isinstance(error, LoadError) and stored is None:
             raise
         raise _failure(file, stored, error, allow_custom_code) from error
+    for name, doubt in doubtful_rescalings(model).items():
+        log.warn(doubt, name)
     faults = [str(fault) for fault in faults_of(model)]
     model.load_report = LoadReport(log.lines(), str(stored), log.warnings(), faults)
     return model
@@ -200,7 +213,7 @@ def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    what = lines[0].split(" using config=")[0].rstrip(".")
+    what = lines[0].split(" using config=")[0].split(". Please ensure you")[0].rstrip(".")
     if isinstance(error, KeyError):
         what = f"{what} is missing"
     if isinstance(error, RecursionError):
@@ -214,4 +227,5 @@ def _reason(error: Exception) -> str:
 def _hint(error: Exception, allow_custom_code: bool) -> str | None:
     if not allow_custom_code and "safe_mode" in str(error):
         return "If you trust its author, allow the code in it (--allow-custom-code)."
-    return None
+    unknown = _UNKNOWN.search(str(error))
+    return how_to_register(unknown[1]) if unknown else None

@@ -12,6 +12,7 @@ import keras
 
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.archive import Archive
+from kerasnorm.loading.compile_state import compile_as_stored
 from kerasnorm.loading.hdf5 import Hdf5, is_hdf5
 from kerasnorm.loading.json_and_weights import FilePair, find_file_pair
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
@@ -19,7 +20,9 @@ from kerasnorm.loading.legacy.weights.assign import load_groups
 from kerasnorm.loading.legacy.weights.layouts import Origin
 from kerasnorm.loading.legacy.weights.variables import load_variables
 from kerasnorm.loading.model_file import StoredModel, as_stored_config, major_of
-from kerasnorm.loading.native import read_file_pair, read_native
+from kerasnorm.loading.native import read_native, read_parts
+from kerasnorm.loading.native_config import with_modules
+from kerasnorm.loading.other_formats import other_format, saved_model_error
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import Limits
 
@@ -40,11 +43,13 @@ def open_stored(
     if files is not None:
         other = files.weights if file == files.config else files.config
         log.add(f"joined with '{other.name}' beside it" if file.is_file() else _joined(files))
-        reader = _open_file_pair(files, limits, allow_custom_code)
+        reader = _open_file_pair(files, log, limits, allow_custom_code)
     elif file.is_dir():
         raise _folder(file)
     elif is_hdf5(file):
-        reader = _open_hdf5(file, limits, allow_custom_code)
+        reader = _open_hdf5(file, log, limits, allow_custom_code)
+    elif (of_another := other_format(file)) is not None:
+        raise of_another
     elif zipfile.is_zipfile(file):
         reader = _open_archive(Archive(file, limits), allow_custom_code)
     else:
@@ -54,7 +59,9 @@ def open_stored(
 
 
 @contextlib.contextmanager
-def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[StoredModel]:
+def _open_hdf5(
+    file: Path, log: RepairLog, limits: Limits, allow_custom_code: bool
+) -> Iterator[StoredModel]:
     with Hdf5(file, str(file), limits) as content:
         config = as_stored_config(content.json("model_config"))
         if config is None:
@@ -63,13 +70,24 @@ def _open_hdf5(file: Path, limits: Limits, allow_custom_code: bool) -> Iterator[
         if version is None and _GROUPS in content:
             version = content.text("keras_version", _GROUPS)
         training = content.json("training_config")
+        training = training if isinstance(training, dict) else None
+
+        def native(compiled: bool) -> keras.Model:
+            whole = with_modules(config, log.add)
+            if whole is config:
+                return read_native(file, ".h5", allow_custom_code, compiled)
+            model = read_parts(whole, file, ".h5", allow_custom_code)
+            if compiled and training:
+                compile_as_stored(model, training)
+            return model
+
         yield StoredModel(
             config,
             version,
             content.nbytes,
-            training if isinstance(training, dict) else None,
+            training,
             functools.partial(_put_groups, content, f"/{_GROUPS}"),
-            functools.partial(read_native, file, ".h5", allow_custom_code),
+            native,
         )
 
 
@@ -89,7 +107,7 @@ def _open_archive(archive: Archive, allow_custom_code: bool) -> Iterator[StoredM
 
 @contextlib.contextmanager
 def _open_file_pair(
-    files: FilePair, limits: Limits, allow_custom_code: bool
+    files: FilePair, log: RepairLog, limits: Limits, allow_custom_code: bool
 ) -> Iterator[StoredModel]:
     config = files.stored
     with Hdf5(files.weights, str(files.weights), limits) as content:
@@ -106,7 +124,8 @@ def _open_file_pair(
 
         def native(compiled: bool) -> keras.Model:
             suffix = ".h5" if in_groups else ".weights.h5"
-            return read_file_pair(config, files.weights, suffix, allow_custom_code)
+            whole = with_modules(config, log.add)
+            return read_parts(whole, files.weights, suffix, allow_custom_code)
 
         yield StoredModel(config, version, content.nbytes, None, put_weights, native)
 
@@ -139,12 +158,7 @@ def _check_file(file: Path) -> None:
 
 def _folder(folder: Path) -> LoadError:
     if (folder / "saved_model.pb").exists():
-        return LoadError(
-            f"'{folder}' is a folder with a TensorFlow SavedModel: a compiled graph, without the "
-            "Keras layers that it was made from.",
-            hint="Load it with `tf.keras.models.load_model` in TensorFlow 2.15 or older and save "
-            "it with `model.save('model.h5')`.",
-        )
+        return saved_model_error(folder)
     return LoadError(
         f"'{folder}' is a folder. A model is one `.keras`, `.h5` or `.hdf5` file, or a folder with "
         "one configuration (`.json`) and one file of weights."

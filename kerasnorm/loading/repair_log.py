@@ -15,13 +15,13 @@ class RepairLog:
     def add(self, what: str, layer: str | None = None) -> None:
         """Remember a repair, of the whole file or of a layer."""
         layers = self._layers.setdefault(what, [])
-        if layer is not None:
+        if layer is not None and layer not in layers:
             layers.append(layer)
 
     def warn(self, what: str, layer: str | None = None) -> None:
         """Remember what could not be repaired, and may answer otherwise."""
         layers = self._warnings.setdefault(what, [])
-        if layer is not None:
+        if layer is not None and layer not in layers:
             layers.append(layer)
 
     def lines(self) -> list[str]:

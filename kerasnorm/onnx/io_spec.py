@@ -131,6 +131,10 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
     return result
 
 
+def _keys(inputs: Any) -> str:
+    return f", {list(inputs)}" if isinstance(inputs, Mapping) else ""
+
+
 def arrays_for(signature: Signature, inputs: Any, model: keras.Model) -> list[np.ndarray]:
     """Given inputs as a flat list of arrays in the signature's order and dtypes.
 
@@ -144,14 +148,14 @@ def arrays_for(signature: Signature, inputs: Any, model: keras.Model) -> list[np
         ExportError: If number, names or shapes are not those of the model's inputs.
     """
     names = [spec.name for spec in signature.inputs]
-    if isinstance(inputs, Mapping) and set(inputs) == set(names):
+    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
         flat = [inputs[name] for name in names]
     else:
         flat = keras.tree.flatten(inputs)
     if len(flat) != len(names):
         raise ExportError(
             f"`inputs` must hold one array for each of the inputs {names}. "
-            f"Received: {len(flat)} arrays.",
+            f"Received: {len(flat)} arrays{_keys(inputs)}.",
             model=model.name,
         )
     arrays = []

@@ -16,6 +16,7 @@ from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.layers import Affine, BatchNorm, WeightNorm
 from kerasnorm.layers.rescaled import RescaledConstraint, RescaledRegularizer
 from kerasnorm.swap.fold_sites import FoldedSites
+from kerasnorm.swap.own_classes import note_what_does_not_load
 from kerasnorm.swap.plain_edits import holds_what_folds, plain_edits
 from kerasnorm.swap.report import Report
 from kerasnorm.targets import merge_affine
@@ -103,7 +104,8 @@ def fold(model: keras.Model) -> Folded:
     _drop_rescaled_penalties(plain)
     differences, uncompared = check_equal(sites.pairs(set(folds)))
     report = Report(model.name, "fold", sites.records, layers=steps.layers)
-    report.notes, report.doubts = [*sites.notes, *steps.notes], uncompared
+    own = note_what_does_not_load(plain)
+    report.notes, report.doubts = [*sites.notes, *steps.notes, *own], uncompared
     return Folded(plain, report, differences)
 
 

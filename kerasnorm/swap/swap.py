@@ -29,6 +29,7 @@ from kerasnorm.swap.check import check_copy
 from kerasnorm.swap.decide import SiteChoice, decide
 from kerasnorm.swap.groups import Groups, check_groups, doubts, to_try
 from kerasnorm.swap.non_trainable import note_non_trainable
+from kerasnorm.swap.own_classes import note_what_does_not_load
 from kerasnorm.swap.pilot import Pilot
 from kerasnorm.swap.report import Report
 from kerasnorm.swap.result import Swap, measure, with_fit
@@ -239,6 +240,7 @@ def swap_norms(
         *decision.notes(),
         *rebuilt.notes,
         *note_non_trainable(rebuilt.model),
+        *note_what_does_not_load(rebuilt.model),
         *_said_of([*_loading(model, "doubts"), *faults]),
     ]
     report.repairs = _loading(model, "repairs")

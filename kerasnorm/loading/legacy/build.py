@@ -11,10 +11,13 @@ import keras
 from kerasnorm.errors import LoadError
 from kerasnorm.loading.legacy import operations
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.legacy.calls import add_bias_in_place
 from kerasnorm.loading.legacy.functional import FunctionalBuilder
 from kerasnorm.loading.legacy.inputs import input_of
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
-from kerasnorm.loading.legacy.repairs import REPAIRS
+from kerasnorm.loading.legacy.legacy_layers import can_add_bias_elsewhere
+from kerasnorm.loading.legacy.repairs import REPAIRS, repair_own_class
+from kerasnorm.loading.registered import how_to_register, keras_base, registered_class
 from kerasnorm.loading.repair_log import RepairLog
 from kerasnorm.loading.safety import CODE_CLASSES, Limits
 
@@ -68,7 +71,7 @@ class Builder:
         try:
             if class_name in _FUNCTIONAL:
                 return self._functional(class_name, config)
-            if _is_functional(config) and _registered(stored) is None:
+            if _is_functional(config) and registered_class(stored) is None:
                 self._log.add(f"{class_name}, a class of its own, is built as its graph says")
                 return self._functional(class_name, config)
             if class_name == "Sequential":
@@ -84,9 +87,13 @@ class Builder:
             layer.config.pop(key, None)
         if layer.class_name in CODE_CLASSES:
             return BuiltLayer(name, class_name, self._code(layer))
-        registered = _registered(stored)
+        registered = registered_class(stored)
         if registered is not None:
-            return BuiltLayer(name, class_name, registered.from_config(layer.config))
+            layer.registered, base = registered, keras_base(registered)
+            if base is None or _has_own_from_config(registered, base):
+                repair_own_class(layer)
+                return BuiltLayer(name, class_name, registered.from_config(layer.config))
+            layer.class_name = base.__name__
         inner = self._inner_layers(layer)
         for repair in REPAIRS:
             repair(layer)
@@ -103,12 +110,11 @@ class Builder:
         return built
 
     def _instance(self, layer: LegacyConfig) -> keras.Layer:
-        cls = layer.of_this_keras()
+        cls = layer.layer_class()
         if cls is None:
             raise layer.refused(
                 "is no layer that this Keras knows.",
-                hint="If it is your own, decorate its class with "
-                "`keras.saving.register_keras_serializable()` and import it first.",
+                hint=how_to_register(layer.class_name),
             )
         arguments = {key: value for key, value in layer.config.items() if key != "name"}
         return cls(**arguments, name=self._name(layer.name))
@@ -157,7 +163,6 @@ class Builder:
             config = {"layers": config}
         name = config.get("name") or "sequential"
         stored = list(config["layers"])
-        steps: list[Any] = []
         children = []
         if stored and stored[0]["class_name"] == "InputLayer":
             first = input_of(stored.pop(0))
@@ -167,15 +172,24 @@ class Builder:
                 self._log.add("an input was put before the first layer", _name_of(stored[0]))
         for item in stored:
             children.append(self.build(item))
-            steps.append(children[-1].layer)
-        if first is not None:
-            steps.insert(0, keras.Input(**first))
-        model = keras.Sequential(steps, name=self._name(name))
+        model = self._row(name, first, children)
         if config.get("trainable") is False:
             model.trainable = False
         if model.built:
             _check_output_shapes(children)
         return BuiltLayer(name, "Sequential", model, children)
+
+    def _row(self, name: str, first: dict[str, Any] | None, children: list[BuiltLayer]) -> Any:
+        """A Sequential model of some layers, on an input where it is known."""
+        row = [] if first is None else [keras.Input(**first)]
+        if first is None or not any(can_add_bias_elsewhere(child.layer) for child in children):
+            return keras.Sequential([*row, *(c.layer for c in children)], name=self._name(name))
+        model = keras.Sequential(row, name=self._name(name))
+        for child in children:  # one by one: it depends on the shape of its input
+            shape = model.output_shape if model.layers else first["batch_shape"]
+            add_bias_in_place(child, functools.partial(self._log.add, layer=child.name), shape)
+            model.add(child.layer)
+        return model
 
     def _functional(self, class_name: str, config: dict[str, Any]) -> BuiltLayer:
         functional = FunctionalBuilder(self.build, self._operation, self._name, self._log)
@@ -234,24 +248,16 @@ def _check_output_shapes(children: list[BuiltLayer]) -> None:
             )
 
 
+def _has_own_from_config(cls: Any, base: Any) -> bool:
+    return cls.from_config.__func__ is not base.from_config.__func__
+
+
 def _is_layer(value: Any) -> bool:
     return isinstance(value, dict) and value.get("class_name") != "function"
 
 
 def _is_functional(config: Any) -> bool:
     return isinstance(config, dict) and {"layers", "output_layers"} <= config.keys()
-
-
-def _registered(stored: dict[str, Any]) -> Any:
-    """A class that the running program has registered under the stored name, or None."""
-    known = keras.saving.get_custom_objects()
-    for key in ("registered_name", "class_name"):
-        name = stored.get(key)
-        if isinstance(name, str):
-            found = known.get(name) or keras.saving.get_registered_object(name)
-            if isinstance(found, type) and issubclass(found, keras.Layer):
-                return found
-    return None
 
 
 def _name_of(stored: dict[str, Any]) -> str:

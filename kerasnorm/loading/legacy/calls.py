@@ -10,12 +10,20 @@ from keras import tree
 
 from kerasnorm import keras_private
 from kerasnorm.errors import LoadError
+from kerasnorm.loading.legacy import sums
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
-from kerasnorm.loading.legacy.legacy_layers import MERGES, InTraining
+from kerasnorm.loading.legacy.legacy_layers import (
+    BIASED,
+    MERGES,
+    SUMS,
+    InTraining,
+    adds_bias_elsewhere,
+)
 
 _RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
 # Keras 3 hands a mask on through these, Keras 2 did not.
 _STOP_MASKS = (keras.layers.Identity, keras.layers.Normalization, keras.layers.Rescaling)
+_IN_PLACE = "adds along the axis that Keras 2 added along, which is another in Keras 3"
 
 
 def call_as_keras2(
@@ -43,6 +51,10 @@ def call_as_keras2(
     masks = [keras_private.attached_mask(tensor) for tensor in tree.flatten(inputs)]
     if any(mask is not None for mask in masks):
         _keep_masks(built, log_repair, masks)
+    if type(built.layer) in SUMS:
+        _sum_in_place(built, log_repair, inputs)
+    elif isinstance(inputs, keras.KerasTensor):
+        add_bias_in_place(built, log_repair, inputs.shape)
     assert built.layer is not None  # operations are called otherwise
     layer = built.replacement or built.layer
     return layer(inputs, **given)
@@ -57,6 +69,47 @@ def _fix_training(built: BuiltLayer, log_repair: Callable[[str], None]) -> None:
         built.replacement = InTraining(built.layer, name=f"{built.layer.name}_in_training")
         log_repair(
             "called with `training=True`, which Keras 3 does not keep: wrapped to run so always"
+        )
+
+
+def _sum_in_place(built: BuiltLayer, log_repair: Callable[[str], None], inputs: Any) -> None:
+    first, *others = [tuple(tensor.shape) for tensor in inputs]
+    layer = built.layer
+    if layer is None or built.replacement is not None:
+        return
+    if not all(sums.is_added_in_place(first, other) for other in others):
+        built.replacement = SUMS[type(layer)].from_config(layer.get_config())
+        log_repair(_IN_PLACE)
+
+
+def add_bias_in_place(
+    built: BuiltLayer, log_repair: Callable[[str], None], input_shape: tuple[int | None, ...]
+) -> None:
+    """Have a layer that is going to be called add its bias where Keras 2 added it.
+
+    Args:
+        built: The layer, replaced in place where Keras 3 would not.
+        log_repair: Tells the log of a repair to it.
+        input_shape: Of its input, batch included.
+
+    Raises:
+        LoadError: If it would have to be replaced after it was called, or in another layer.
+    """
+    layer: Any = built.layer
+    if isinstance(layer, keras.layers.TimeDistributed):
+        refused = adds_bias_elsewhere(layer.layer, (input_shape[0], *input_shape[2:]))
+    elif adds_bias_elsewhere(layer, input_shape):
+        if not layer.built:
+            built.layer = BIASED[type(layer)].from_config(layer.get_config())
+            log_repair(_IN_PLACE)
+        refused = layer.built
+    else:
+        return
+    if refused:
+        raise LoadError(
+            "Keras 3 would add its bias along another axis.",
+            layer=built.name,
+            hint="Build that part of the model anew and load the weights into it.",
         )
 
 

@@ -6,6 +6,7 @@ in the table are known; nothing is looked up in TensorFlow itself.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from kerasnorm.loading.legacy import sums
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 
 # CustomScaleLayer is of `applications.InceptionResNetV2`.
@@ -37,7 +39,7 @@ def operation(layer: LegacyConfig) -> Callable[..., Any]:
         return _raw_operation(layer)
     if layer.class_name.endswith("CustomScaleLayer"):
         scale = layer.config["scale"]
-        return lambda inputs, /: inputs[0] + inputs[1] * scale
+        return lambda inputs, /: sums.add(inputs[0], inputs[1] * scale)
     name = str(layer.config.get("function"))
     if name in _SAME_IN_V1:
         name = name.removeprefix("compat.v1.")
@@ -180,6 +182,10 @@ def _norm(x: Any, ord: Any = "euclidean", axis: Any = None, keepdims: bool = Fal
     return ops.norm(x, 2 if ord == "euclidean" else ord, axis, keepdims)
 
 
+def _add_bias(value: Any, bias: Any) -> Any:
+    return sums.add(value, _number(bias, value))
+
+
 def _depth_to_space(x: Any, block_size: int, data_format: str = "NHWC") -> Any:
     if data_format != "NHWC":
         raise TypeError(data_format)
@@ -197,7 +203,7 @@ def _softmax(x: Any, axis: int = -1) -> Any:
 # By the names that TensorFlow exports them under. The first argument comes by position, the others
 # by the names they have there.
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "__operators__.add": _of_two(ops.add),
+    "__operators__.add": _of_two(sums.add),
     "__operators__.getitem": _getitem,
     "broadcast_to": lambda x, shape: ops.broadcast_to(x, shape),
     "cast": lambda x, dtype: ops.cast(x, dtype),
@@ -211,8 +217,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "linalg.matmul": _matmul,
     "linalg.norm": _norm,
     "math.abs": ops.abs,
-    "math.add": _of_two(ops.add),
-    "math.add_n": lambda tensors: sum(tensors[1:], tensors[0]),
+    "math.add": _of_two(sums.add),
+    "math.add_n": lambda tensors: functools.reduce(sums.add, tensors),
     "math.divide": _of_two(ops.divide),
     "math.equal": _of_two(ops.equal),
     "math.exp": ops.exp,
@@ -242,7 +248,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "math.subtract": _of_two(ops.subtract),
     "math.tanh": ops.tanh,
     "math.truediv": _of_two(ops.divide),
-    "nn.bias_add": lambda x, bias: x + _number(bias, x),
+    "nn.bias_add": _add_bias,
     "nn.depth_to_space": _depth_to_space,
     "nn.elu": ops.elu,
     "nn.gelu": lambda x, approximate=False: ops.gelu(x, approximate),
@@ -274,8 +280,8 @@ _SAME_IN_V1 = frozenset(
 # Of TensorFlow's graphs.
 _RAW: dict[str, Callable[..., Any]] = {
     "Abs": ops.abs,
-    "Add": ops.add,
-    "AddV2": ops.add,
+    "Add": _of_two(sums.add),
+    "AddV2": _of_two(sums.add),
     "ConcatV2": lambda *values: ops.concatenate(values[:-1], values[-1]),
     "Elu": ops.elu,
     "Exp": ops.exp,

@@ -15,6 +15,8 @@ import keras
 from kerasnorm.loading.legacy.keras1 import names_of_keras_1
 from kerasnorm.loading.legacy.legacy_config import LegacyConfig
 from kerasnorm.loading.legacy.legacy_layers import keras2_hard_sigmoid
+from kerasnorm.loading.legacy.strangers import known_strangers
+from kerasnorm.loading.registered import how_to_register
 
 _RENAMED = {
     "BatchNormalizationV1": "BatchNormalization",
@@ -50,6 +52,7 @@ _WITHOUT_EFFECT = frozenset(
         "vocabulary_size",
     }
 )
+_FUNCTIONS = ("activation", "recurrent_activation")
 # By name in Keras 2; others came from the user's own code.
 _ACTIVATIONS = frozenset(
     {
@@ -129,7 +132,7 @@ def numbers_for_flags(layer: LegacyConfig) -> None:
 
 def activations(layer: LegacyConfig) -> None:
     """Activations by name; `hard_sigmoid` was another function before Keras 3."""
-    for key in ("activation", "recurrent_activation"):
+    for key in _FUNCTIONS:
         value = layer.config.get(key)
         if isinstance(value, dict):  # {"class_name": "function", "config": name, …}
             value = value.get("config")
@@ -140,6 +143,9 @@ def activations(layer: LegacyConfig) -> None:
             value = keras2_hard_sigmoid
         if value == "log_softmax_v2":
             value = "log_softmax"
+        if isinstance(value, str):
+            # By its name Keras finds none that is registered.
+            value = keras.saving.get_registered_object(value) or value
         if isinstance(value, str):
             _check_activation(layer, value)
         if value is not None:
@@ -152,10 +158,9 @@ def _check_activation(layer: LegacyConfig, name: str) -> None:
     except ValueError:
         raise layer.refused(
             f"has an activation that this Keras does not know: '{name}'.",
-            hint="If it is your own, decorate it with "
-            "`keras.saving.register_keras_serializable()` and import it first.",
+            hint=how_to_register(name, "function"),
         ) from None
-    if name not in _ACTIVATIONS and name not in keras.saving.get_custom_objects():
+    if name not in _ACTIVATIONS:
         layer.log_repair(
             f"`{name}` was no activation of Keras 2: taken for the one that Keras 3 has"
         )
@@ -216,6 +221,8 @@ def arguments_that_are_gone(layer: LegacyConfig) -> None:
             or key.endswith(_TRAINING_ONLY)
             or (key in _SAYS_NOTHING and value == _SAYS_NOTHING[key])
         )
+        if not harmless and layer.registered is not None:
+            continue  # which may take it out of its **kwargs
         if not harmless:
             raise layer.refused(
                 f"has an argument that this Keras does not know: {key}={value!r}.",
@@ -252,6 +259,7 @@ def other_at_inference(layer: LegacyConfig) -> None:
 
 
 REPAIRS: tuple[Callable[[LegacyConfig], None], ...] = (
+    known_strangers,
     names_of_keras_1,
     names_that_changed,
     cudnn_layers,
@@ -271,7 +279,7 @@ REPAIRS: tuple[Callable[[LegacyConfig], None], ...] = (
 
 def _defaults(layer: LegacyConfig) -> dict[str, Any]:
     """The arguments that the class of this Keras takes, with their defaults."""
-    cls = layer.of_this_keras()
+    cls = layer.layer_class()
     found: dict[str, Any] = {}
     for base in cls.__mro__ if cls else ():
         if "__init__" not in vars(base):
@@ -286,3 +294,12 @@ def _defaults(layer: LegacyConfig) -> dict[str, Any]:
             break
     found.pop("self", None)
     return found
+
+
+def repair_own_class(layer: LegacyConfig) -> None:
+    """What can be repaired for a class that is derived from no layer of Keras but `Layer`."""
+    dtype_policies(layer)
+    if "hard_sigmoid" in [layer.config.get(key) for key in _FUNCTIONS]:
+        layer.log_warning(
+            "`hard_sigmoid` in a class of your own is that of Keras 3, x/6 + 1/2, and was x/5 + 1/2"
+        )

@@ -32,7 +32,9 @@ _ROLES_OF_KERAS_1 = {
 _VECTORS = frozenset({"beta", "bias", "gamma", "mean", "moving_mean", "moving_variance"})
 _VECTORS |= {"variance"}
 # What a layer counted or drew with; Keras 3 has them elsewhere or not at all.
-_NO_WEIGHTS = frozenset({"StateVar", "count", "seed", "state_var"})
+_NO_WEIGHTS = frozenset({"StateVar", "count", "initialized", "seed", "state_var"})
+# In the names of what Addons' WeightNormalization kept a second time.
+_COPIES = "data_dep_init"
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,14 @@ def _groups(file: Hdf5, root: str) -> dict[str, list[StoredArray]]:
 
 def _put(name: str, leaves: list[_Leaf], entries: list[StoredArray], log: RepairLog) -> None:
     wanted = {_role(weight) for leaf in leaves for weight in leaf.weights()}
-    entries = [e for e in entries if e.role not in _NO_WEIGHTS or e.role in wanted]
+    if any(e.role == "initialized" and not e.value.all() for e in entries):
+        log.warn("it was saved before its first call, which would have set its gain by data", name)
+    entries = [
+        entry
+        for entry in entries
+        if (entry.role not in _NO_WEIGHTS or entry.role in wanted)
+        and _COPIES not in entry.name.split("/")
+    ]
     candidates = []
     for order, parts in _orders(leaves, entries):
         score = _score(leaves, parts)

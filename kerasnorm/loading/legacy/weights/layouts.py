@@ -15,6 +15,7 @@ import keras
 import numpy as np
 
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
+from kerasnorm.loading.registered import keras_base
 
 Arrays = list[np.ndarray]
 
@@ -56,7 +57,8 @@ class Conversion:
 def conversion(built: BuiltLayer, origin: Origin) -> Conversion | None:
     """How a layer's stored weights become those of its Keras 3 layer; None where they are those."""
     layer: Any = built.layer
-    kind, count = type(layer).__name__, len(layer.weights)
+    base = keras_base(type(layer))
+    kind, count = base.__name__ if base else "", len(layer.weights)
     steps: list[Callable[[Arrays], Arrays]] = []
     if built.class_name == "CuDNNLSTM":
         steps.append(_from_cudnn_lstm)

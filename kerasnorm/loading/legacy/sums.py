@@ -1,0 +1,50 @@
+"""Sums as TensorFlow and Keras 2 have them: what is added lies along the axes that it has.
+
+On TensorFlow, `keras.ops.add(x, y)` takes a y of one long axis for a bias: it adds it along x's
+last axis where that is as long, or else along axis 1, whichever axis of y it is. A difference is
+always taken axis by axis, and x − (−y) is x + y to the last bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from keras import ops
+
+from kerasnorm.graph.linear_partner import adds_bias_along
+
+
+def add(x: Any, y: Any) -> Any:
+    """x + y, axis by axis from the last.
+
+    Args:
+        x: Tensor, array or number.
+        y: The same.
+
+    Returns:
+        Their sum.
+
+    Example:
+
+    >>> add(np.zeros((2, 2)), np.array([[0.0], [1.0]])).numpy().tolist()
+    [[0.0, 0.0], [1.0, 1.0]]
+    """
+    if isinstance(x, np.ndarray):
+        x, y = y, x
+    if is_added_in_place(tuple(np.shape(x)), tuple(np.shape(y))):
+        return ops.add(x, y)
+    return ops.subtract(x, -y if isinstance(y, np.ndarray) else ops.negative(y))
+
+
+def is_added_in_place(x: tuple[int | None, ...], y: tuple[int | None, ...]) -> bool:
+    """Whether `ops.add` adds along the right axis for certain, given the two shapes."""
+    if x == y and None not in x[1:]:
+        return True
+    long = [axis - len(y) for axis, size in enumerate(y) if size is not None and size > 1]
+    if len(long) != 1:  # with more than one it is no bias
+        return bool(long) or None not in y
+    size = y[long[0]]
+    if len(y) <= len(x) and x[long[0]] == size:
+        return adds_bias_along(len(x) + long[0], x, size)
+    return len(x) < 2 or {None, size}.isdisjoint((x[1], x[-1]))
