@@ -227,7 +227,8 @@ def test_large_models_are_not_trained(monkeypatch):
     by_hand = 64 * (3 * 8 * 9 + 8 * 8 * 9 + 3 * 8 + 2 * 8 * 8 * 9 + 8 * 8) + 8 * 5
     assert each == by_hand
     monkeypatch.setattr(reconstruct, "_EPOCHS", 20)
-    for work, expected in ((each * 100 * 20, 20), (each * 100, 1), (each * 99, 0)):
+    of_all = each * 100
+    for work, expected in ((20 * of_all, 20), (5 * of_all, 5), (4 * of_all, 0), (each * 99, 0)):
         monkeypatch.setattr(reconstruct, "_WORK", work)
         reconstruction = Reconstruction(graphs_of(source), 2**31)
         assert len(list(reconstruction.collect([[data[:50]], [data[50:]]]))) == 2
