@@ -256,6 +256,11 @@ def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def own_metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
+    """The metrics directly in a layer, which are not in its `variables`."""
+    return list(layer._metrics)
+
+
 def own_state(holder) -> list[tuple[str, Any]]:
     """The layers, variables, metrics and seeds directly in a layer or metric.
 

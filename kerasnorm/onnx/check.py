@@ -75,7 +75,7 @@ def check(
     allowed = OF_LARGEST_ENTRY[coarsest_dtype(model)] if tolerance is None else tolerance
     session = _session(frozen, path)
     worst: tuple[Difference, list[np.ndarray]] | None = None
-    for batch, expected in _batches(model, signature, inputs):
+    for batch, expected in _answered(model, signature, inputs):
         received = _answer(model, session, frozen, batch)
         for name, reference, answer in zip(frozen.output_names, expected, received, strict=True):
             if reference.shape != answer.shape:
@@ -155,6 +155,14 @@ def _origin(path, frozen, batch, tolerance: float, output: str) -> str:
         f"The first layer whose output differs is one of {names}, which the file does not tell "
         "apart."
     )
+
+
+def _answered(
+    model: keras.Model, signature: Signature, inputs: Any
+) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """What `_batches` gives; what the calls move, from one to the next, is in the end as it was."""
+    with keras.StatelessScope(collect_losses=True, initialize_variables=False):
+        return list(_batches(model, signature, inputs))
 
 
 def _batches(
