@@ -53,9 +53,10 @@ def check(
     """Runs an ONNX file in ONNX Runtime (CPU) and compares it with the Keras model.
 
     Both answer a batch of 1 and one of 3 (given inputs: the first row, then all of them, at least
-    3). The difference is max|Δ| / max|reference| for each output. A saturated output hides what
-    happened before it: softmax and sigmoid at 0 or 1 agree whatever their inputs are. Random inputs
-    are made smaller, or larger, until that is not so.
+    3); where the model can be called on batches of one size only, such. The difference is
+    max|Δ| / max|reference| for each output. A saturated output hides what happened before it:
+    softmax and sigmoid at 0 or 1 agree whatever their inputs are. Random inputs are made smaller,
+    or larger, until that is not so.
 
     Args:
         model: The source.
@@ -176,12 +177,14 @@ def _batches(
             yield scaled_off_saturation(arrays, reference)
         return
     given = arrays_for(signature, inputs, model)
-    rows = len(given[0])
-    everything = np.arange(max(rows, _BATCHES[-1][0])) % rows
-    for part in (
-        everything[:1],
-        *np.array_split(everything, math.ceil(len(everything) / _LARGEST_BATCH)),
-    ):
+    rows, own = len(given[0]), signature.batch_size
+    if own is not None:
+        parts = list((np.arange(math.ceil(rows / own) * own) % rows).reshape(-1, own))
+    else:
+        everything = np.arange(max(rows, _BATCHES[-1][0])) % rows
+        count = math.ceil(len(everything) / _LARGEST_BATCH)
+        parts = [everything[:1], *np.array_split(everything, count)]
+    for part in parts:
         batch = [array[part] for array in given]
         yield batch, reference(batch)
 

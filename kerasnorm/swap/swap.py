@@ -119,7 +119,8 @@ def swap_norms(
         strict: Whether a refused site, or a model without BatchNorm, is an error.
         seed: Of the subset of the data, of the sampling of positions, and of the order in training.
         batch_size: Of the batches that arrays are cut into; where samples are small, several are
-            run at once.
+            run at once. A model that takes batches of one size gets such, of any data, and what
+            does not fill one is left out.
         memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
             files in the folder that TMPDIR names, which are gone when the process ends, however it
             does. Both together hold, of each sample that is used, what later layers of the two
@@ -170,7 +171,7 @@ def swap_norms(
     batches: Any = None
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
-        if not model_graphs.root.has_fixed_batch:
+        if model_graphs.root.batch_size is None:
             batches = in_larger_parts(batches)
         settings = {"seed": seed, "memory_budget": memory_budget}
         pilot = Pilot(budget)
