@@ -75,8 +75,8 @@ def swap_norms(
     or two is trained on the same data, as `distill` does, for up to 20 epochs. Of ten samples in a
     row, eight are fitted to and trained on, one chooses and one is for the report alone: what
     stored statistics gave, what the fits made of it or what training did stays by whose answers
-    are nearest the source's on those that choose. A BatchNorm called with `training=True` has no
-    stored form and is refused, unless it is frozen.
+    are nearest the source's on those that choose. A BatchNorm called with `training=True` is
+    refused, since its batch decides in `model(x)`, or in code anywhere, unless it is frozen.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies and the compile state (the optimizer's slots aside) are kept.

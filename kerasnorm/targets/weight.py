@@ -16,8 +16,8 @@ y = a·x + c with a = γ/s and c = β − m·a, one of each per channel.
 2. Anywhere else the map stays where it is, as a diagonal linear layer: v = ±1, g = a, b = c,
    `WeightNorm(Affine())`.
 
-A call fixed to `training=True`, its own or that of a model around it, normalizes by its batch
-and is no affine map: refused.
+A call fixed to `training=True`, its own or that of a model around it, normalizes by its batch,
+in `model(x)` at least, and is no affine map: refused.
 The arithmetic is done in float64.
 """
 
