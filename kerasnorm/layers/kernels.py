@@ -233,24 +233,31 @@ def has_plain_kernel(layer: keras.Layer) -> bool:
     return layer.quantization_mode is None and not getattr(layer, "lora_enabled", False)
 
 
+# How to have a layer normalized by a wrapper, and quantized or with LoRA factors.
+_HOW_TO_HAVE_IT = {
+    "WeightNorm": "Train it normalized first; kerasnorm.fold_norms then makes a plain layer, which "
+    "can be quantized or given LoRA factors.",
+    "CosineNorm": "There is no plain layer that it could be folded to: normalize another layer.",
+}
+
+
 def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
     """Raise if the layer's kernel is quantized or has LoRA factors."""
     if not has_plain_kernel(layer):
         raise ValueError(
             f"{wrapper} needs a layer with a plain kernel. Received: layer '{layer.name}', which "
-            f"is {form_of_kernel(layer)}. Train it normalized first; kerasnorm.fold_norms then "
-            "makes a plain layer, which can be quantized or given LoRA factors."
+            f"is {form_of_kernel(layer)}. {_HOW_TO_HAVE_IT[wrapper]}"
         )
 
 
-def keep_in_float(wrapper: str, layer: keras.Layer, advice: str) -> None:
+def keep_in_float(wrapper: str, layer: keras.Layer) -> None:
     """Have a wrapped layer stay as it is where the model that it is in is quantized.
 
     Keras asks each layer that holds no other, and warns of those that say that they cannot be.
     """
     reason = (
         f"'{layer.name}' is not quantized: {wrapper} computes with its kernel in floating point. "
-        f"{advice}"
+        f"{_HOW_TO_HAVE_IT[wrapper]}"
     )
     # no function, which copies would be given that need not be wrapped
     layer.quantize = functools.partial(_raise_not_implemented, reason)
