@@ -562,3 +562,18 @@ def test_losses_that_code_adds_stay_what_they_are(of, becomes):
     assert_same(source, swap.model, x)
     np.testing.assert_allclose(swap.model.losses[0], source.losses[0], rtol=1e-5)
     assert len(swap.model.losses) == len(source.losses) == 2
+
+
+@pytest.mark.filterwarnings("ignore::kerasnorm.FidelityWarning")
+def test_code_with_other_layers_than_its_config_tells_is_copied_with_these():
+    """As it is once a layer was put in the place of its BatchNorm."""
+    source = functional(layers.Dense(4), tiny_code.Block(4, name="block"), shape=(4,))
+    x = rows(source)
+    randomize(source, x)
+    swapped = kerasnorm.swap_norms(source, "layer", sites=lambda site: True).model
+    again = kerasnorm.swap_norms(swapped, "weight").model
+    assert_same(swapped, again, x)
+    assert isinstance(again.get_layer("block").norm, kerasnorm.LayerNorm)
+    data = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    history = kerasnorm.distill(swapped, source, data, epochs=1)
+    assert history.after["loss"] <= history.before["loss"]
