@@ -346,6 +346,45 @@ def time_distributed(growth: Growth, x):
     return layers.TimeDistributed(inner())(x)
 
 
+def _masked_stack(growth: Growth, entry: keras.KerasTensor) -> keras.Sequential:
+    """A Sequential through which a mask may pass, or in which one begins, from sequences on."""
+    draw, shape = growth.draw, entry.shape[1:]
+    stack = [entry]
+    if "int" in entry.dtype:
+        stack.append(layers.Embedding(WORDS, 4, mask_zero=draw(st.booleans())))
+    elif draw(st.booleans()):
+        stack.append(layers.Masking())
+    kinds = [
+        lambda: [layers.Dense(3, use_bias=draw(st.booleans())), _norm(growth, -1)],
+        lambda: [_norm(growth, growth.of([1, 2, -1, -1]))],
+        lambda: [layers.Conv1D(3, 2, padding="same"), _norm(growth, -1)],
+        lambda: [layers.Dense(3), layers.Dropout(0.2), _norm(growth, -1)],
+        lambda: [layers.GRU(3, return_sequences=True)],
+        lambda: [layers.Bidirectional(layers.LSTM(2, return_sequences=True))],
+        lambda: [layers.TimeDistributed(layers.Dense(3))],
+        lambda: [layers.LayerNormalization(), layers.ReLU()],
+    ]
+    for _ in range(draw(st.integers(1, 3))):
+        stack += growth.of(kinds)()
+    ends = [
+        lambda: [layers.LSTM(3), _norm(growth, -1)],
+        lambda: [layers.GlobalAveragePooling1D()],
+        lambda: [layers.Flatten(), layers.Dense(3)] if None not in shape else [],
+        lambda: [],
+    ]
+    return keras.Sequential([*stack, *growth.of(ends)()])
+
+
+def masked_stack(growth: Growth, x):
+    if _rank(x) != 3:
+        return pointwise(growth, x)
+    layer = growth.again(growth.models, x) if growth.one_in(4) else None
+    if layer is None:
+        layer = _masked_stack(growth, keras.Input(x.shape[1:], dtype=x.dtype))
+        growth.models.append((layer, x.shape))
+    return layer(x)
+
+
 def submodel(growth: Growth, x):
     layer = growth.again(growth.models, x)
     if layer and growth.draw(st.booleans()):
@@ -360,7 +399,7 @@ def submodel(growth: Growth, x):
 STEPS = (
     batch_norm, linear_and_norm, linear_and_norm, across, across, across, across, einsum_and_norm,
     linear, pointwise, merge, pool, batch_norm_again, linear_again, linear_again,
-    time_distributed, submodel, code, code,
+    time_distributed, submodel, code, code, masked_stack, masked_stack,
 )  # fmt: skip
 
 
@@ -454,7 +493,12 @@ def random_model(draw) -> Drawn:
     keras.config.set_dtype_policy(policy)
     try:
         forced: list = []
-        model = grow(draw, [SHAPES[name] for name in names], DEPTH, 8, 3, forced)
+        if not draw(st.integers(0, 9)):
+            kind, dtype = draw(st.sampled_from([("sequence", None), ("words", "int32")]))
+            entry = keras.Input(SHAPES[kind], dtype=dtype, name="in_0")
+            model = _masked_stack(Growth(draw, 0, forced), entry)
+        else:
+            model = grow(draw, [SHAPES[name] for name in names], DEPTH, 8, 3, forced)
         x = _batch(model, seed=0)
         if not draw(st.integers(0, 7)):
             model = _in_code(draw, model, x)
@@ -475,7 +519,7 @@ def random_model(draw) -> Drawn:
 
 
 def _in_code(draw, model: keras.Model, x) -> keras.Model:
-    last = keras.tree.flatten(model.output)[-1]
+    last = model.outputs[-1]
     net = Net(model, _chain(Growth(draw, 0, []), last.shape[1:]), name="net")
     net(x)
     return net
@@ -500,4 +544,5 @@ def _batch(model: keras.Model, seed: int):
             x[2:5, -2:] = 0
         return x
 
-    return keras.tree.map_structure(of, model.input)
+    entry = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.tree.map_structure(of, entry)

@@ -90,7 +90,7 @@ def test_fold_says_which_batch_norm_stays(tmp_path, capsys):
     path = tmp_path / "model.keras"
     tiny_models.training_fixed().save(path)
     assert run("fold", path, tmp_path / "plain.keras") == 0
-    assert "it is called with training=True, so that its batch decides" in capsys.readouterr().out
+    assert "it is called with training=True: its batch decides in" in capsys.readouterr().out
 
 
 def test_fold_that_cannot_be_exported_writes_nothing(model, tmp_path, monkeypatch, capsys):

@@ -462,6 +462,35 @@ def test_the_states_of_recurrent_layers_are_carried(make):
             np.testing.assert_allclose(copy.predict(x, verbose=0), expected, atol=1e-5)
 
 
+class MeanSoFar(layers.Layer):
+    """Adds the mean of all that it was called on."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.mean = keras.metrics.Mean()
+
+    def call(self, x):
+        self.mean.update_state(x)
+        return x + self.mean.result()
+
+
+def test_the_metrics_in_layers_are_carried():
+    stack = [layers.Dense(3), layers.BatchNormalization(), MeanSoFar(), layers.Dense(2)]
+    model = keras.Sequential([keras.Input((4,)), *stack, layers.BatchNormalization()])
+    x = np.random.default_rng(0).normal(1, 1, (8, 4)).astype("float32")
+    model.predict(3 * x, verbose=0)
+    mean = stack[2].mean
+    before = [np.array(v) for v in mean.variables]
+    assert before[1] > 0
+    swapped = kerasnorm.swap_norms(model, "weight", strict=True).model
+    folded = kerasnorm.fold_norms(swapped)
+    assert all(np.array_equal(a, b) for a, b in zip(before, mean.variables, strict=True))
+    for _ in range(2):
+        expected = model.predict(x, verbose=0)
+        for copy in (swapped, folded):
+            np.testing.assert_allclose(copy.predict(x, verbose=0), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("cls", [layers.ELU, layers.Identity])
 def test_layers_of_keras_without_a_config_of_their_own(cls):
     """Their `get_config` fails where they got a policy and not its name."""

@@ -364,7 +364,10 @@ def test_training_is_passed_on():
     assert "training=True" in site.reason
 
 
-TRAINS = "it is called with training=True, so that its batch decides"
+TRAINS = (
+    "it is called with training=True: its batch decides in `model(x)`, its moving statistics in"
+)
+CODE_TRAINS = "it is called with training=True by code, so that its batch decides"
 TAKEN_IN = "taken in by 'dense'"
 
 
@@ -372,11 +375,11 @@ TAKEN_IN = "taken in by 'dense'"
     ("training", "steps", "reason"),
     [
         (None, {"dropout": None, "norm": None}, f"{TAKEN_IN}, across 'dropout'"),
-        (None, {"dropout": True, "norm": None}, TRAINS),
-        (None, {"aside": True, "norm": None}, TRAINS),
+        (None, {"dropout": True, "norm": None}, CODE_TRAINS),
+        (None, {"aside": True, "norm": None}, CODE_TRAINS),
         (None, {"norm": None, "dropout": True}, TAKEN_IN),
         (None, {"dropout": True, "norm": False}, "(Dropout) in front of it is called with"),
-        (None, {"dropout": True, "within": None}, TRAINS),
+        (None, {"dropout": True, "within": None}, CODE_TRAINS),
         (True, {"norm": None}, TRAINS),
         (True, {"norm": False}, TAKEN_IN),
         (True, {"within": None}, TRAINS),
@@ -390,7 +393,7 @@ def test_what_is_told_to_train_in_code(training, steps, reason):
     swap = kerasnorm.swap_norms(source, "weight")
     site = next(site for site in swap.report.sites if "no call" not in site.reason)
     assert reason in site.reason
-    assert (site.verdict == "refused") == (reason is TRAINS)
+    assert (site.verdict == "refused") == (reason in (TRAINS, CODE_TRAINS))
     assert_same(source, swap.model, rows(source))
 
 
@@ -563,3 +566,18 @@ def test_losses_that_code_adds_stay_what_they_are(of, becomes):
     assert_same(source, swap.model, x)
     np.testing.assert_allclose(swap.model.losses[0], source.losses[0], rtol=1e-5)
     assert len(swap.model.losses) == len(source.losses) == 2
+
+
+@pytest.mark.filterwarnings("ignore::kerasnorm.FidelityWarning")
+def test_code_with_other_layers_than_its_config_tells_is_copied_with_these():
+    """As it is once a layer was put in the place of its BatchNorm."""
+    source = functional(layers.Dense(4), tiny_code.Block(4, name="block"), shape=(4,))
+    x = rows(source)
+    randomize(source, x)
+    swapped = kerasnorm.swap_norms(source, "layer", sites=lambda site: True).model
+    again = kerasnorm.swap_norms(swapped, "weight").model
+    assert_same(swapped, again, x)
+    assert isinstance(again.get_layer("block").norm, kerasnorm.LayerNorm)
+    data = np.random.default_rng(0).normal(size=(40, 4)).astype("float32")
+    history = kerasnorm.distill(swapped, source, data, epochs=1)
+    assert history.after["loss"] <= history.before["loss"]

@@ -259,3 +259,41 @@ def test_bake_leaves_affine_and_brings_it_back():
     assert fold_weight_norms(plain) is plain
     einsum = wrapped(layers.EinsumDense("ab,bc->ac", 3), (4,))
     assert fold_weight_norms(einsum) is einsum
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: layers.Bidirectional(WeightNorm(layers.LSTM(3))),
+        lambda: layers.RNN(WeightNorm(layers.LSTMCell(3))),
+        lambda: layers.RNN([WeightNorm(layers.LSTMCell(3)), layers.GRUCell(2)]),
+        lambda: layers.Bidirectional(layers.RNN(WeightNorm(layers.GRUCell(3)))),
+    ],
+    ids=["bidirectional", "cell", "one of several cells", "cell in both directions"],
+)
+def test_layers_in_recurrent_ones(make, tmp_path):
+    """These run what they hold in their own way, which is not followed."""
+    layer = make()
+    model = keras.Sequential([keras.Input((6, 4)), layer, layers.BatchNormalization()])
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(variable + rng.normal(0, 0.3, variable.shape))
+    before = [np.array(variable) for variable in model.variables]
+    x = rng.normal(size=(5, 6, 4)).astype("float32")
+    plain = kerasnorm.fold_norms(model)
+    np.testing.assert_allclose(plain(x), model(x), atol=1e-5)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+    names = [part.name for part in plain.layers[0]._flatten_layers(recursive=False)]
+    assert len(names) == len(set(names))
+    plain.save(tmp_path / "plain.keras")
+    loaded = keras.models.load_model(tmp_path / "plain.keras")
+    assert not any("kerasnorm" in type(part).__module__ for part in loaded._flatten_layers())
+    np.testing.assert_allclose(loaded(x), plain(x), atol=1e-6)
+
+
+def test_what_a_recurrent_layer_holds_that_has_no_plain_form_is_named():
+    for wrapped in (lambda layer: layer, layers.Bidirectional):
+        rnn = layers.RNN(kerasnorm.layers.LayerNormLSTMCell(3, name="cell"))
+        model = keras.Sequential([keras.Input((6, 4)), wrapped(rnn)])
+        with pytest.raises(SwapError, match=r"'cell' \(LayerNormLSTMCell in "):
+            kerasnorm.fold_norms(model)

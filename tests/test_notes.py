@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+import kerasnorm
 from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.errors import Refusal
 from kerasnorm.graph import sites
@@ -128,9 +129,54 @@ def test_a_batch_norm_that_trains_on_its_batch_is_refused_unless_it_is_frozen():
     for target in TARGETS:
         plan, _ = planned(model, target)
         assert isinstance(plan, Refusal)
-        assert plan.reason == "it is called with training=True, so that its batch decides"
+        assert plan.reason.startswith(
+            "it is called with training=True: its batch decides in `model(x)`"
+        )
     norm.trainable = False
     assert planned(model, "weight")[0].verdict == "exact"
+
+
+class LiveInCode(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        inputs = keras.Input((3,))
+        self.inner = keras.Model(inputs, BN(name="bn")(inputs))
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x, training=True)
+
+
+@pytest.mark.parametrize("by_code", [False, True])
+def test_when_the_batch_decides(by_code):
+    """What the reason says of `model(x)`, `predict` and `evaluate` is what Keras does."""
+    inputs, norm = keras.Input((3,)), BN(name="bn")
+    y = LiveInCode()(inputs) if by_code else norm(inputs, training=True)
+    model = keras.Model(inputs, y)
+    if by_code:
+        norm = model.layers[-1].inner.get_layer("bn")
+    x = np.random.default_rng(0).normal(3, 2, (64, 3)).astype("float32")
+    site = kerasnorm.inspect_norms(model).sites[0]
+    model.compile(loss=lambda t, y: keras.ops.mean(keras.ops.square(y)))
+
+    def decides(answer) -> bool:
+        return bool(np.abs(np.mean(answer, 0)).max() < 0.1)
+
+    loss_of_batch = 1.0  # of what was normalized by its own variance
+    assert decides(model(x))
+    norm.moving_mean.assign(np.zeros(3))
+    norm.moving_variance.assign(np.ones(3))
+    assert decides(model.predict(x, verbose=0, batch_size=64)) is by_code
+    loss = model.evaluate(x, x, verbose=0, batch_size=64)
+    assert (abs(loss - loss_of_batch) < 0.1) is by_code
+    assert ("by code, so that its batch decides" in site.reason) is by_code
+    assert ("its moving statistics in `predict`, `evaluate` and export" in site.reason) != by_code
+    # what it says to try
+    norm.trainable = False
+    swap = kerasnorm.swap_norms(model, "weight", strict=True)
+    np.testing.assert_allclose(swap.model(x), model.predict(x, verbose=0), atol=1e-4)
 
 
 @pytest.mark.parametrize("target", TARGETS)

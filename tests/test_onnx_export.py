@@ -594,6 +594,40 @@ def unsupported():
     return keras.Sequential([keras.Input((4, 4)), Decompose(name="qr")], name="net")
 
 
+class LiveNorm(layers.Layer):
+    """A BatchNorm whose batch decides, and moves its statistics, at inference too."""
+
+    def build(self, shape):
+        self.norm = layers.BatchNormalization()
+        self.norm.build(shape)
+
+    def call(self, x):
+        return self.norm(x, training=True)
+
+
+class Counting(layers.Layer):
+    """Says how often it was called."""
+
+    def build(self, shape):
+        self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+    def call(self, x):
+        self.count.assign(self.count + 1)
+        return x * self.count
+
+
+@pytest.mark.parametrize("layer", [LiveNorm, Counting])
+def test_the_check_leaves_what_calls_move(layer, path):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layer(), layers.Dense(2)])
+    before = [np.array(variable) for variable in model.variables]
+    if layer is LiveNorm:
+        export_onnx(model, path)
+    else:
+        with pytest.raises(ExportError, match="ONNX Runtime and Keras differ"):
+            export_onnx(model, path)
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
+
+
 def stateful():
     return keras.Sequential(
         [keras.Input(batch_shape=(1, 3, 2)), layers.LSTM(3, stateful=True, name="memory")]

@@ -10,6 +10,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -59,13 +60,33 @@ def kernels(model) -> int:
     return sum(variable.name in names for variable in model.variables) - affines
 
 
+def outcomes(records, target=None) -> dict[str, tuple]:
+    """By site, what becomes of it, of all records or those of one target."""
+    return {
+        site.name: (site.verdict, site.becomes, site.rule, site.reason)
+        for site in records
+        if target in (None, site.target)
+    }
+
+
+def check_promise(drawn: Drawn, target: str) -> None:
+    """What `inspect_norms` says of a target that needs no data is what a swap to it does."""
+    promised = outcomes(kerasnorm.inspect_norms(drawn.model).sites, target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kerasnorm.FidelityWarning)
+        swap = kerasnorm.swap_norms(drawn.model, target)
+    assert outcomes(swap.report.sites) == promised
+
+
 def check(drawn: Drawn) -> Swap:
     """Swap a random model and check everything about that; the swap."""
     model, x = drawn.model, drawn.x
     drawn.randomize()
     before = [np.array(variable) for variable in model.variables]
     records = [len(layer._inbound_nodes) for layer in all_layers(model)]
+    promised = kerasnorm.inspect_norms(model).sites
     swap = kerasnorm.swap_norms(model, "weight")
+    assert outcomes(swap.report.sites) == outcomes(promised, "weight")
     assert not any("compared" in warning for warning in swap.report.warnings)
     assert all(np.array_equal(a, b) for a, b in zip(before, model.variables, strict=True))
     assert records == [len(layer._inbound_nodes) for layer in all_layers(model)]
@@ -154,6 +175,8 @@ def check_many(folder, draws: int, number: int) -> None:
         drawn = random_model(data.draw)
         swap = check(drawn)
         seen += 1
+        if not seen % 3:
+            check_promise(drawn, ("layer", "group")[seen % 2])
         if drawn.policy.startswith("mixed"):
             return
         if not drawn.code:

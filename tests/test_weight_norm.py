@@ -293,14 +293,13 @@ def test_mean_only_batch_leaves_masked_steps_out():
 
 
 @pytest.mark.parametrize("options", [{}, {"mean_only": "layer"}], ids=str)
-@pytest.mark.parametrize(
-    "lose", [lambda dense: dense.enable_lora(2), lambda dense: dense.quantize("int8")]
-)
-def test_a_kernel_that_is_plain_no_longer_is_refused(lose, options):
+def test_a_kernel_that_is_plain_no_longer_is_refused(options):
     layer = WeightNorm(layers.Dense(3), **options)
     layer(normal(2, 4))
-    lose(layer.layer)
-    with pytest.raises(ValueError, match=r"quantized or LoRA-enabled.*fold_norms"):
+    with pytest.raises(NotImplementedError, match=r"'dense.*' is not quantized: .*fold_norms"):
+        layer.layer.quantize("int8")
+    layer.layer.enable_lora(2)
+    with pytest.raises(ValueError, match=r"is LoRA-enabled.*fold_norms"):
         layer(normal(2, 4))
 
 
@@ -755,3 +754,28 @@ def test_data_init_of_a_model_that_calls_other_layers_in_each_run(paths):
         KerasNormError, match=r"data_init (runs a model several|needs a model that)"
     ):
         data_init(model, np.eye(4, dtype="float32"))
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("to", ["weight", "cosine"])
+def test_a_model_with_it_can_be_quantized(to, mode):
+    """It stays in floating point, as layers do that Keras cannot quantize, and says so."""
+    stack = [layers.Dense(16, name="first"), layers.BatchNormalization(), layers.ReLU()]
+    source = keras.Sequential([keras.Input((8,)), *stack, layers.Dense(16), layers.Dense(4)])
+    x = np.random.default_rng(0).normal(size=(40, 8)).astype("float32")
+    model = kerasnorm.swap_norms(source, to, x, sites=lambda site: True).model
+    wrapper = model.layers[0]
+    before, hidden = np.array(model(x)), np.array(wrapper(x))
+    said = r"'first' is not quantized: (Weight|Cosine)Norm computes with its kernel"
+    with pytest.warns(UserWarning, match=said):
+        model.quantize(mode)
+    assert wrapper.layer.quantization_mode is None
+    assert model.layers[-1].quantization_mode == mode
+    np.testing.assert_array_equal(wrapper(x), hidden)
+    assert np.abs(model(x) - before).max() < 0.5 * before.std()
+    if to == "weight":  # what it says to try
+        folded = kerasnorm.fold_norms(kerasnorm.swap_norms(source, to).model)
+        folded.quantize(mode)
+        assert all(la.quantization_mode for la in folded.layers if isinstance(la, layers.Dense))
+        assert np.abs(folded(x) - before).max() < 0.5 * before.std()

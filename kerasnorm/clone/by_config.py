@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
+from collections import Counter
 from typing import Any
 
 import keras
@@ -58,8 +59,10 @@ def copy_layer(layer: keras.Layer, **changes) -> keras.Layer:
             hint="Give the user's classes in it `get_config` and `from_config`.",
         ) from error
     inner, inner_copies = keras_private.sublayers(layer), keras_private.sublayers(copy)
-    if len(inner_copies) > len(inner) and not changes and can_clone_by_attributes(layer):
-        return clone_by_attributes(layer, copy_layer)  # the config made two of one
+    others = Counter(map(type, inner_copies)) - Counter(map(type, inner))
+    if others and not changes and can_clone_by_attributes(layer):
+        # the config made two of one, or what is held since in the place of these is another kind
+        return clone_by_attributes(layer, copy_layer)
     copy.name = config.get("name", layer.name)  # constructors may make another of it
     carry_functions(layer, copy)
     if list(map(type, inner)) == list(map(type, inner_copies)):  # else `build` makes some

@@ -100,9 +100,17 @@ def _paired_sublayers(source: keras.Layer, target: keras.Layer) -> list:
 
 
 def _carry_other_state(source: keras.Layer, target: keras.Layer) -> None:
-    """State that is not in `variables`: what a layer derives on loading, of an RNN, and tables."""
+    """State that is not in `variables`: what a layer derives on loading, of an RNN, and tables.
+
+    And of the metrics that it holds; those of a model are part of how that is compiled.
+    """
     if not source.built:
         return
+    if not isinstance(source, keras.Model):
+        metrics = (_metrics(layer) for layer in (source, target))
+        for one, other in zip(*metrics, strict=True):
+            for old, new in zip(one.variables, other.variables, strict=True):
+                assign_copy(new, old)
     if isinstance(source, keras.layers.RNN) and source.stateful:
         states = (keras.tree.flatten(layer.states) for layer in (source, target))
         for old, new in zip(*states, strict=True):
@@ -165,3 +173,9 @@ def carry_values(source: Any, copy: Any) -> None:
 
 def _is_own(value: Any) -> bool:
     return is_state(value) and not isinstance(value, np.ndarray)
+
+
+def _metrics(layer: keras.Layer) -> list[keras.metrics.Metric]:
+    """The metrics directly in a layer, which are not in its `variables`."""
+    values = (value for _, value in keras_private.own_state(layer))
+    return [value for value in values if isinstance(value, keras.metrics.Metric)]

@@ -77,7 +77,7 @@ class Agreement:
 def fits(models: ModelPair, arrays: list[np.ndarray]) -> dict[str, float]:
     """R² of what the copy has against what the source has, by name; over all calls of a pair."""
     found = {pair.name: RSquared() for pair in models.pairs}
-    at_once = samples_at_once(arrays) // _OF_ALL_SITES
+    at_once = models.source.root.batch_size or samples_at_once(arrays) // _OF_ALL_SITES
     for part in _parts(arrays, at_once):
         for values in SideBySide(models).run(part):
             rows = _finite_rows(values.expected, values.received, values.pair.axis)
@@ -98,7 +98,7 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int | None =
     received = [pair.received for pair in models.outputs]
     found, same = [SampleSums() for _ in models.outputs], []
     heads = heads_of(models.source)
-    for part in _parts(arrays, at_once or samples_at_once(arrays)):
+    for part in _parts(arrays, root.batch_size or at_once or samples_at_once(arrays)):
         answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
         shares, samples = [], len(part[0])
         for sums, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):

@@ -24,10 +24,11 @@ from kerasnorm.compare.random_inputs import (
     scaled_off_saturation,
 )
 from kerasnorm.compare.rounding import MOVES, ROUNDINGS
-from kerasnorm.compare.side_by_side import SideBySide, Values, source_values
+from kerasnorm.compare.side_by_side import SideBySide, Values, joined, source_values
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.compare.tolerances import EPSILONS, OF_DEVIATION, coarsest_dtype
-from kerasnorm.errors import SwapError
+from kerasnorm.errors import DataError, SwapError
+from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.named_inputs import in_order_of_inputs
 
 # Samples in the random inputs: so many that a channel has this many numbers at every site, and more
@@ -49,12 +50,17 @@ def differences(models: ModelPair, inputs: Any = None) -> dict[str, float]:
         inputs: A batch in the structure of the source's inputs; None for seeded random numbers.
 
     Raises:
-        SwapError: If the source cannot be run on them.
+        SwapError: If the source cannot be run on them. DataError, which is one, if they do not fill
+            a batch of a model that takes batches of one size.
     """
     try:
-        given = in_order_of_inputs(inputs, models.source.root)
-        arrays = random_batch(models) if inputs is None else tree.flatten(given)
-        return {v.name: _worst(_of_channels(v)) for v in SideBySide(models).run(arrays)}
+        root = models.source.root
+        if inputs is None:
+            parts = [random_batch(models)]
+        else:
+            parts = _in_batches(root, tree.flatten(in_order_of_inputs(inputs, root)))
+        runs = zip(*(SideBySide(models).run(arrays) for arrays in parts), strict=True)
+        return {found[0].name: _worst(_of_channels(joined(found))) for found in runs}
     except NotComparableError as reason:
         kind = "random" if inputs is None else "the given"
         raise SwapError(
@@ -152,6 +158,22 @@ def unsaturated_batch(models: ModelPair) -> list[np.ndarray]:
         return [keras.ops.convert_to_numpy(value) for value in values]
 
     return scaled_off_saturation(random_batch(models), answer)[0]
+
+
+def _in_batches(root: Graph, arrays: list[Any]) -> list[list[Any]]:
+    """Inputs as they are; for a model of one batch size in such batches, the rest left out."""
+    size = root.batch_size
+    if size is None:
+        return [arrays]
+    count = min(len(array) for array in arrays)
+    if count < size:
+        raise DataError(
+            f"The inputs must fill a batch of the model, which takes {size:,} samples at a time. "
+            f"Received {count:,}.",
+            model=root.owner.name,
+        )
+    firsts = range(0, count - size + 1, size)
+    return [[array[first : first + size] for array in arrays] for first in firsts]
 
 
 def _size(tensor: Any) -> int:

@@ -5,9 +5,10 @@ What is inside a nested model is looked at in each of its calls, on what the sou
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,17 @@ class Values:
     pair: TensorPair
     expected: np.ndarray
     received: np.ndarray
+
+
+def joined(parts: Sequence[Values]) -> Values:
+    """What both models have at one pair in several batches, as if it was of one."""
+    if len(parts) == 1:
+        return parts[0]
+    return dataclasses.replace(
+        parts[0],
+        expected=np.concatenate([np.atleast_1d(part.expected) for part in parts]),
+        received=np.concatenate([np.atleast_1d(part.received) for part in parts]),
+    )
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def distill(
         data: Unlabeled inputs in any form that `swap_norms` takes. They are held in memory, and
             all batches of an iterable have the shape of the first.
         epochs: How often to go through the data.
-        batch_size: Of the training steps; each has as many samples, the odd ones change.
+        batch_size: Of the training steps; each has as many samples, the odd ones change. That of
+            the model, where it takes batches of one size.
         seed: Of the order of the data, and of the subset that `max_samples` leaves of it.
         max_samples: How many samples are used at most, as in `swap_norms`; None for all of them.
         learning_rate: The highest that Adam gets, as a share of the root mean square of each

@@ -121,7 +121,7 @@ def agreement(head: Head) -> keras.metrics.Metric | None:
         return None
 
     def same(y_true, y_pred):
-        found = ops.cast(head.answers(y_true) == head.answers(y_pred), "float32")
+        found = ops.cast(ops.equal(head.answers(y_true), head.answers(y_pred)), "float32")
         return ops.mean(found, -1) if head.kind == "sigmoid" else found
 
     return keras.metrics.MeanMetricWrapper(same, name="agreement")

@@ -87,7 +87,7 @@ class Reconstruction:
             return (
                 f"it needs Keras on the TensorFlow backend, and this is {keras.backend.backend()}"
             )
-        if self._source.root.has_fixed_batch:
+        if self._source.root.batch_size is not None:
             return "the model takes batches of one size only"
         if self._count >= _LEAST_SAMPLES and self._affordable >= min(_EPOCHS, _LEAST_EPOCHS):
             return None

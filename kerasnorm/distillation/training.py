@@ -25,7 +25,7 @@ from kerasnorm.distillation.student_copy import StudentCopy
 from kerasnorm.errors import DataError, SwapError
 from kerasnorm.fit.data import input_batches
 from kerasnorm.fit.sample_limit import SampleLimit
-from kerasnorm.fit.split import chooses, is_fitted
+from kerasnorm.fit.split import PERIOD, chooses, is_fitted
 from kerasnorm.fit.time_budget import RESERVE, TRAINING, TimeBudget
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.math import sums
@@ -70,6 +70,8 @@ def train(
     budget = budget or TimeBudget()
     _check_trained(student, trained)
     heads = common_heads(student, teacher)
+    own = student.root.batch_size
+    batch_size = own or batch_size
     inputs = _inputs(student, data, batch_size, limit)
     with scope_like(teacher.root.owner):
         reader = LogitsModel(teacher.root.owner, teacher, heads)
@@ -84,8 +86,11 @@ def train(
         feature_loss = _feature_loss(copy.graphs, teacher, inputs, batch_size)
         model = LogitsModel(copy.model, copy.graphs, heads, feature_loss)
         number = np.arange(len(inputs[0]))
-        validation = DistillationDataset(inputs, targets, number[chooses(number)], batch_size)
-        training = DistillationDataset(inputs, targets, number[is_fitted(number)], batch_size, seed)
+        chosen_by, fitted_to = number[chooses(number)], number[is_fitted(number)]
+        if own is not None:
+            chosen_by = chosen_by[: _whole(len(chosen_by), own, student)]
+        validation = DistillationDataset(inputs, targets, chosen_by, batch_size)
+        training = DistillationDataset(inputs, targets, fitted_to, batch_size, seed)
         steps = epochs * (fit.get("steps_per_epoch") or len(training))
         rate = LEARNING_RATE if learning_rate is None else learning_rate
         some = [array[:batch_size] for array in inputs]
@@ -180,6 +185,18 @@ def _inputs(
                 hint="Pad or resize them.",
             )
     return [np.concatenate(column) for column in columns]
+
+
+def _whole(held_out: int, size: int, student: ModelGraphs) -> int:
+    """How many of the samples that are held out fill batches of a model's own size."""
+    if held_out < size:
+        raise DataError(
+            "One sample in ten is held out, and these must fill a batch of the model, which takes "
+            f"{size:,} samples at a time. Received {held_out:,} of them.",
+            model=student.root.owner.name,
+            hint=f"Give {PERIOD * size:,} samples or more.",
+        )
+    return held_out - held_out % size
 
 
 def _check_trained(student: ModelGraphs, trained: Sequence[keras.Variable]) -> None:

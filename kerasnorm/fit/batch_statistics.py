@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
-from keras import ops
+from keras import ops, tree
 
 from kerasnorm import keras_private
 from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.rebuild import rebuild
 from kerasnorm.clone.state import build_alike, copy_state
 from kerasnorm.errors import DataError, KerasNormError
-from kerasnorm.fit.batches import batches_of
+from kerasnorm.fit.batches import batches_of, to_numbers
+from kerasnorm.fit.parts import whole_parts
+from kerasnorm.graph.graph import graph_of
 from kerasnorm.graph.model_graphs import graphs_of
 from kerasnorm.layers import masks
 from kerasnorm.layers.batch_norm import BATCH_NORMS
@@ -40,7 +43,8 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
         data: Its inputs: an array, a tuple, list or dictionary of arrays for several inputs, or
             an iterable of batches, such as a `tf.data.Dataset`, where a batch that is a tuple
             counts as (inputs, targets, …).
-        batch_size: Of the batches that arrays are cut into.
+        batch_size: Of the batches that arrays are cut into. A model that takes batches of one size
+            gets such, of any data, and what does not fill one is left out.
 
     Raises:
         KerasNormError: If the model calls no BatchNorm, if the data is empty, if the inputs of a
@@ -56,10 +60,14 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     if not isinstance(model, keras.Layer):
         raise KerasNormError(f"A model must be given. Received: {type(model).__name__}.")
     _check_no_list_of_batches(model, data)
-    batches = batches_of(data, batch_size)
+    size = graph_of(model).batch_size if keras_private.has_graph(model) else None
+    batches = batches_of(data, size or batch_size)
+    if size is not None:
+        batches = _whole(batches, size)
     first = next(batches, None)
     if first is None:
-        raise DataError("The data must hold samples. Received none.", model=model.name)
+        few = "hold samples" if size is None else f"fill a batch of the model, {size:,} samples"
+        raise DataError(f"The data must {few}. Received none.", model=model.name)
     moments: dict[int, RunningMoments] = {}
     copy, pairs = _copy_of(model, first)
     norms = [pair for pair in pairs if isinstance(pair[0], BATCH_NORMS)]
@@ -85,6 +93,16 @@ def estimate_statistics(model: keras.Model, data: Any, *, batch_size: int = 32) 
     for norm, _ in norms:
         if id(norm) in moments:
             _assign(norm, moments[id(norm)])
+
+
+def _whole(batches: Iterator[Any], size: int) -> Iterator[Any]:
+    """Batches in their structure, all of one size."""
+    first = next(batches, None)
+    if first is None:
+        return
+    flat = ([to_numbers(a) for a in tree.flatten(b)] for b in itertools.chain([first], batches))
+    for arrays in whole_parts(flat, size):
+        yield tree.pack_sequence_as(first, arrays)
 
 
 def _copy_of(model: keras.Model, inputs: Any) -> tuple[Any, list[tuple[Any, Any]]]:

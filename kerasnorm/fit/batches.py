@@ -28,9 +28,7 @@ def are_arrays(data: Any) -> bool:
     )
 
 
-def batches_of(
-    data: Any, batch_size: int, limit: SampleLimit | None = None, *, whole: bool = False
-) -> Iterator[Any]:
+def batches_of(data: Any, batch_size: int, limit: SampleLimit | None = None) -> Iterator[Any]:
     """The inputs in data, batch by batch, in their structure.
 
     Args:
@@ -40,7 +38,6 @@ def batches_of(
         batch_size: Of the batches that arrays are cut into.
         limit: What is used of arrays; None for all of them. Of an iterable the caller takes as many
             batches as it needs, and only with a limit may they be without end.
-        whole: Whether a subset of arrays is to be of whole batches.
 
     Raises:
         DataError: If it is none of these, arrays differ in length, batches never end where they
@@ -48,7 +45,7 @@ def batches_of(
     """
     check_whole_number("batch_size", batch_size, least=1)
     if are_arrays(data):
-        yield from _slices(data, batch_size, limit, batch_size if whole else 1)
+        yield from _slices(data, batch_size, limit)
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, np.ndarray)):
         if _is_endless(data) and (limit is None or limit.most is None):
             raise DataError(
@@ -102,7 +99,7 @@ def to_numbers(value: Any, model: str | None = None, where: str = "") -> np.ndar
     ) from cause
 
 
-def _slices(data: Any, batch_size: int, limit: SampleLimit | None, multiple: int) -> Iterator[Any]:
+def _slices(data: Any, batch_size: int, limit: SampleLimit | None) -> Iterator[Any]:
     """Arrays, or a subset of their rows, cut into batches."""
     arrays = tree.flatten(data)
     sizes = list(dict.fromkeys(int(array.shape[0]) for array in arrays))
@@ -111,7 +108,7 @@ def _slices(data: Any, batch_size: int, limit: SampleLimit | None, multiple: int
             "The data must have as many samples for one input as for another. Received "
             f"{' and '.join(map(str, sizes))}."
         )
-    rows = None if limit is None else limit.subset(sizes[0], multiple)
+    rows = None if limit is None else limit.subset(sizes[0])
     if rows is None:
         for start in range(0, sizes[0], batch_size):
             stop = start + batch_size

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras import tree
 
-from kerasnorm.errors import DataError
+from kerasnorm.errors import DataError, check_whole_number
 from kerasnorm.fit.batches import are_arrays, batches_of, to_numbers
+from kerasnorm.fit.parts import whole_parts
 from kerasnorm.fit.sample_limit import LEAST_SAMPLES, SampleLimit
 from kerasnorm.graph.graph import Graph
 from kerasnorm.graph.named_inputs import in_order_of_inputs
@@ -24,14 +25,52 @@ def input_batches(
     Args:
         root: The model's graph.
         data: See `fit.batches`.
-        batch_size: Of the batches that arrays are cut into.
+        batch_size: Of the batches that arrays are cut into. A model that takes batches of one size
+            gets such, of arrays and of streams; samples that do not fill one are left out.
         limit: How many samples are used; None for all of them. Of a stream no more batches are read
-            than it takes. A model whose batches are of one size gets whole ones.
+            than it takes.
 
     Raises:
         DataError: If it is empty, does not fit the inputs, or is not finite.
     """
+    check_whole_number("batch_size", batch_size, least=1)
     limit = SampleLimit(None, seed=0) if limit is None else limit
+    size = root.batch_size
+    if size is None:
+        yield from _of_any_size(root, data, batch_size, limit)
+        return
+    limit.take_whole(size)
+    given, count = Counted(_of_any_size(root, data, size, limit)), 0
+    for arrays in whole_parts(given, size):
+        count += size
+        yield arrays
+    if not count:
+        raise DataError(
+            f"The data must fill a batch of the model, which takes {size:,} samples at a time. "
+            f"Received {given.count:,}.",
+            model=root.owner.name,
+        )
+    if given.count > count:
+        limit.leave_out(given.count - count, size)
+
+
+class Counted:
+    """Batches of flat inputs that pass by, and how many samples were in them."""
+
+    def __init__(self, batches: Iterable[list[np.ndarray]]):
+        self.count = 0
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        for arrays in self._batches:
+            self.count += len(arrays[0])
+            yield arrays
+
+
+def _of_any_size(
+    root: Graph, data: Any, batch_size: int, limit: SampleLimit
+) -> Iterator[list[np.ndarray]]:
+    """The data as batches of a model's inputs, as it comes."""
     inputs = tree.flatten(root.inputs)
     text = next((tensor for tensor in inputs if tensor.dtype == "string"), None)
     if text is not None:
@@ -45,16 +84,12 @@ def input_batches(
         data = in_order_of_inputs(data, root)
         _check_count(tree.flatten(data), inputs, root)
     count = 0
-    whole = root.has_fixed_batch
-    for number, batch in enumerate(batches_of(data, batch_size, limit, whole=whole), 1):
+    for number, batch in enumerate(batches_of(data, batch_size, limit), 1):
         arrays = _checked(batch, inputs, root, f" in batch {number}" if is_stream else "")
         if not len(arrays[0]):  # of a filter that let nothing through
             continue
         room = limit.room(count)
-        if room < len(arrays[0]) and whole and count:
-            limit.stop(count)
-            break
-        if room < len(arrays[0]) and not whole:
+        if room < len(arrays[0]):
             arrays = [array[: int(room)] for array in arrays]
         count += len(arrays[0])
         yield [

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from keras import ops
 
-from kerasnorm.errors import Refusal
+from kerasnorm.errors import DataError, Refusal
 from kerasnorm.fit.split import same_shapes
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site
@@ -52,6 +52,22 @@ class UnlikeData:
         )
 
 
+def check_like(unlike: UnlikeData | None, strict: bool, allowed: bool, model: str) -> None:
+    """Refuse data that is far from that of the training, or under `strict`, any unlike it.
+
+    Raises:
+        DataError: If it is, and it is not allowed.
+    """
+    if unlike is None or not (strict or (unlike.is_far and not allowed)):
+        return
+    raise DataError(
+        f"The data must be like that of the training. Received {unlike}.",
+        model=model,
+        hint="Scale it as for training, or where it is meant, pass allow_unlike_data=True "
+        "(--allow-unlike-data), and not `strict`.",
+    )
+
+
 def unlike_data(
     model_graphs: ModelGraphs, sites: Iterable[Site], batches: list[list[np.ndarray]]
 ) -> UnlikeData | None:
@@ -65,10 +81,10 @@ def unlike_data(
     if not batches:
         return None
     parts = [arrays for arrays in batches if same_shapes(arrays, batches[0])]
-    if model_graphs.root.has_fixed_batch:
+    if model_graphs.root.batch_size is not None:
         parts = parts[:1]
     arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if not model_graphs.root.has_fixed_batch:
+    if model_graphs.root.batch_size is None:
         arrays = [array[:SAMPLES] for array in arrays]
     by_call = {id(site.call): site for site in sites}
     steps = Steps(model_graphs.root, model_graphs.graphs)

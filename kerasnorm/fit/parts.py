@@ -40,6 +40,17 @@ def first_samples(batches: Batches, count: float) -> Iterator[list[np.ndarray]]:
         count -= size
 
 
+def whole_parts(batches: Batches, size: int) -> Iterator[list[np.ndarray]]:
+    """The samples in parts of one size; those that do not fill one are left out."""
+    return (arrays for arrays in in_parts(batches, size) if len(arrays[0]) == size)
+
+
+def whole_part(arrays: list[np.ndarray], size: int | None) -> list[np.ndarray]:
+    """As many of the first samples as fill batches of a size; all of them where that is None."""
+    count = len(arrays[0]) - len(arrays[0]) % (size or 1)
+    return [array[:count] for array in arrays]
+
+
 def in_parts(batches: Batches, size: int) -> Iterator[list[np.ndarray]]:
     """The samples in parts of one size; where their shapes change, a part may be smaller."""
     waiting: list[np.ndarray] = []

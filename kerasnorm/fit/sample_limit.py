@@ -50,16 +50,16 @@ class SampleLimit:
         self.notes: list[str] = []
         self._seed = seed
 
-    def subset(self, count: int, multiple: int = 1) -> np.ndarray | None:
-        """The numbers of the samples to take of so many; None for all, as they come.
+    def take_whole(self, size: int) -> None:
+        """Have no more used than fill batches of a size, of which there is one at least."""
+        if self.most is not None:
+            self.most = max(size, self.most - self.most % size)
 
-        Args:
-            count: How many there are.
-            multiple: What the size of the subset is a multiple of.
-        """
+    def subset(self, count: int) -> np.ndarray | None:
+        """The numbers of the samples to take of so many; None for all, as they come."""
         if self.most is None or count <= self.most:
             return None
-        size = min(count, self.most - self.most % multiple or multiple)
+        size = self.most
         random = np.random.default_rng(self._seed)
         numbers = np.empty(size, "int64")
         for part in range(PERIOD):
@@ -74,6 +74,14 @@ class SampleLimit:
     def room(self, count: int) -> float:
         """How many more samples of a stream may be used after so many."""
         return float("inf") if self.most is None else self.most - count
+
+    def leave_out(self, count: int, size: int) -> None:
+        """Say that so many samples were left out, which fill no batch of the model's size."""
+        samples = "1 sample was" if count == 1 else f"{count:,} samples were"
+        self.notes = [
+            *self.notes,
+            f"{samples} left out, which would not fill a batch: the model takes {size:,} at a time",
+        ]
 
     def stop(self, count: int) -> None:
         """Say that no more than so many samples of a stream were read."""

@@ -71,9 +71,10 @@ class Graph:
         return self.arguments is not None
 
     @property
-    def has_fixed_batch(self) -> bool:
-        """Whether it takes batches of one size only."""
-        return any(tensor.shape[0] is not None for tensor in tree.flatten(self.inputs))
+    def batch_size(self) -> int | None:
+        """The one size of batches that it takes; None if it takes any."""
+        shapes = [tensor.shape for tensor in tree.flatten(self.inputs)]
+        return next((shape[0] for shape in shapes if shape and shape[0] is not None), None)
 
     def producer(self, tensor) -> Call:
         """The call that computes a tensor."""

@@ -83,7 +83,7 @@ def linear_partner(
         between = commute.commutes(call)
         if not between and not is_plain_linear(layer):  # 1
             is_linear = kernels.kernel_class(layer) is type(layer)
-            what = "quantized or LoRA-enabled" if is_linear else "no linear layer"
+            what = kernels.form_of_kernel(layer) if is_linear else "no linear layer"
             return Refusal(f"{_called(layer)} in front of it is {what}")
         if len(site.graph.consumers(tensor)) > 1 or site.graph.is_output(tensor):  # 3
             return Refusal(f"the output of {_called(layer)} is used elsewhere too")

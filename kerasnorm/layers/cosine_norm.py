@@ -100,6 +100,7 @@ class CosineNorm(keras.layers.Wrapper):
                 f"CosineNorm cannot wrap layer '{layer.name}': {reason}. Received: {layer}."
             )
         kernels.require_plain_kernel("CosineNorm", layer)
+        kernels.keep_in_float("CosineNorm", layer)
         if damping < 0 or (damping and not rescale):
             raise ValueError(
                 "`damping` must be at least 0, and needs rescale=True (the plain form has the "

@@ -9,6 +9,7 @@ asks here.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -222,9 +223,22 @@ def _output_letter(layer, axis: int, rank: int) -> str | None:
     return None
 
 
+def form_of_kernel(layer: keras.Layer) -> str:
+    """What a layer's kernel is that is no variable: "quantized" or "LoRA-enabled"."""
+    return "LoRA-enabled" if layer.quantization_mode is None else "quantized"
+
+
 def has_plain_kernel(layer: keras.Layer) -> bool:
     """Whether the layer's kernel is a variable: neither quantized nor with LoRA factors."""
     return layer.quantization_mode is None and not getattr(layer, "lora_enabled", False)
+
+
+# How to have a layer normalized by a wrapper, and quantized or with LoRA factors.
+_HOW_TO_HAVE_IT = {
+    "WeightNorm": "Train it normalized first; kerasnorm.fold_norms then makes a plain layer, which "
+    "can be quantized or given LoRA factors.",
+    "CosineNorm": "There is no plain layer that it could be folded to: normalize another layer.",
+}
 
 
 def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
@@ -232,9 +246,25 @@ def require_plain_kernel(wrapper: str, layer: keras.Layer) -> None:
     if not has_plain_kernel(layer):
         raise ValueError(
             f"{wrapper} needs a layer with a plain kernel. Received: layer '{layer.name}', which "
-            "is quantized or LoRA-enabled. Train it normalized first; kerasnorm.fold_norms then "
-            "makes a plain layer, which can be quantized or given LoRA factors."
+            f"is {form_of_kernel(layer)}. {_HOW_TO_HAVE_IT[wrapper]}"
         )
+
+
+def keep_in_float(wrapper: str, layer: keras.Layer) -> None:
+    """Have a wrapped layer stay as it is where the model that it is in is quantized.
+
+    Keras asks each layer that holds no other, and warns of those that say that they cannot be.
+    """
+    reason = (
+        f"'{layer.name}' is not quantized: {wrapper} computes with its kernel in floating point. "
+        f"{_HOW_TO_HAVE_IT[wrapper]}"
+    )
+    # no function, which copies would be given that need not be wrapped
+    layer.quantize = functools.partial(_raise_not_implemented, reason)
+
+
+def _raise_not_implemented(reason: str, *args, **kwargs) -> None:
+    raise NotImplementedError(reason)
 
 
 def require_known_channels(wrapper: str, layer: keras.Layer, input_shape) -> None:

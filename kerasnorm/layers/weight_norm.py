@@ -121,6 +121,7 @@ class WeightNorm(RecurrentFace, keras.layers.Wrapper):
                 f"{type(layer).__name__}."
             )
         kernels.require_plain_kernel("WeightNorm", layer)
+        kernels.keep_in_float("WeightNorm", layer)
         if kernels.is_cell(layer) and (layer.dropout or layer.recurrent_dropout):
             # RNN draws a cell's masks once per sequence, and only for cells it knows
             raise ValueError(

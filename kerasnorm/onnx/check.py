@@ -62,10 +62,11 @@ def check(
     """Runs an ONNX file in ONNX Runtime (CPU) and compares it with the Keras model.
 
     Both answer a batch of 1 and one of 3 (given inputs: the first row, then all of them, at least
-    3). The difference is max|Δ| / max|reference| for each output, and max|Δ| for a sigmoid's. A
-    saturated output hides what happened before it: softmax and sigmoid at 0 or 1 agree whatever
-    their inputs are. Random inputs are made smaller, or larger, until that is not so; where it is,
-    their inputs are compared as well.
+    3); where the model can be called on batches of one size only, such. The difference is
+    max|Δ| / max|reference| for each output, and max|Δ| for a sigmoid's. A saturated output hides
+    what happened before it: softmax and sigmoid at 0 or 1 agree whatever their inputs are. Random
+    inputs are made smaller, or larger, until that is not so; where it is, their inputs are compared
+    as well.
 
     Args:
         model: The source.
@@ -85,7 +86,7 @@ def check(
     allowed = OF_LARGEST_ENTRY[coarsest_dtype(model)] if tolerance is None else tolerance
     session, ends = _session(frozen, path), _Ends(path, frozen)
     worst: tuple[Difference, list[np.ndarray]] | None = None
-    for batch, expected in _batches(model, signature, inputs):
+    for batch, expected in _answered(model, signature, inputs):
         received = _answer(model, session, frozen, batch)
         for name, reference, answer in zip(frozen.output_names, expected, received, strict=True):
             if reference.shape != answer.shape:
@@ -218,6 +219,14 @@ def _origin(path, frozen, batch, tolerance: float, output: str) -> str:
     )
 
 
+def _answered(
+    model: keras.Model, signature: Signature, inputs: Any
+) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """What `_batches` gives; what the calls move, from one to the next, is in the end as it was."""
+    with keras.StatelessScope(collect_losses=True, initialize_variables=False):
+        return list(_batches(model, signature, inputs))
+
+
 def _batches(
     model: keras.Model, signature: Signature, inputs: Any
 ) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
@@ -229,12 +238,14 @@ def _batches(
             yield scaled_off_saturation(arrays, reference)
         return
     given = arrays_for(signature, inputs, model)
-    rows = len(given[0])
-    everything = np.arange(max(rows, _BATCHES[-1][0])) % rows
-    for part in (
-        everything[:1],
-        *np.array_split(everything, math.ceil(len(everything) / _LARGEST_BATCH)),
-    ):
+    rows, own = len(given[0]), signature.batch_size
+    if own is not None:
+        parts = list((np.arange(math.ceil(rows / own) * own) % rows).reshape(-1, own))
+    else:
+        everything = np.arange(max(rows, _BATCHES[-1][0])) % rows
+        count = math.ceil(len(everything) / _LARGEST_BATCH)
+        parts = [everything[:1], *np.array_split(everything, count)]
+    for part in parts:
         batch = [array[part] for array in given]
         yield batch, reference(batch)
 

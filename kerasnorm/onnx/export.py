@@ -66,10 +66,11 @@ def export_onnx(
 ) -> OnnxExport:
     """Writes a Keras model as an ONNX file and checks it in ONNX Runtime before keeping it.
 
-    Batch size, and height, width and time where the model leaves them open, stay open. Inputs
-    keep the model's input names; outputs are named by dict key, else by output layer. WeightNorm
-    is folded into the kernels; every other layer is exported as it computes at inference. The
-    model itself is not changed. Weights of more than 2 GB, which one ONNX file does not hold, go to
+    Batch size, and height, width and time where the model leaves them open, stay open; but for a
+    model that states a batch size, and cannot be called on batches of another. Inputs keep the
+    model's input names; outputs are named by dict key, else by output layer. WeightNorm is folded
+    into the kernels; every other layer is exported as it computes at inference. The model itself is
+    not changed. Weights of more than 2 GB, which one ONNX file does not hold, go to
     a second file in the same folder, "weights-" and a digest, which has to stay there; those of
     earlier exports are not deleted.
 

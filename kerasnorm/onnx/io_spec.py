@@ -13,6 +13,9 @@ import numpy as np
 from kerasnorm.errors import ExportError
 from kerasnorm.keras_private import input_layer
 
+# Of axes that a model leaves open, where it is only asked whether it can be called.
+_FREE_SIZE = 32
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -34,6 +37,11 @@ class Signature:
 
     inputs: tuple[Spec, ...]
     structure: tuple[Any, ...]
+
+    @property
+    def batch_size(self) -> int | None:
+        """The one size of batches that the model can be called on; None where it takes any."""
+        return next((spec.shape[0] for spec in self.inputs if spec.shape[0] is not None), None)
 
     def call(self, model: keras.Model, tensors: Sequence[Any]) -> Any:
         """The model's answer at inference, nested as the model returns it."""
@@ -57,8 +65,11 @@ def signature_of(model: keras.Model, inputs: Any = None) -> Signature:
     tensors = _declared_inputs(model)
     if tensors is not None:
         structure = (_declared_structure(model, tensors),)
-        # A batch size that the model states is where it was built, not what it needs.
         specs = [Spec(input_layer(t).name, (None, *t.shape[1:]), t.dtype) for t in tensors]
+        own = next((t.shape[0] for t in tensors if t.shape[0] is not None), None)
+        # A batch size that the model states may be where it was built, and not what it needs.
+        if own is not None and not _takes(model, structure, specs, own + 1):
+            specs = [Spec(spec.name, (own, *spec.shape[1:]), spec.dtype) for spec in specs]
         if any(getattr(t, "sparse", False) for t in tensors):
             raise ExportError("ONNX has no sparse inputs.", model=model.name)
     elif inputs is not None:
@@ -191,6 +202,18 @@ def _declared_structure(model, tensors):
     if isinstance(model, keras.Sequential):
         return tensors[0] if len(tensors) == 1 else tensors
     return model.input
+
+
+def _takes(model, structure, specs: list[Spec], rows: int) -> bool:
+    """Whether a model can be called on a batch of a size."""
+    shapes = [[rows, *(size or _FREE_SIZE for size in spec.shape[1:])] for spec in specs]
+    try:
+        zeros = [np.zeros(shape, spec.dtype) for shape, spec in zip(shapes, specs, strict=True)]
+        with keras.StatelessScope(collect_losses=True, initialize_variables=False):
+            Signature(tuple(specs), structure).call(model, zeros)
+    except Exception:  # whatever layers say of a size that they were not made for
+        return False
+    return True
 
 
 def _first_call_shapes(model) -> tuple[Any, ...]:

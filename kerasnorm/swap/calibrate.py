@@ -132,4 +132,6 @@ def _collected(batches: Iterable[list[np.ndarray]], *collectors: Any) -> Iterato
 
 def _answer_loss(source: ModelGraphs, choosing: HeldOutSamples) -> AnswerLoss | None:
     arrays = choosing.at_least(_LEAST_TO_CHOOSE)
-    return None if arrays is None or source.root.has_fixed_batch else AnswerLoss(source, arrays)
+    return (
+        None if arrays is None or source.root.batch_size is not None else AnswerLoss(source, arrays)
+    )

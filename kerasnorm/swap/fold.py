@@ -53,10 +53,10 @@ def fold_norms(model: keras.Model) -> keras.Model:
 
     Every WeightNorm becomes the layer it wraps with the finished kernel w = g·v/‖v‖, every
     LayerNorm a LayerNormalization or a GroupNormalization of one group. Layers inside
-    TimeDistributed, and in code that Keras can follow, are folded too. The result loads where
-    kerasnorm is not installed, but for models of Keras 1 and 2 with `hard_sigmoid`, whose function
-    it keeps. Regularizers and constraints of a weight that changes or goes have no plain equivalent
-    and are left out.
+    TimeDistributed, and in code that Keras can follow, are folded too, and a WeightNorm that a
+    recurrent layer or Bidirectional holds. The result loads where kerasnorm is not installed, but
+    for models of Keras 1 and 2 with `hard_sigmoid`, whose function it keeps. Regularizers and
+    constraints of a weight that changes or goes have no plain equivalent and are left out.
 
     Args:
         model: A built Functional or Sequential model.

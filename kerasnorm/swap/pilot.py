@@ -62,7 +62,7 @@ class Pilot:
         if not self._budget.is_limited or not requests:
             return batches
         source = decision.model_graphs
-        self._cuts = not source.root.has_fixed_batch
+        self._cuts = source.root.batch_size is None
         first = list(first_batches(batches, _SAMPLES))
         rebuilt = rebuild(source, edits, compiled=False)
         tasks = fit_tasks(requests, rebuilt)

@@ -9,10 +9,14 @@ from typing import Any
 import keras
 
 from kerasnorm import keras_private
+from kerasnorm.clone.by_config import copy_layer
 from kerasnorm.clone.edits import Replace
+from kerasnorm.clone.replace_sublayer import replace_sublayer
+from kerasnorm.clone.state import copy_state
 from kerasnorm.graph.graph import Call, Graph
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import is_batch_norm
+from kerasnorm.layers import WeightNorm
 from kerasnorm.targets.target import Edits, Fold
 
 # The calls of one layer, each with the graph it is in.
@@ -47,16 +51,48 @@ def plain_edits(source: ModelGraphs, folds: Mapping[type, Fold]) -> tuple[Edits,
                 edits.update(dict.fromkeys(calls, fold))
             elif fold is not None:
                 stuck.append(f"'{path}{layer.name}' ({fold.reason})")
-        elif id(layer) not in source.graphs:
-            stuck += [_called(own, layer, path) for own in _own_layers(layer)]
+        elif id(layer) not in source.graphs and (own := _own_layers(layer)):
+            inside = _folded_inside(layer, own, folds)
+            if inside is None:
+                stuck += [_called(part, layer, path) for part in own]
+            else:
+                edits.update(dict.fromkeys([call for _, call in places], inside))
     return edits, stuck + _not_called(source)
 
 
 def holds_what_folds(layer: keras.Layer) -> bool:
     """Whether there is a BatchNorm, or a kerasnorm layer, inside a layer that is none itself."""
-    return not _is_own(layer) and any(
+    runs_in_its_own_way = isinstance(layer, (keras.layers.RNN, keras.layers.Bidirectional))
+    return not (_is_own(layer) or runs_in_its_own_way) and any(
         _is_own(inner) or is_batch_norm(inner) for inner in keras_private.sublayers(layer)
     )
+
+
+def _folded_inside(
+    layer: Any, own: list[keras.Layer], folds: Mapping[type, Fold]
+) -> Replace | None:
+    """A layer of Keras's whose code is not followed, with plain layers for those that it holds.
+
+    They are put in when it is built. None where one is not WeightNorm, or has no such layer.
+    """
+    wrapped = [part for part in own if type(part) is WeightNorm and not part.mean_only]
+    found = [folds[WeightNorm](part, [], part.name) for part in wrapped]
+    edits = [edit for edit in found if isinstance(edit, Replace)]
+    inside = keras_private.sublayers(layer)
+    if len(edits) < len(own) or type(layer).__module__.split(".")[0] != "keras":
+        return None
+
+    def fill(new: Any) -> None:
+        copy_state(layer, new)
+        copies = keras_private.sublayers(new)
+        for part, edit in zip(wrapped, edits, strict=True):
+            number = next(n for n, other in enumerate(inside) if other is part)
+            plain: Any = edit.make()
+            plain.build_from_config(part.layer.get_build_config())
+            edit.fill(plain)
+            replace_sublayer(new, copies[number], plain)
+
+    return Replace(lambda: copy_layer(layer), fill)
 
 
 def _by_layer(source: ModelGraphs) -> list[Places]:

@@ -12,8 +12,9 @@ from kerasnorm.compare.agreement import agreement, fits
 from kerasnorm.compare.differences import differences
 from kerasnorm.compare.tensor_pairs import ModelPair
 from kerasnorm.fit.data import input_batches
+from kerasnorm.fit.parts import whole_part
 from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
-from kerasnorm.fit.split import HeldOutSamples
+from kerasnorm.fit.split import LEAST, HeldOutSamples
 from kerasnorm.swap.report import Report
 from kerasnorm.targets.site_record import SiteRecord, Verdict
 
@@ -82,7 +83,8 @@ class Swap:
 
         Args:
             inputs: A batch in the structure of the model's inputs; None for seeded random
-                numbers.
+                numbers. A model that takes batches of one size is run on as many as they fill, and
+                the rest is left out.
 
         Returns:
             max|Δ| over the channel's standard deviation in the source's batch, of the worst
@@ -91,7 +93,8 @@ class Swap:
             finite and the other's is not, NaN where nothing is finite in either.
 
         Raises:
-            SwapError: If the source itself cannot be run on the inputs.
+            SwapError: If the source itself cannot be run on the inputs. DataError, which is one, if
+                they do not fill one batch of the model's size.
 
         Example:
 
@@ -114,7 +117,10 @@ def with_fit(
 def measure(report: Report, models: ModelPair, held_out: HeldOutSamples, *, sites: bool) -> None:
     """Report how far the models agree on what was held out; on request at each site too."""
     arrays = held_out.arrays
-    if arrays is None or models.source.root.has_fixed_batch:
+    if arrays is None:
+        return
+    arrays = whole_part(arrays, models.source.root.batch_size)
+    if len(arrays[0]) < LEAST:
         return
     report.agreement, report.on_random_inputs = agreement(models, arrays), None
     if sites:

@@ -80,7 +80,7 @@ def choose_by_answers(
     decision = decisions[0]
     _, requests = decision.carry_out(damping)
     stay = decision.named or len(requests) < 2
-    if decision.model_graphs.root.has_fixed_batch or (stay and len(decisions) == 1):
+    if decision.model_graphs.root.batch_size is not None or (stay and len(decisions) == 1):
         return decision, batches
     first = list(first_batches(batches, min(most, _TO_FIT + _TO_RUN)))
     some = list(first_samples(first, min(most, _TO_FIT + _TO_RUN)))

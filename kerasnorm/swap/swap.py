@@ -17,7 +17,7 @@ from kerasnorm.compare.differences import check_finite
 from kerasnorm.compare.tensor_pairs import pair_models
 from kerasnorm.errors import DataError, FidelityWarning, SwapError, check_whole_number
 from kerasnorm.fit.data import input_batches
-from kerasnorm.fit.data_check import SAMPLES, UnlikeData, unlike_data
+from kerasnorm.fit.data_check import SAMPLES, check_like, unlike_data
 from kerasnorm.fit.parts import first_batches, in_larger_parts
 from kerasnorm.fit.sample_limit import MAX_SAMPLES, SampleLimit
 from kerasnorm.fit.time_budget import TimeBudget
@@ -78,8 +78,8 @@ def swap_norms(
     or two is trained on the same data, as `distill` does, for up to 20 epochs. Of ten samples in a
     row, eight are fitted to and trained on, one chooses and one is for the report alone: what
     stored statistics gave, what the fits made of it or what training did stays by whose answers
-    are nearest the source's on those that choose. A BatchNorm called with `training=True` has no
-    stored form and is refused, unless it is frozen.
+    are nearest the source's on those that choose. A BatchNorm called with `training=True` is
+    refused, since its batch decides in `model(x)`, or in code anywhere, unless it is frozen.
 
     The source model is not touched and shares no variable with the result. Layer names, weights,
     trainable flags, dtype policies and the compile state (the optimizer's slots aside) are kept.
@@ -128,7 +128,8 @@ def swap_norms(
             Beyond 5 times there is a warning.
         seed: Of the subset of the data, of the sampling of positions, and of the order in training.
         batch_size: Of the batches that arrays are cut into; where samples are small, several are
-            run at once.
+            run at once. A model that takes batches of one size gets such, of any data, and what
+            does not fill one is left out.
         memory_budget: Bytes of activations to hold in memory; beyond it they go to temporary
             files in the folder that TMPDIR names, which are gone when the process ends, however it
             does. Both together hold, of each sample that is used, what later layers of the two
@@ -180,14 +181,14 @@ def swap_norms(
     batches: Any = None
     if data is not None:
         batches = input_batches(model_graphs.root, data, batch_size, limit)
-        if not model_graphs.root.has_fixed_batch:
+        if model_graphs.root.batch_size is None:
             batches = in_larger_parts(batches)
         settings = {"seed": seed, "memory_budget": memory_budget}
         if any(plan.verdict != "exact" for plan in decision.plans.values()):
             first = list(first_batches(batches, SAMPLES))
             batches = itertools.chain(first, batches)
             unlike = unlike_data(model_graphs, decision.sites, first)
-            _check_like(unlike, strict, allow_unlike_data, model.name)
+            check_like(unlike, strict, allow_unlike_data, model.name)
             report.unlike_data = None if unlike is None else str(unlike)
         pilot = Pilot(budget)
         batches = pilot.run(decision, batches, shares, **settings)
@@ -327,17 +328,6 @@ def _check_data(report: Report) -> None:
             model=report.model,
             hint="Give `data`, some hundred unlabeled inputs (--data X.npy).",
         )
-
-
-def _check_like(unlike: UnlikeData | None, strict: bool, allowed: bool, model: str) -> None:
-    if unlike is None or not (strict or (unlike.is_far and not allowed)):
-        return
-    raise DataError(
-        f"The data must be like that of the training. Received {unlike}.",
-        model=model,
-        hint="Scale it as for training, or where it is meant, pass allow_unlike_data=True "
-        "(--allow-unlike-data), and not `strict`.",
-    )
 
 
 def _check_strict(report: Report) -> None:

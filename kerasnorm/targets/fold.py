@@ -8,7 +8,7 @@ y = a·x + c with a = γ/s and c = β − m·a, one of each per channel.
 2. Anywhere else the map stays where it is, as an `Affine`, which `targets.merge_affine` may find
    a place for in the layers behind, and which is a plain layer else (`targets.plain`).
 
-A call fixed to `training=True` normalizes by its batch and is no affine map: refused.
+A call fixed to `training=True` normalizes by its batch, in `model(x)` at least: refused.
 """
 
 from __future__ import annotations

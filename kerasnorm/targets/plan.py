@@ -113,10 +113,30 @@ def statistics_of_call(site: Site, model_graphs: ModelGraphs) -> StoredStatistic
     calls = [call for call in site.graph.calls if call.operation is site.layer]
     together = calls if site.graph.is_code else [site.call]
     if site.layer.trainable and not model_graphs.trained.isdisjoint(together):
-        return Refusal("it is called with training=True, so that its batch decides")
+        return Refusal(_live(site, model_graphs))
     if not has_known_call(site.layer):
         return Refusal(f"{type(site.layer).__name__} computes in its own way")
     return stored_statistics(site.layer)
+
+
+def _live(site: Site, model_graphs: ModelGraphs) -> str:
+    """When the batch decides in a BatchNorm call that runs in training.
+
+    `predict`, `evaluate` and export tell all layers of a graph that this is no training, whatever
+    its calls say; what code tells the layers that it calls holds there too.
+    """
+    around = {id(site.graph.owner)}
+    for graph in model_graphs.graphs.values():  # inner ones first
+        if any(id(call.operation) in around for call in graph.calls):
+            around.add(id(graph.owner))
+    code = [graph for key, graph in model_graphs.graphs.items() if key in around and graph.is_code]
+    if any(call.kwargs.get("training") for graph in code for call in graph.calls):
+        return "it is called with training=True by code, so that its batch decides"
+    return (
+        "it is called with training=True: its batch decides in `model(x)`, its moving statistics "
+        "in `predict`, `evaluate` and export. Freeze it (`trainable = False`) to have these "
+        "everywhere"
+    )
 
 
 def names_output(site: Site, model_graphs: ModelGraphs) -> bool:

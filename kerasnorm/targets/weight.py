@@ -16,8 +16,8 @@ y = a·x + c with a = γ/s and c = β − m·a, one of each per channel.
 2. Anywhere else the map stays where it is, as a diagonal linear layer: v = ±1, g = a, b = c,
    `WeightNorm(Affine())`.
 
-A call fixed to `training=True`, its own or that of a model around it, normalizes by its batch
-and is no affine map: refused.
+A call fixed to `training=True`, its own or that of a model around it, normalizes by its batch,
+in `model(x)` at least, and is no affine map: refused.
 The arithmetic is done in float64.
 """
 
@@ -77,7 +77,6 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
             changes["bias_axes"] = "".join(x for x in letters[2] if x in letters[1])
         else:
             changes["use_bias"] = True
-    rank = len(calls[0].inputs[0].shape)
 
     def make() -> keras.Layer:
         plain = copy_layer(inner, **changes)
@@ -94,6 +93,7 @@ def fold_weight_norm_if_exact(layer: WeightNorm, calls: list[Call], name: str) -
             kernel.variable.trainable = plain.trainable and trains
         if layer.mean_only:
             bias = plain.bias if inner.bias is not None else keras.ops.zeros_like(plain.bias)
+            rank = len(calls[0].inputs[0].shape)
             shift = Contraction(plain, rank).units_to_bias(layer.moving_mean)
             plain.bias.assign(bias - shift)
 
