@@ -64,10 +64,11 @@ def choose_by_answers(
     The most sensitive sites get weight norm, those with the largest loss first, until the losses of
     the others add up to no more than is allowed; if none would be left, the one with the smallest
     loss stays. They do not where sites were named, or where there is one only. Of several
-    decisions, which differ in the groups of channels only, the first tells which sites these are,
-    and each of the others gets the number of groups by which its loss is least, of those that were
-    run to the answers. Nothing changes for a model of a fixed batch size, or with fewer than 96
-    samples.
+    decisions, which differ in the groups of channels only, the first tells which sites these are.
+    From the others comes one more, in which each site has the number of groups by which its loss is
+    least, of those that were run to the answers; and of all of them that stays whose answers are
+    nearest when all sites are fitted. Nothing changes for a model of a fixed batch size, or with
+    fewer than 96 samples.
 
     Args:
         decisions: What may become of each site; the first where there is no telling.

@@ -117,8 +117,10 @@ def swap_norms(
             more where too few of these would decide. A number that does not divide the channels,
             or leaves fewer than two channels or 16 values in a group, counts as the next lower
             one. "auto" takes for each site the one of 1, 2, 4, 8, 16 and 32, and of what None
-            stands for, by which the answers move least; it needs 96 samples, and for each number
-            the time that choosing sensitive sites takes. `report.sites` has what it was.
+            stands for, by which the answers move least; or one of these numbers everywhere, where
+            the model fitted with it answers more like the source. It needs 96 samples, and for each
+            number twice the time that choosing sensitive sites takes. `report.sites` has what it
+            was.
         strict: Whether a refused site, a model without BatchNorm, or data unlike that of the
             training is an error.
         allow_unlike_data: Whether data is used though the first BatchNorm that was trained meets
@@ -149,10 +151,9 @@ def swap_norms(
     Raises:
         SwapError: If the model has no graph (subclassed or not built), a layer cannot be copied,
             a weight outside of BatchNorm is not finite, `to` or `sites` name what does not exist,
-            `strict` and something was refused, the data is unlike that of the training, or what
-            is exact, or not swapped, differs from
-            the source by more than rounding. DataError, which is one, if a number, or the data,
-            is not as above.
+            `strict` and something was refused, or what is exact, or not swapped, differs from the
+            source by more than rounding. DataError, which is one, if a number, or the data, is not
+            as above, or the data is far from that of the training.
 
     Example:
 
