@@ -44,7 +44,8 @@ class OnnxExport:
         path: The file.
         opset: Version of the ONNX operators in it.
         max_difference: Largest difference seen between ONNX Runtime and Keras, relative to the
-            largest entry of the output it was seen in.
+            largest entry of the output, or of its logits, that it was seen in; of a sigmoid's
+            output, the difference itself.
         op_counts: How many operations of each type the file holds.
     """
 
@@ -81,9 +82,8 @@ def export_onnx(
     versions of Keras, TensorFlow and tf2onnx, and where a report is known `swap_report`, its
     `to_dict()` as JSON.
 
-    The check compares answers at batch 1 and 3. It sees what reaches an output: a softmax that
-    is saturated on the inputs hides differences before it, so export logits, or pass typical
-    `inputs`, where that matters.
+    The check compares answers at batch 1 and 3, and where a final softmax or sigmoid is next to 0
+    and 1 on the inputs, its logits too.
 
     Threads may export at the same time: their conversions take turns, for tf2onnx does one at a
     time. TensorFlow writes to its log as ever (`TF_CPP_MIN_LOG_LEVEL`).
@@ -100,7 +100,7 @@ def export_onnx(
             vocabulary.
         tolerance: Largest difference allowed, relative to the largest entry of each output.
             Without it 1e-5 for models that compute in float32, 1e-2 in float16; more where
-            the model amplifies rounding, as deep untrained networks do: four times as much as
+            the model amplifies rounding, as deep untrained networks do: eight times as much as
             its answer moves when all its weights move by one rounding step, up to 1e-3.
         overwrite: Whether an existing file may be replaced.
 
