@@ -39,7 +39,8 @@ def test_jax_copies():
     run("jax", ["test_clone_on_backends.py"], "-k", "clone-residual or (folded and scaled)")
 
 
-def test_jax_every_example_alone():
+@pytest.mark.slow
+def test_jax_examples_alone():
     run("jax", ["test_per_example.py"])
 
 

@@ -258,7 +258,7 @@ def test_an_error_of_a_tf_dataset_names_its_batch():
     [
         (IMAGES[:20, :7], r"Received \(n, 7, 8, 3\) in batch 3\."),
         (np.full((20, 8, 8, 3), np.inf), r"Received NaN or infinities in batch 3\."),
-        ({"a": IMAGES, "b": IMAGES}, r"1 in all\. Received 2 in batch 3\."),
+        ({"a": IMAGES, "b": IMAGES}, r"Received 'a', 'b' in batch 3; missing: 'image'\."),
         (None, r"Received: NoneType in batch 3\."),
     ],
 )
