@@ -14,6 +14,7 @@ from kerasnorm.errors import DataError
 @pytest.fixture(scope="module")
 def model():
     """A model whose statistics are those of standard normal images."""
+    keras.utils.set_random_seed(0)
     model = tiny_models.conv_bn_relu()
     kerasnorm.estimate_statistics(model, images(400))
     return model
@@ -116,3 +117,77 @@ def test_batches_of_one_and_batches_of_a_fixed_size(closed_form):
         kerasnorm.estimate_statistics(model, iter([x]))
         report = kerasnorm.swap_norms(model, "layer", x, batch_size=size or 1).report
         assert not any("unlike" in warning for warning in report.warnings), report.warnings
+
+
+def test_samples_one_by_one(closed_form):
+    x = np.random.default_rng(0).normal(size=(96, 6)).astype("float32")
+    inputs = keras.Input(batch_shape=(1, 6))
+    outputs = keras.layers.BatchNormalization()(keras.layers.Dense(4)(inputs))
+    model = keras.Model(inputs, outputs)
+    norm = model.layers[-1]
+    seen = x @ model.layers[1].kernel.numpy()
+    norm.moving_mean.assign(seen.mean(0))
+    norm.moving_variance.assign(seen.var(0))
+    assert warnings_of(model, x) == []
+    with pytest.raises(DataError, match="must be like that of the training"):
+        kerasnorm.swap_norms(model, "layer", 255 * x)
+
+
+def test_images_of_many_sizes_one_by_one(closed_form):
+    inputs = keras.Input((None, None, 4))
+    norm = keras.layers.BatchNormalization()
+    conv = keras.layers.Conv2D(4, 1)
+    model = keras.Model(inputs, keras.layers.Conv2D(4, 1)(norm(conv(inputs))))
+    conv.kernel.assign(np.eye(4)[None, None])
+    norm.moving_mean.assign([0.5] * 4)
+    norm.moving_variance.assign([0.1] * 4)
+    levels = np.random.default_rng(0).normal(0.5, 0.3, size=30)
+    plain = [np.full((1, 4, 4 + n, 4), level, "float32") for n, level in enumerate(levels)]
+    assert warnings_of(model, iter(plain)) == []
+
+
+def test_channels_that_are_dead_tell_nothing(closed_form):
+    x = np.random.default_rng(0).normal(size=(96, 6)).astype("float32")
+    hidden, norm = keras.layers.Dense(16, activation="relu"), keras.layers.BatchNormalization()
+    inputs = keras.Input((6,))
+    model = keras.Model(inputs, keras.layers.Dense(3)(norm(hidden(inputs))))
+    hidden.bias.assign([-100.0] * 10 + [0.0] * 6)
+    kerasnorm.estimate_statistics(model, x)
+    norm.moving_variance.assign(np.maximum(norm.moving_variance.numpy(), 1e-6))  # after 0.99ⁿ
+    assert warnings_of(model, x) == []
+    with pytest.raises(DataError, match="must be like that of the training"):
+        kerasnorm.swap_norms(model, "layer", 255 * x)
+
+
+@pytest.mark.parametrize("rate", [0.003, 0.0005])
+def test_features_that_few_samples_have_do_not(rate, closed_form):
+    words = (np.random.default_rng(0).random((2000, 300)) < rate).astype("float32")
+    inputs, norms = keras.Input((300,)), keras.layers.BatchNormalization
+    hidden = keras.layers.Dense(8)(norms()(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(3)(norms()(hidden)))
+    kerasnorm.estimate_statistics(model, words)
+    assert warnings_of(model, words[:200]) == []
+    with pytest.raises(DataError, match="must be like that of the training"):
+        kerasnorm.swap_norms(model, "layer", 255 * words[:200])
+
+
+def test_one_channel_of_outliers_does_not_outweigh_the_others(closed_form):
+    x = np.random.default_rng(0).normal(size=(400, 6)).astype("float32")
+    x[300, 0] = 1e5
+    inputs, norm = keras.Input((6,)), keras.layers.BatchNormalization()
+    model = keras.Model(inputs, keras.layers.Dense(3)(norm(inputs)))
+    kerasnorm.estimate_statistics(model, x)
+    assert warnings_of(model, x[:200]) == []
+
+
+def test_padding_does_not_count(closed_form):
+    random = np.random.default_rng(0)
+    tokens = np.zeros((100, 400), "int32")
+    tokens[:, :2] = random.integers(1, 20, size=(100, 2))
+    inputs, norm = keras.Input((400,), dtype="int32"), keras.layers.BatchNormalization()
+    vectors = keras.layers.Embedding(20, 4, mask_zero=True)
+    hidden = keras.layers.GlobalAveragePooling1D()(norm(vectors(inputs)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(hidden))
+    vectors.embeddings.assign(random.normal(size=(20, 4)) * (np.arange(20) > 0)[:, None])
+    kerasnorm.estimate_statistics(model, tokens)
+    assert warnings_of(model, tokens, "layer") == []

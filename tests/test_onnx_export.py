@@ -832,3 +832,22 @@ def enlarge_all_weights(proto, factor):
         values = numpy_helper.to_array(tensor)
         if values.dtype.kind == "f" and values.ndim > 1:
             tensor.CopyFrom(numpy_helper.from_array(values * np.float32(factor), tensor.name))
+
+
+@pytest.mark.parametrize("size", [32, 33])
+def test_a_size_that_is_halved_and_doubled_has_its_own_name(size, path):
+    image = keras.Input((None, None, 3), name="image")
+    halved = layers.Conv2D(3, 3, strides=2, padding="same")(image)
+    model = keras.Model(image, layers.UpSampling2D(name="doubled")(halved))
+    export_onnx(model, path)
+    assert outputs_of(path) == {"doubled": ["batch", "doubled_axis_1", "doubled_axis_2", 3]}
+    x = np.zeros((2, size, size, 3), "float32")
+    assert run(path, {"image": x})["doubled"].shape == model(x).shape
+
+
+def test_a_size_that_must_be_even_keeps_its_name(path):
+    image = keras.Input((None, None, 3), name="image")
+    halved = layers.Conv2D(3, 3, strides=2, padding="same")(image)
+    doubled = layers.UpSampling2D()(halved)
+    export_onnx(keras.Model(image, layers.Add(name="sum")([doubled, image])), path)
+    assert outputs_of(path) == {"sum": ["batch", "image_axis_1", "image_axis_2", 3]}

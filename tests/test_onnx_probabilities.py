@@ -92,3 +92,31 @@ def test_logits_of_channels_first_are_turned(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="differ in the logits of output"):
         kerasnorm.export_onnx(model, tmp_path / "m.onnx", inputs=x)
     assert "Softmax" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        lambda: [layers.Softmax(), layers.Permute((2, 1))],
+        lambda: [layers.Softmax(axis=1)],
+        lambda: [layers.Softmax(axis=1), layers.Permute((2, 1))],
+        lambda: [layers.Permute((2, 1)), layers.Activation("sigmoid"), layers.Permute((2, 1))],
+    ],
+    ids=["turned after", "over another axis", "both", "turned twice"],
+)
+@pytest.mark.parametrize("units", [4, 5])
+def test_probabilities_that_are_turned(last, units, tmp_path, monkeypatch):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((4, 6)), layers.Dense(units), *last()])
+    x = 1e4 * np.random.default_rng(0).normal(size=(4, 4, 6)).astype("float32")
+    kerasnorm.export_onnx(model, tmp_path / "m.onnx", inputs=x)
+    wrong_by(monkeypatch, 1.01)
+    with pytest.raises(ExportError, match="differ in"):
+        kerasnorm.export_onnx(model, tmp_path / "m.onnx", inputs=x)
+
+
+def test_probabilities_in_bfloat16(tmp_path):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype="bfloat16")
+    outputs = layers.Dense(5, "softmax", dtype="bfloat16")(inputs)
+    kerasnorm.export_onnx(keras.Model(inputs, outputs), tmp_path / "m.onnx", inputs=1e4 * X)

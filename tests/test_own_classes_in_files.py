@@ -198,3 +198,27 @@ def test_hard_sigmoid_in_a_class_of_its_own_is_warned_of(tmp_path):
     keras.saving.register_keras_serializable("mine", "Own")(NewOwn)
     path = old_models.saved(model_of_keras_2(Own()), tmp_path / "model.h5")
     assert "is that of Keras 3" in kerasnorm.load_report(path).warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "stored"),
+    [
+        ("initializer", "HeNormal", "he_normal"),
+        ("regularizer", "L2", "l2"),
+        ("constraint", "NonNeg", "non_neg"),
+    ],
+)
+def test_what_keras_has_under_a_name_is_not_taken_for_ones_own(kind, name, stored, tmp_path):
+    options = {f"kernel_{kind}": stored}
+    own = type(name, (), {"get_config": lambda self: {}})
+    keras.saving.register_keras_serializable("mine")(own)
+    for suffix in ("h5", "keras"):
+        path = tmp_path / f"model.{suffix}"
+        for model in (
+            model_of_keras_2(L.Dense(4, **options)),
+            keras.Sequential([keras.Input((6,)), layers.Dense(4, **options)]),
+        ):
+            model.save(path)
+            loaded = kerasnorm.load_model(path)
+            assert type(getattr(loaded.layers[0], f"kernel_{kind}")) is not own
+            assert loaded.load_report == []

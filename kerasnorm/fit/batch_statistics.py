@@ -142,15 +142,15 @@ def _summing_call(layer, moments: dict[int, RunningMoments], key: int):
             None if v is None else ops.reshape(ops.cast(v, x.dtype), shape)
             for v in (layer.gamma, layer.beta)
         )
-        moments.setdefault(key, RunningMoments()).add(*_moments(x, axes, weights))
+        moments.setdefault(key, RunningMoments()).add(*moments_in_float64(x, axes, weights))
         y = normalize.affine(centered * ops.rsqrt(variance + layer.epsilon), gain, bias)
         return ops.cast(y, layer.compute_dtype)
 
     return call
 
 
-def _moments(x, axes: tuple[int, ...], weights) -> tuple[Any, Any, Any]:
-    """(count, mean, variance) over `axes` in float64, entries of weight 0 left out."""
+def moments_in_float64(x, axes: tuple[int, ...], weights) -> tuple[Any, Any, Any]:
+    """(count, mean, variance) over `axes`, entries of weight 0 left out."""
     wide = ops.convert_to_numpy(x).astype("float64")
     counts = np.ones(wide.shape, bool)
     if weights is not None:

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from keras import ops
 
+from kerasnorm import keras_private
 from kerasnorm.errors import DataError, Refusal
-from kerasnorm.fit.split import same_shapes
+from kerasnorm.fit.batch_statistics import moments_in_float64
+from kerasnorm.fit.parts import first_samples, in_parts
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site
-from kerasnorm.graph.steps import Key, Steps
+from kerasnorm.graph.steps import Steps
 from kerasnorm.graph.stored_statistics import StoredStatistics, stored_statistics
+from kerasnorm.layers import masks
+from kerasnorm.math.running_moments import RunningMoments
 
-# A site's inputs are unlike where their deviation, of the middle channel, is so many times the
-# stored one or smaller, or their mean so many stored deviations away. Other images of the same kind
-# stay below 3: another camera, poor light.
+# A site's inputs are unlike where their deviation is so many times the stored one or smaller, or
+# their mean so many stored deviations away. Other images of the same kind stay below 3: another
+# camera, poor light.
 _UNLIKE = 5.0
 # Pixels of 0 to 255 for those of 0 to 1, or of −1 to 1, are 255 and 127 times as large.
 _FAR = 20.0
-# How many samples are looked at.
-SAMPLES = 64
+# What a variance is taken for that is 0.
+_SMALLEST = 1e-24
+# How many samples are looked at, and how many of them at once.
+SAMPLES, _AT_ONCE = 64, 16
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,12 @@ class UnlikeData:
 
     Attributes:
         site: Its name.
-        spread: The deviation of its inputs over the stored one, of the middle channel.
+        spread: The deviation of its inputs over the stored one.
         shift: How many stored deviations their mean is from the stored one.
+
+    Both are of the middle channel, or of all channels together, whichever is nearer to what is
+    stored: few samples may lack what most channels are for (words, rare features), and channels
+    that are dead have no deviation; while one channel may outweigh all others together.
     """
 
     site: str
@@ -78,30 +88,33 @@ def unlike_data(
         sites: Its sites.
         batches: Some of its inputs, flat.
     """
-    if not batches:
-        return None
-    parts = [arrays for arrays in batches if same_shapes(arrays, batches[0])]
-    if model_graphs.root.batch_size is not None:
-        parts = parts[:1]
-    arrays = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if model_graphs.root.batch_size is None:
-        arrays = [array[:SAMPLES] for array in arrays]
     by_call = {id(site.call): site for site in sites}
     steps = Steps(model_graphs.root, model_graphs.graphs)
-    values: dict[Key, object] = dict(
-        zip(steps.inputs, map(ops.convert_to_tensor, arrays), strict=True)
-    )
-    for step in steps.steps:
+    for number, step in enumerate(steps.steps):
         site = by_call.get(id(step.call))
         known = None if site is None else _trained_statistics(site)
         if site is not None and known is not None:
-            x = ops.convert_to_numpy(values[step.keys[id(site.call.inputs[0])]])
-            spread, shift = _beside(x, site.axis, known)
-            return (
-                UnlikeData(site.name, spread, shift) if _is_beyond(_UNLIKE, spread, shift) else None
-            )
-        values.update(zip(step.gives, step.run(values), strict=True))
+            key = step.keys[id(site.call.inputs[0])]
+            found = RunningMoments()
+            for arrays in _parts(batches, model_graphs.root.batch_size):
+                found.add(*_moments(steps.run(arrays, keep={key}, count=number)[key], site.axis))
+            spread, shift = _beside(found, known)
+            is_unlike = _is_beyond(_UNLIKE, spread, shift)
+            return UnlikeData(site.name, spread, shift) if is_unlike else None
     return None
+
+
+def _parts(batches: list[list[np.ndarray]], batch_size: int | None) -> Iterable[list[np.ndarray]]:
+    """The samples to look at, in batches that the model takes."""
+    return batches if batch_size else in_parts(first_samples(batches, SAMPLES), _AT_ONCE)
+
+
+def _moments(x: Any, axis: int) -> tuple[Any, Any, Any]:
+    """Count, mean and variance of each channel; masked entries do not count, as in training."""
+    mask, channels = keras_private.attached_mask(x), axis % len(x.shape)
+    weights = None if mask is None else masks.as_weights(mask, x, channels)
+    others = tuple(other for other in range(len(x.shape)) if other != channels)
+    return moments_in_float64(x, others, weights)
 
 
 def _trained_statistics(site: Site) -> StoredStatistics | None:
@@ -111,11 +124,13 @@ def _trained_statistics(site: Site) -> StoredStatistics | None:
     return known
 
 
-def _beside(x: np.ndarray, axis: int, known: StoredStatistics) -> tuple[float, float]:
-    rows = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]).astype("float64")
-    stored = np.sqrt(known.variance) + 1e-12
-    spread = float(np.median(rows.std(axis=0) / stored))
-    return spread, float(np.median(np.abs(rows.mean(axis=0) - known.mean) / stored))
+def _beside(found: RunningMoments, known: StoredStatistics) -> tuple[float, float]:
+    squares = np.stack([found.variance, np.square(found.mean - known.mean)])
+    of_each = np.median(squares / (known.variance + _SMALLEST), axis=1)
+    of_all = squares.sum(axis=1) / (known.variance.sum() + _SMALLEST)
+    spreads, shifts = np.sqrt([of_each, of_all]).T
+    nearer = np.argmin(np.abs(np.log(spreads + _SMALLEST)))
+    return float(spreads[nearer]), float(shifts.min())
 
 
 def _is_beyond(times: float, spread: float, shift: float) -> bool:

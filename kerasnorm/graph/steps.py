@@ -91,6 +91,7 @@ class Steps:
         *,
         read_as: Mapping[Key, Any] | None = None,
         keep: Container[Key] | None = None,
+        count: int | None = None,
     ) -> Values:
         """What the model has under each key, at inference.
 
@@ -98,11 +99,13 @@ class Steps:
             arrays: Its inputs, flat.
             read_as: By key, what the steps that read it get in its place.
             keep: The keys whose values are given back; None for all of them.
+            count: How many of the steps to make; None for all of them.
         """
+        steps = self.steps[:count]
         values = dict(zip(self.inputs, map(ops.convert_to_tensor, arrays), strict=True))
         read = ChainMap(dict(read_as or {}), values)
-        last = {key: number for number, step in enumerate(self.steps) for key in step.reads}
-        for number, step in enumerate(self.steps):
+        last = {key: number for number, step in enumerate(steps) for key in step.reads}
+        for number, step in enumerate(steps):
             values.update(zip(step.gives, step.run(read), strict=True))
             if keep is not None:
                 done = (key for key in (*step.reads, *step.gives) if last.get(key, -1) <= number)

@@ -8,7 +8,14 @@ from typing import Any
 import keras
 
 # Where a name may be one of Keras's own.
-_OF_KERAS = (keras.layers, keras.models, keras.activations)
+_OF_KERAS = (
+    keras.layers,
+    keras.models,
+    keras.activations,
+    keras.constraints,
+    keras.initializers,
+    keras.regularizers,
+)
 _FUNCTIONS = ("activation", "recurrent_activation")
 
 

@@ -22,6 +22,7 @@ from kerasnorm.onnx.error_text import layer_of, reason
 from kerasnorm.onnx.frozen_graph import FrozenGraph
 from kerasnorm.onnx.io_spec import Signature, arrays_for
 from kerasnorm.onnx.logits import compared, logits_of
+from kerasnorm.onnx.run_inside import feeds
 
 # Beyond this many tolerances the answer is noise, and agreement would prove nothing.
 _MOST_TOLERANCES = 100
@@ -293,12 +294,7 @@ def _reference(model, signature, batch) -> list[np.ndarray]:
 def _answer(model, session, frozen, batch) -> list[np.ndarray]:
     shapes = [array.shape for array in batch]
     try:
-        feeds = {
-            # bfloat16 is written as float32
-            name: array.astype("float32") if array.dtype.name == "bfloat16" else array
-            for name, array in zip(frozen.input_names, batch, strict=True)
-        }
-        return session.run(frozen.output_names, feeds)
+        return session.run(frozen.output_names, feeds(frozen, batch))
     except Exception as failure:
         raise ExportError(
             f"ONNX Runtime failed on inputs of shapes {shapes}: {reason(failure)}",

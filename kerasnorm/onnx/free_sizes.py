@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import keras
@@ -9,8 +10,9 @@ import keras
 from kerasnorm.onnx.io_spec import Signature
 
 # What is tried for the batch and for the free sizes after it, by axis: multiples of 32, for nets
-# that halve them, and unlike each other.
+# that halve them, and unlike each other. Then odd ones: halved and doubled, they are others.
 _TRIED = ((3, 96, 1120, 2144, 3168), (5, 128, 1216, 2240, 3264))
+_ODD = (7, 157, 1181, 2205, 3229)
 
 
 def name_free_sizes(proto: Any, model: keras.Model, signature: Signature) -> None:
@@ -55,9 +57,11 @@ def _sizes_of_outputs(model: keras.Model, signature: Signature) -> list[dict[int
             found = [_of_outputs(model, signature, sizes, between_inputs) for sizes in _TRIED]
         except Exception:  # what the model's own code, or a layer, makes of such sizes
             continue
+        with contextlib.suppress(Exception):  # of a net that takes no odd ones
+            found.append(_of_outputs(model, signature, _ODD, between_inputs))
         same = [
-            {axis: before[axis] & after[axis] for axis in before}
-            for before, after in zip(*found, strict=True)
+            {axis: set.intersection(*(names[axis] for names in every)) for axis in every[0]}
+            for every in zip(*found, strict=True)
         ]
         return [{a: min(names) for a, names in axes.items() if len(names) == 1} for axes in same]
     return []

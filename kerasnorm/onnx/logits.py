@@ -5,7 +5,7 @@ Probabilities next to 0 and 1 are the same whatever is wrong before them; their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Logits:
         in_graph: Their name in the frozen graph.
         orders: The orders of axes that the file puts them in behind, one after the other; None
             for the reverse order.
+        orders_in_graph: The names of those of the frozen graph.
     """
 
     output: str
@@ -36,6 +37,7 @@ class Logits:
     in_file: str
     in_graph: str
     orders: tuple[tuple[int, ...] | None, ...]
+    orders_in_graph: tuple[str, ...]
 
 
 def logits_of(proto: Any, frozen: FrozenGraph) -> list[Logits]:
@@ -50,27 +52,44 @@ def logits_of(proto: Any, frozen: FrozenGraph) -> list[Logits]:
             if node.op_type == "Transpose":
                 orders.append(next((tuple(a.ints) for a in node.attribute), None))
             node = producers.get(node.input[0])
-        operation = operations.get(tensor.split(":")[0])
+        operation, orders_in_graph = operations.get(tensor.split(":")[0]), []
         while operation is not None and operation.op in _PASSING:
+            if operation.op == "Transpose":
+                orders_in_graph.append(_tensor(operation.input[1]))
             operation = operations.get(operation.input[0].split(":")[0])
         if node is None or operation is None or node.op_type != operation.op:
             continue
         if node.op_type in _PROBABILITIES:
-            name = operation.input[0]
-            name = name if ":" in name else f"{name}:0"
-            orders.reverse()
-            found.append(Logits(output, node.op_type, node.input[0], name, tuple(orders)))
+            found.append(
+                Logits(
+                    output,
+                    node.op_type,
+                    node.input[0],
+                    _tensor(operation.input[0]),
+                    tuple(reversed(orders)),
+                    tuple(reversed(orders_in_graph)),
+                )
+            )
     return found
+
+
+def _tensor(name: str) -> str:
+    """The full name of what an operation of a frozen graph reads."""
+    return name if ":" in name else f"{name}:0"
 
 
 def compared(
     proto: Any, frozen: FrozenGraph, found: list[Logits], batch: list[np.ndarray]
 ) -> Iterator[tuple[Logits, np.ndarray, np.ndarray]]:
-    """The logits of some outputs, as the graph and as the file has them."""
+    """The logits of some outputs, as the graph and as the file has them, in the outputs' order."""
     expected = frozen.run(batch, [logits.in_graph for logits in found])
     received = run_inside(proto, frozen, batch, [logits.in_file for logits in found])
-    for logits, reference, values in zip(found, expected, received, strict=True):
-        answer = values
-        for order in logits.orders:
-            answer = np.transpose(answer, order)
-        yield logits, reference, answer
+    for logits, reference, answer in zip(found, expected, received, strict=True):
+        orders_in_graph = frozen.run(batch, list(logits.orders_in_graph))
+        yield logits, _in_order(reference, orders_in_graph), _in_order(answer, logits.orders)
+
+
+def _in_order(values: np.ndarray, orders: Iterable[Any]) -> np.ndarray:
+    for order in orders:
+        values = np.transpose(values, order)
+    return values

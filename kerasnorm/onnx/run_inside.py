@@ -1,4 +1,4 @@
-"""Run an ONNX model for the values of tensors inside it."""
+"""Run an ONNX model, for its outputs or for the values of tensors inside it."""
 
 from __future__ import annotations
 
@@ -32,4 +32,12 @@ def run_inside(
     session = onnxruntime.InferenceSession(
         exposed.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    return session.run(names, dict(zip(frozen.input_names, batch, strict=True)))
+    return session.run(names, feeds(frozen, batch))
+
+
+def feeds(frozen: FrozenGraph, batch: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """What a session is given: by name, bfloat16 as float32, which it is written as."""
+    return {
+        name: array.astype("float32") if array.dtype.name == "bfloat16" else array
+        for name, array in zip(frozen.input_names, batch, strict=True)
+    }
