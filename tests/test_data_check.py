@@ -191,3 +191,18 @@ def test_padding_does_not_count(closed_form):
     vectors.embeddings.assign(random.normal(size=(20, 4)) * (np.arange(20) > 0)[:, None])
     kerasnorm.estimate_statistics(model, tokens)
     assert warnings_of(model, tokens, "layer") == []
+
+
+def test_statistics_that_have_not_settled_tell_nothing(closed_form):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    norm = keras.layers.BatchNormalization(momentum=0.99)
+    model = keras.Model(inputs, keras.layers.ReLU()(norm(keras.layers.Conv2D(8, 3)(inputs))))
+    x = 0.02 * images(200)[:, :8, :8]
+    for start in range(0, 200, 20):  # which leave nine tenths of the initial variance
+        model(x[start : start + 20], training=True)
+    assert warnings_of(model, x) == []
+    kerasnorm.estimate_statistics(model, x)
+    assert warnings_of(model, x) == []
+    with pytest.raises(DataError, match="must be like that of the training"):
+        kerasnorm.swap_norms(model, "layer", 255 * x)

@@ -25,6 +25,8 @@ from kerasnorm.math.running_moments import RunningMoments
 _UNLIKE = 5.0
 # Pixels of 0 to 255 for those of 0 to 1, or of −1 to 1, are 255 and 127 times as large.
 _FAR = 20.0
+# Variances that are so nearly the same are the initial ones.
+_SETTLED = 0.9
 # What a variance is taken for that is 0.
 _SMALLEST = 1e-24
 # How many samples are looked at, and how many of them at once.
@@ -118,10 +120,19 @@ def _moments(x: Any, axis: int) -> tuple[Any, Any, Any]:
 
 
 def _trained_statistics(site: Site) -> StoredStatistics | None:
+    """What a BatchNorm remembers; None where that is little more than what it began with.
+
+    In k steps of momentum m the initial variance, 1, becomes mᵏ, which hides what is far smaller:
+    then the variances of all channels are nearly the same.
+    """
     known = stored_statistics(site.call.operation)
-    if isinstance(known, Refusal) or (np.all(known.mean == 0) and np.all(known.variance == 1)):
+    if isinstance(known, Refusal):
         return None
-    return known
+    largest, smallest = known.variance.max(), known.variance.min()
+    started = (
+        largest <= 1 and smallest >= _SETTLED * largest and (largest == 1 or known.mean.size > 1)
+    )
+    return None if started else known
 
 
 def _beside(found: RunningMoments, known: StoredStatistics) -> tuple[float, float]:
