@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import tree
 
+from kerasnorm.compare.measures import as_numbers
 from kerasnorm.compare.random_inputs import random_inputs
 from kerasnorm.compare.tolerances import OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import SwapError
@@ -71,9 +72,9 @@ def _same(expected: list[Any], received: list[Any], tolerance: float) -> bool:
     """Whether arrays are the same, each to a share of its largest finite number."""
     if [a.shape for a in expected] != [a.shape for a in received]:
         return False
+    pairs = (as_numbers(a, b) for a, b in zip(expected, received, strict=True))
     return all(
-        np.allclose(a, b, rtol=0, atol=tolerance * _largest(a), equal_nan=True)
-        for a, b in zip(expected, received, strict=True)
+        np.allclose(a, b, rtol=0, atol=tolerance * _largest(a), equal_nan=True) for a, b in pairs
     )
 
 

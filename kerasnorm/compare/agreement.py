@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from kerasnorm.compare.differences import unsaturated_batch
-from kerasnorm.compare.measures import as_rows
+from kerasnorm.compare.measures import as_numbers, as_rows
 from kerasnorm.compare.random_inputs import NotComparableError
 from kerasnorm.compare.sample_sums import (
     SampleSums,
@@ -102,7 +102,7 @@ def agreement(models: ModelPair, arrays: list[np.ndarray], at_once: int | None =
         answers = run(root, part, expected), run(models.copies[id(root.owner)], part, received)
         shares, samples = [], len(part[0])
         for sums, pair, head, a, b in zip(found, models.outputs, heads, *answers, strict=True):
-            sums.add(a, b, pair.axis, samples)
+            sums.add(*as_numbers(a, b), pair.axis, samples)
             if head.kind != "linear":
                 said, answered = (head.answers(head.logits(y)) for y in (a, b))
                 equal = keras.ops.convert_to_numpy(said == answered)

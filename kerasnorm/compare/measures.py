@@ -11,6 +11,7 @@ _LEAST_SPREAD = 1e-4
 # Where it varies by no more than so many rounding steps, it is constant; a difference is looked at
 # beside this fraction of its size then.
 _CONSTANT, _OF_CONSTANT = 8, 1e-2
+_TEXT = "OSU"
 # Sizes between which squares neither vanish nor overflow.
 _SQUARED_IN_FLOAT32 = (1e-15, 1e15)
 
@@ -71,6 +72,17 @@ def _spread(rows: np.ndarray, which: np.ndarray | bool) -> np.ndarray:
     spread[constant] = _OF_CONSTANT * largest[constant]
     spread[spread == 0] = _LEAST_SPREAD * greatest or 1.0
     return spread
+
+
+def as_numbers(expected: np.ndarray, received: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Text as numbers, the same for the same words; numbers as they are."""
+    if expected.dtype.kind not in _TEXT:
+        return expected, received
+    both = np.concatenate([expected.reshape(-1), received.reshape(-1)]).astype(str)
+    codes = np.unique(both, return_inverse=True)[1].astype(np.float32)
+    return codes[: expected.size].reshape(expected.shape), codes[expected.size :].reshape(
+        received.shape
+    )
 
 
 def as_rows(values: np.ndarray, axis: int = -1) -> np.ndarray:

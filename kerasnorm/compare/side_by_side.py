@@ -15,6 +15,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasnorm.compare.measures import as_numbers
 from kerasnorm.compare.random_inputs import NotComparableError
 from kerasnorm.compare.rounding import moved_weights
 from kerasnorm.compare.tensor_pairs import ModelPair, TensorPair, output_pairs
@@ -105,7 +106,7 @@ class SideBySide:
         path_of_call = path if number == 1 else f"{path[:-1]}#{number}/"
         for pair, value, other in zip(pairs, expected, received, strict=True):
             name = path_of_call + pair.name.removeprefix(path)
-            yield Values(name, pair, value, keras.ops.convert_to_numpy(other))
+            yield Values(name, pair, *as_numbers(value, keras.ops.convert_to_numpy(other)))
 
     def _pairs(self, graph: Graph) -> list[TensorPair]:
         pairs = [pair for pair in self.models.pairs if pair.graph.owner is graph.owner]
