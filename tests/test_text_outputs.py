@@ -34,6 +34,16 @@ def test_it_is_swapped(target):
         assert swap.model(x).numpy().tolist() == model(x).numpy().tolist()
 
 
+@pytest.mark.parametrize("target", ["layer", "cosine"])
+def test_it_is_calibrated(target, closed_form):
+    model, x = naming(), np.random.default_rng(0).normal(size=(200, 6)).astype("float32")
+    kerasnorm.estimate_statistics(model, x)
+    swap = kerasnorm.swap_norms(model, target, x)
+    assert [site.verdict for site in swap.report.sites] == ["calibrated"]
+    same = swap.model(x).numpy() == model(x).numpy()
+    assert same.mean() > 0.7
+
+
 def test_it_is_folded_and_saved(tmp_path):
     model = naming()
     model.save(tmp_path / "model.keras")

@@ -34,7 +34,9 @@ class Head:
     axis: int = -1
 
     def logits(self, y: Any) -> Any:
-        """The logits of probabilities, of the same shape, in float32 or wider."""
+        """The logits of probabilities, of the same shape, in float32 or wider; of text, zeros."""
+        if getattr(y.dtype, "name", y.dtype) in ("string", "object"):
+            return ops.zeros(ops.shape(y), "float32")
         y = ops.cast(y, keras.backend.result_type(y.dtype, "float32"))
         if self.kind == "softmax":
             return ops.log(ops.maximum(y, _LEAST))
