@@ -41,15 +41,15 @@ def test_pixels_that_are_surely_no(tmp_path):
     kerasnorm.export_onnx(model, tmp_path / "m.onnx")
 
 
-def wrong_by(monkeypatch, factor):
-    """Has every matrix of the file be larger by a factor."""
+def wrong_by(monkeypatch, factor, rank=2):
+    """Has every weight of so many axes be larger by a factor in the file."""
     to_onnx = export.to_onnx
 
     def wrong(*args):
         proto = to_onnx(*args)
         for tensor in proto.graph.initializer:
             values = numpy_helper.to_array(tensor)
-            if values.ndim == 2:
+            if values.ndim == rank:
                 changed = numpy_helper.from_array(values * np.float32(factor), tensor.name)
                 tensor.CopyFrom(changed)
         return proto
@@ -78,17 +78,7 @@ def test_logits_of_channels_first_are_turned(tmp_path, monkeypatch):
     model = keras.Model(inputs, layers.Softmax()(conv(inputs)))
     x = np.random.default_rng(0).normal(size=(2, 8, 8, 2)).astype("float32")
     kerasnorm.export_onnx(model, tmp_path / "m.onnx", inputs=x)
-    to_onnx = export.to_onnx
-
-    def wrong(*args):
-        proto = to_onnx(*args)
-        for tensor in proto.graph.initializer:
-            values = numpy_helper.to_array(tensor)
-            if values.ndim == 4:
-                tensor.CopyFrom(numpy_helper.from_array(1.01 * values, tensor.name))
-        return proto
-
-    monkeypatch.setattr(export, "to_onnx", wrong)
+    wrong_by(monkeypatch, 1.01, rank=4)
     with pytest.raises(ExportError, match="differ in the logits of output"):
         kerasnorm.export_onnx(model, tmp_path / "m.onnx", inputs=x)
     assert "Softmax" in {node.op_type for node in onnx.load(tmp_path / "m.onnx").graph.node}
