@@ -12,6 +12,7 @@ import time
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 import fidelity
+import hypothesis  # noqa: F401  at its end pytest imports it, which warns where `gc.freeze` hid trio
 import keras
 import numpy as np
 import pytest

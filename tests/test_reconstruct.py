@@ -62,12 +62,14 @@ def as_trained(source):
 
 
 @pytest.mark.parametrize("target", [pytest.param("layer", marks=pytest.mark.slow), "cosine"])
-def test_it_brings_the_model_nearer_on_samples_that_it_never_saw(target, monkeypatch):
+def test_it_brings_the_model_nearer_on_samples_that_it_never_saw(
+    target, training_stays, monkeypatch
+):
     monkeypatch.setattr(reconstruct, "_EPOCHS", 10)
     source, data, x = residual(), images(300), images(seed=9)
-    trained = kerasnorm.swap_norms(source, target, data)
+    trained = kerasnorm.swap_norms(source, target, data, sites=every_site)
     monkeypatch.setattr(Reconstruction, "run", lambda *_: False)
-    fitted = kerasnorm.swap_norms(source, target, data)
+    fitted = kerasnorm.swap_norms(source, target, data, sites=every_site)
     assert trained.report.trained
     assert not fitted.report.trained
     lost = []
@@ -123,7 +125,8 @@ def test_the_same_seed_and_data_give_the_same_weights(training_stays):
         pytest.param("cosine", 1000.0, marks=pytest.mark.slow),
     ],
 )
-def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays):
+def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays, monkeypatch):
+    monkeypatch.setattr(reconstruct, "_EPOCHS", 4)
     source, data, x = residual(), images(200), images(seed=9)
     twin = keras.models.clone_model(source)
     twin.set_weights(source.get_weights())
@@ -131,8 +134,8 @@ def test_a_twin_in_other_units_is_trained_alike(target, unit, training_stays):
         if isinstance(layer, layers.Conv2D) and layer.input is twin.input:
             layer.kernel.assign(layer.kernel * unit)
     swaps = [
-        kerasnorm.swap_norms(source, target, data),
-        kerasnorm.swap_norms(twin, target, (data / unit).astype("float32")),
+        kerasnorm.swap_norms(source, target, data, sites=every_site),
+        kerasnorm.swap_norms(twin, target, (data / unit).astype("float32"), sites=every_site),
     ]
     assert all(swap.report.trained for swap in swaps)
     inputs = x, (x / unit).astype("float32")
