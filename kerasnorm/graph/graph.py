@@ -7,7 +7,9 @@ alive; this view is that walk.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +59,22 @@ class Graph:
         self.inputs, self.outputs = inputs, outputs
         self.arguments = arguments
         ends = [*tree.flatten(outputs), *losses]
-        self.calls = _topological_order(ends)
+        self._outputs = {id(t) for t in ends}
+        self._index(_topological_order(ends))
+
+    def _index(self, calls: list[Call]) -> None:
+        self.calls = calls
         self._producers = {id(t): call for call in self.calls for t in call.outputs}
         self._consumers: dict[int, list[Call]] = defaultdict(list)
         for call in self.calls:
             for tensor in call.inputs:
                 self._consumers[id(tensor)].append(call)
-        self._outputs = {id(t) for t in ends}
+
+    def with_calls(self, calls: Iterable[Call]) -> Graph:
+        """The same graph, with other operations between the same tensors."""
+        other = copy.copy(self)
+        other._index(list(calls))
+        return other
 
     @property
     def is_code(self) -> bool:

@@ -17,6 +17,7 @@ import keras
 from keras import tree
 
 from kerasnorm import keras_private
+from kerasnorm.graph.additions import as_written
 from kerasnorm.graph.graph import Call, Graph
 
 
@@ -65,7 +66,8 @@ def trace(
         accepts_training = "training" in keras_private.call_parameters(layer)
         more = {"training": training} if accepts_training else {}
         outputs = _outputs(layer.call, args, {**kwargs, **more})
-        return Graph(layer, inputs, outputs, (args, kwargs), losses)
+        graph = Graph(layer, inputs, outputs, (args, kwargs), losses)
+    return as_written(graph)
 
 
 def tensors_among(args: tuple, kwargs: dict[str, Any]) -> list:
