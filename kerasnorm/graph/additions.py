@@ -1,10 +1,7 @@
 """Additions in traced code, made as the code makes them.
 
-On TensorFlow, Keras 3 (3.7 to at least 3.15) computes `ops.add(x, y)` by `tf.nn.bias_add` where one
-axis of y alone is longer than 1 and as long as x's last or second axis, wherever that axis is: a
-column of shape (8, 1) is added to (n, 8, 8) along the last axis. `x + y` on TensorFlow's tensors,
-which is what the code of a layer runs, broadcasts. On symbolic tensors, both are recorded as
-`ops.add`.
+On symbolic tensors, `x + y` and `keras.ops.add(x, y)` are recorded alike. On TensorFlow's own
+tensors `+` broadcasts, and `ops.add` does not always (see `keras_add`).
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from keras import tree
 
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.graph import Call, Graph
+from kerasnorm.graph.keras_add import is_added_in_place
 
 
 class Plus(keras.Operation):
@@ -41,7 +39,7 @@ def as_written(graph: Graph) -> Graph:
         for call in graph.calls
     )
     try:
-        return min(graph, plus, key=_error_of(graph))
+        return min(plus, graph, key=_error_of(graph))
     except Exception:
         # any code of any user, on numbers that it may not be made for: most people write `+`
         return plus
@@ -68,14 +66,10 @@ def _error_of(graph: Graph) -> Callable[[Graph], float]:
 
 
 def is_ambiguous(call: Call) -> bool:
-    """Whether a call is an addition whose values depend on how it was written."""
+    """Whether a call is an addition whose values may depend on how it was written."""
     if keras.backend.backend() != "tensorflow" or isinstance(call.operation, keras.Layer):
         return False
     if type(call.operation).__name__ != "Add" or call.kwargs or len(call.args) != 2:
         return False
     x, y = (tuple(getattr(value, "shape", ())) for value in call.args)
-    long = [axis for axis, size in enumerate(y) if size != 1]
-    if len(x) < 2 or len(long) != 1 or y[long[0]] is None or y[long[0]] not in (x[1], x[-1]):
-        return False
-    bias_axis = len(x) - 1 if x[-1] == y[long[0]] else 1
-    return len(y) > len(x) or long[0] - len(y) != bias_axis - len(x)
+    return not is_added_in_place(x, y)

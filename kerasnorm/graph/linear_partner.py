@@ -13,6 +13,7 @@ from kerasnorm import keras_private
 from kerasnorm.errors import Refusal
 from kerasnorm.graph import commute
 from kerasnorm.graph.graph import Call
+from kerasnorm.graph.keras_add import adds_bias_along
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site, is_plain_linear
 from kerasnorm.graph.stored_statistics import StoredStatistics
@@ -143,18 +144,6 @@ def _unfit(partner: Partner, site: Site, model_graphs: ModelGraphs) -> Refusal |
 
 def _called(layer: Any) -> str:
     return f"'{layer.name}' ({type(layer).__name__})"
-
-
-def adds_bias_along(axis: int, shape: tuple, size: int | None) -> bool:
-    """Whether `ops.add(x, bias)` in Keras adds a bias of this size along this axis for certain.
-
-    On TensorFlow, Keras 3.15 turns the addition of anything that squeezes to one axis into
-    `tf.nn.bias_add` along x's last axis, if that has its size, or else along axis 1, if that has,
-    whichever axis it was laid along.
-    """
-    if axis == len(shape) - 1 or size == 1:
-        return True
-    return shape[-1] not in (None, size) and (axis == 1 or shape[1] not in (None, size))
 
 
 def has_own_mask(call: Call) -> bool:

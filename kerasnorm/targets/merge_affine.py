@@ -31,7 +31,7 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call, Graph
-from kerasnorm.graph.linear_partner import adds_bias_along
+from kerasnorm.graph.keras_add import adds_bias_along
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site, is_plain_linear
 from kerasnorm.graph.stored_statistics import StoredStatistics

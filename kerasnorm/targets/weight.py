@@ -35,7 +35,8 @@ from kerasnorm.clone.edits import Replace, Skip
 from kerasnorm.clone.state import assign_copy, copy_state
 from kerasnorm.errors import Refusal
 from kerasnorm.graph.graph import Call
-from kerasnorm.graph.linear_partner import Partner, adds_bias_along, has_own_mask
+from kerasnorm.graph.keras_add import adds_bias_along
+from kerasnorm.graph.linear_partner import Partner, has_own_mask
 from kerasnorm.graph.model_graphs import ModelGraphs
 from kerasnorm.graph.sites import Site
 from kerasnorm.graph.stored_statistics import StoredStatistics

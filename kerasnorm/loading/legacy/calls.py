@@ -10,7 +10,7 @@ from keras import tree
 
 from kerasnorm import keras_private
 from kerasnorm.errors import LoadError
-from kerasnorm.loading.legacy import sums
+from kerasnorm.graph.keras_add import is_added_in_place
 from kerasnorm.loading.legacy.built_layer import BuiltLayer
 from kerasnorm.loading.legacy.legacy_layers import (
     BIASED,
@@ -77,7 +77,7 @@ def _sum_in_place(built: BuiltLayer, log_repair: Callable[[str], None], inputs: 
     layer = built.layer
     if layer is None or built.replacement is not None:
         return
-    if not all(sums.is_added_in_place(first, other) for other in others):
+    if not all(is_added_in_place(first, other) for other in others):
         built.replacement = SUMS[type(layer)].from_config(layer.get_config())
         log_repair(_IN_PLACE)
 

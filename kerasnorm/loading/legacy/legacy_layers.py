@@ -9,6 +9,7 @@ import keras
 from keras import ops
 
 from kerasnorm import keras_private
+from kerasnorm.graph.keras_add import is_added_in_place
 from kerasnorm.layers import kernels
 from kerasnorm.loading.legacy import sums
 
@@ -286,7 +287,7 @@ def adds_bias_elsewhere(layer: Any, input_shape: tuple) -> bool:
     if not can_add_bias_elsewhere(layer):
         return False
     output = tuple(layer.compute_output_shape(input_shape))
-    return not sums.is_added_in_place(output, _bias_shape(layer, output))
+    return not is_added_in_place(output, _bias_shape(layer, output))
 
 
 def _bias_shape(layer: Any, output: tuple) -> tuple:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kerasnorm.graph.linear_partner import adds_bias_along
+from kerasnorm.graph.keras_add import is_added_in_place
 
 
 def add(x: Any, y: Any) -> Any:
@@ -35,16 +35,3 @@ def add(x: Any, y: Any) -> Any:
     if is_added_in_place(tuple(np.shape(x)), tuple(np.shape(y))):
         return ops.add(x, y)
     return ops.subtract(x, -y if isinstance(y, np.ndarray) else ops.negative(y))
-
-
-def is_added_in_place(x: tuple[int | None, ...], y: tuple[int | None, ...]) -> bool:
-    """Whether `ops.add` adds along the right axis for certain, given the two shapes."""
-    if x == y and None not in x[1:]:
-        return True
-    long = [axis - len(y) for axis, size in enumerate(y) if size is not None and size > 1]
-    if len(long) != 1:  # with more than one it is no bias
-        return bool(long) or None not in y
-    size = y[long[0]]
-    if len(y) <= len(x) and x[long[0]] == size:
-        return adds_bias_along(len(x) + long[0], x, size)
-    return len(x) < 2 or {None, size}.isdisjoint((x[1], x[-1]))
