@@ -224,6 +224,12 @@ def test_probabilities_next_to_0_or_1_are_saturated(answer, saturated):
     assert not is_saturated(np.array(answer).astype(int))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_what_is_not_a_number_is_looked_at_without_a_warning(dtype):
+    answer = np.array(keras.ops.convert_to_tensor([0.0, np.nan, 0.5], dtype))
+    assert not is_saturated(answer)
+
+
 # Rounding
 
 

@@ -100,6 +100,8 @@ def is_saturated(answer: np.ndarray) -> bool:
     """Whether probabilities are all next to 0 or 1."""
     if answer.dtype.name not in EPSILONS or not answer.size:
         return False
+    # a comparison of NaN in bfloat16 warns
+    answer = answer.astype(np.result_type(answer.dtype, np.float32), copy=False)
     if answer.min() < 0 or answer.max() > 1:
         return False
     return not ((answer > _SURE) & (answer < 1 - _SURE)).any()
