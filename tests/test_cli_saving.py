@@ -11,6 +11,7 @@ from keras import layers
 import kerasnorm
 from kerasnorm.cli import checked_save
 from kerasnorm.cli.main import main
+from kerasnorm.errors import SwapError
 
 
 @keras.saving.register_keras_serializable("cli_saving")
@@ -181,3 +182,42 @@ def test_own_layers_that_nothing_was_replaced_in_are_not_named():
         kerasnorm.swap_norms(tiny_models.conv_bn_relu(), "weight").report,
     ):
         assert not [note for note in report.notes if "does not load" in note]
+
+
+LORA = {
+    "Dense": lambda: layers.Dense(4, name="own"),
+    "EinsumDense": lambda: layers.EinsumDense("ab,bc->ac", 4, name="own"),
+}
+
+
+def with_lora(name):
+    """A model in which LoRA has learned something."""
+    x = keras.Input((3,))
+    y = layers.Dense(2)(layers.BatchNormalization()(LORA[name]()(x)))
+    model = keras.Model(x, y, name="net")
+    own = model.get_layer("own")
+    own.enable_lora(2)
+    own.lora_kernel_b.assign(keras.ops.ones(own.lora_kernel_b.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", LORA)
+def test_a_file_keeps_what_lora_learned_in_the_kernel(name, tmp_path):
+    path = tmp_path / "out.keras"
+    swapped = kerasnorm.swap_norms(with_lora(name), "weight").model
+    checked_save.save_checked(swapped, path, allow_custom_code=False)
+    x = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(kerasnorm.load_model(path)(x), swapped(x), atol=1e-6)
+
+
+def test_a_file_that_lost_what_lora_learned(tmp_path, monkeypatch):
+    model, loads = with_lora("Dense"), checked_save.load
+
+    def lost(file, **options):
+        loaded = loads(file, **options)
+        loaded.get_layer("own").weights[0].assign(model.get_layer("own").weights[0])
+        return loaded
+
+    monkeypatch.setattr(checked_save, "load", lost)
+    with pytest.raises(SwapError, match="a file with other weights"):
+        checked_save.save_checked(model, tmp_path / "out.keras", allow_custom_code=False)

@@ -206,3 +206,19 @@ def test_statistics_that_have_not_settled_tell_nothing(closed_form):
     assert warnings_of(model, x) == []
     with pytest.raises(DataError, match="must be like that of the training"):
         kerasnorm.swap_norms(model, "layer", 255 * x)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_inputs_that_overflow_on_the_way_are_said_to_be_not_finite():
+    x = keras.Input((8,))
+    y = keras.layers.Dense(32, kernel_initializer="ones")(x)
+    y = keras.layers.Dense(32)(keras.layers.Dense(32)(y))
+    y = keras.layers.ReLU()(keras.layers.BatchNormalization(name="bn")(y))
+    model = keras.Model(x, keras.layers.Dense(2)(y))
+    draw = np.random.default_rng(0)
+    kerasnorm.estimate_statistics(model, draw.normal(size=(400, 8)).astype("float32"))
+    data = 1e38 * draw.normal(size=(100, 8)).clip(-1, 1).astype("float32")
+    with pytest.raises(DataError, match=r"at 'bn' they are not finite \(NaN") as caught:
+        kerasnorm.swap_norms(model, "layer", data)
+    assert "times" not in str(caught.value)
+    assert "nan" not in str(caught.value)

@@ -13,7 +13,7 @@ from keras import layers
 
 import kerasnorm
 from kerasnorm.cli.main import main
-from kerasnorm.errors import DataError
+from kerasnorm.errors import DataError, ExportError
 from kerasnorm.fit.data import input_batches
 from kerasnorm.graph.model_graphs import graphs_of
 
@@ -132,3 +132,46 @@ def test_lists_say_the_inputs_too():
     with pytest.raises(DataError) as caught:
         kerasnorm.swap_norms(model(), "layer", arrays()["left"])
     assert "Received 1; the inputs are 'right' (None, 3), 'left' (None, 3)." in str(caught.value)
+
+
+def exported(source, path, inputs, monkeypatch):
+    """What reaches the inputs of a model and of its ONNX file, in the order of the file's."""
+    pytest.importorskip("tf2onnx")
+    from kerasnorm.onnx import check
+
+    received, takes = [], check.arrays_for
+    monkeypatch.setattr(
+        check, "arrays_for", lambda *given: received.append(takes(*given)) or received[-1]
+    )
+    kerasnorm.export_onnx(source, path, inputs=inputs)
+    return received[0]
+
+
+@pytest.mark.parametrize("structure", [list, dict])
+@pytest.mark.parametrize("keys", [("a", "b"), ("left", "b"), ("left", "right_"), ("left",)])
+def test_an_export_takes_no_other_names(structure, keys, tmp_path, monkeypatch):
+    given = dict(zip(keys, arrays().values(), strict=False))
+    with pytest.raises(ExportError) as caught:
+        exported(model(structure), tmp_path / "model.onnx", given, monkeypatch)
+    said = str(caught.value)
+    assert "`inputs` must have the inputs of the model by name: ['right', 'left']." in said
+    assert f"Received: {len(keys)} arrays, {list(keys)}." in said
+    assert "Pass `inputs={'right': …, 'left': …}`, or a list of arrays in that order." in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_takes_what_it_names(tmp_path, monkeypatch):
+    x = {"labels": np.zeros(ROWS), **arrays()}
+    right, left = exported(model(), tmp_path / "model.onnx", x, monkeypatch)
+    np.testing.assert_array_equal(right, x["right"])
+    np.testing.assert_array_equal(left, x["left"])
+
+
+@pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
+def test_an_export_takes_the_keys_of_a_model_before_the_names_of_its_layers(tmp_path, monkeypatch):
+    a, b = keras.Input((3,), name="b"), keras.Input((3,), name="a")
+    crossed = keras.Model({"a": a, "b": b}, layers.Dense(2)(a + 10.0 * b))
+    x = dict(zip("ab", arrays().values(), strict=True))
+    received = exported(crossed, tmp_path / "model.onnx", x, monkeypatch)
+    np.testing.assert_array_equal(received[0], x["a"])
+    np.testing.assert_array_equal(received[1], x["b"])

@@ -116,6 +116,13 @@ def test_the_report_says_what_was_kept(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(("axis", "said"), [(None, "None"), ([1, 3], "[1, 3]")])
+def test_the_report_says_an_axis_as_its_argument_is_given(axis, said, tmp_path):
+    model = keras.Sequential([keras.Input(SHAPE), adapted(axis)])
+    [line] = assert_stays(model, tmp_path / "model.h5").load_report
+    assert line.startswith(f"`axis={said}` was kept")
+
+
 def test_the_compile_state_stays(tmp_path):
     model = keras.Sequential([keras.Input(SHAPE), layers.Softmax(axis=(1, 2)), layers.Dense(2)])
     model.compile(keras.optimizers.Adam(0.02), "mse", metrics=["mae"])

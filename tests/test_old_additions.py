@@ -83,6 +83,13 @@ def test_a_constant_on_a_batch_of_one_size(tmp_path):
     assert_stays(tk.Model(i, i + constant(6, 1)), normal(6, 6), tmp_path=tmp_path)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int8"])
+def test_tensors_of_whole_numbers(dtype, tmp_path):
+    a, b = tk.Input((6, 6), dtype=dtype), tk.Input((6, 1), dtype=dtype)
+    x = np.arange(108).reshape(3, 6, 6).astype(dtype), np.arange(18).reshape(3, 6, 1).astype(dtype)
+    assert_stays(tk.Model([a, b], a + b), *x, tmp_path=tmp_path)
+
+
 @pytest.mark.parametrize("batch", [1, None])
 def test_a_tensor(batch, tmp_path):
     a, b = tk.Input((6, 6), batch_size=batch), tk.Input((6, 1), batch_size=batch)

@@ -49,6 +49,18 @@ def test_log1p_of_small_numbers(tmp_path):
     np.testing.assert_allclose(session.run(None, {"x": x})[0], np.log1p(x), rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_log1p_at_the_ends(dtype, tmp_path):
+    inputs = keras.Input((6,), name="x", dtype=dtype)
+    model = keras.Model(inputs, keras.layers.Lambda(ops.log1p, dtype=dtype)(inputs))
+    kerasnorm.export_onnx(model, tmp_path / "model.onnx")
+    x = np.array([[np.inf, np.finfo(dtype).max, -1, -2, np.nan, -np.inf]], dtype)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    [received] = session.run(None, {"x": x})
+    expected = keras.ops.convert_to_numpy(model(x))
+    np.testing.assert_allclose(received, expected, rtol=1e-3 if dtype == "float16" else 1e-6)
+
+
 @pytest.mark.parametrize("layer", ["lookup", "hashing"])
 def test_what_onnx_cannot_do_is_named_and_the_advice_works(layer, tmp_path):
     inputs = keras.Input((4,), dtype="int64", name="x")

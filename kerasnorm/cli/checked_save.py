@@ -15,6 +15,7 @@ from kerasnorm.compare.tolerances import OF_LARGEST_ENTRY, coarsest_dtype
 from kerasnorm.errors import SwapError
 from kerasnorm.graph.execute import run
 from kerasnorm.graph.model_graphs import graphs_of
+from kerasnorm.keras_private import sublayers
 from kerasnorm.loading.load import load
 from kerasnorm.swap.own_classes import INSTEAD, note_what_does_not_load
 
@@ -59,7 +60,17 @@ def _refused(model: keras.Model, received: str) -> SwapError:
 
 
 def _weights(model: keras.Model) -> list[np.ndarray]:
-    return [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    """The weights; of layers with LoRA as a file keeps them, with what was learned added."""
+    own: set[int] = set()
+    weights: list[Any] = []
+    for layer in sublayers(model):
+        if getattr(layer, "lora_enabled", False):
+            kept: dict[str, Any] = {}
+            layer.save_own_variables(kept)
+            own.update(id(weight) for weight in layer.weights)
+            weights.extend(kept.values())
+    weights.extend(weight for weight in model.weights if id(weight) not in own)
+    return [keras.ops.convert_to_numpy(weight) for weight in weights]
 
 
 def _answers(model: keras.Model) -> list[np.ndarray]:

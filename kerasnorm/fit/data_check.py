@@ -57,10 +57,12 @@ class UnlikeData:
         return _is_beyond(_FAR, self.spread, self.shift)
 
     def __str__(self) -> str:
+        unlike = "inputs unlike those that the model was trained on: at"
+        if not np.isfinite([self.spread, self.shift]).all():
+            return f"{unlike} '{self.site}' they are not finite (NaN, infinities or overflow)"
         return (
-            "inputs unlike those that the model was trained on: at "
-            f"'{self.site}' their deviation is {self.spread:.2g} times the stored one, and their "
-            f"mean {self.shift:.2g} stored deviations away"
+            f"{unlike} '{self.site}' their deviation is {self.spread:.2g} times the stored one, "
+            f"and their mean {self.shift:.2g} stored deviations away"
         )
 
 

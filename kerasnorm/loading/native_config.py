@@ -46,7 +46,9 @@ def _with_module(item: dict[str, Any], log: Callable[[str, str], None]) -> dict[
         return {**item, "module": operation.__module__, "registered_name": class_name}
     if "axis" not in inner or isinstance(inner["axis"], int):
         return item
-    log(f"`axis={inner['axis']}` was kept, which Keras 3 loses in its own HDF5 files", name)
+    # Normalization keeps its axis=None, of all values together, as a list of none
+    axis = inner["axis"] or None if class_name == "Normalization" else inner["axis"]
+    log(f"`axis={axis}` was kept, which Keras 3 loses in its own HDF5 files", name)
     if hasattr(keras.layers, class_name):
         return {**item, "module": "keras.layers", "registered_name": None}
     return {**item, "module": None, "registered_name": class_name}

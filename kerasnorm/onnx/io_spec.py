@@ -152,17 +152,15 @@ def arrays_for(signature: Signature, inputs: Any, model: keras.Model) -> list[np
     Args:
         signature: How the model is called.
         inputs: An array, a list of arrays, a dict by input name, or nested as the model takes
-            it. All have the same number of rows.
+            it. All have the same number of rows. What a dict has beside the inputs is left out;
+            of one input and one array the name is not looked at.
         model: The model, named in errors.
 
     Raises:
         ExportError: If number, names or shapes are not those of the model's inputs.
     """
     names = [spec.name for spec in signature.inputs]
-    if isinstance(inputs, Mapping) and set(names) <= set(inputs):
-        flat = [inputs[name] for name in names]
-    else:
-        flat = keras.tree.flatten(inputs)
+    flat = _in_order(signature, inputs, model)
     if len(flat) != len(names):
         raise ExportError(
             f"`inputs` must hold one array for each of the inputs {names}. "
@@ -189,6 +187,39 @@ def arrays_for(signature: Signature, inputs: Any, model: keras.Model) -> list[np
             model=model.name,
         )
     return arrays
+
+
+def _in_order(signature: Signature, inputs: Any, model: keras.Model) -> list[Any]:
+    """Given inputs as a flat list; what has names, by those: never by its place."""
+    names = [spec.name for spec in signature.inputs]
+    structure = signature.structure[0] if len(signature.structure) == 1 else signature.structure
+    flat = keras.tree.flatten(inputs)
+    # the keys that the model is called with say more than the names of its input layers
+    keys = structure if isinstance(structure, Mapping) else ()
+    if isinstance(inputs, Mapping) and keys and set(keys) <= set(inputs):
+        inputs = {key: inputs[key] for key in keys}
+        flat = keras.tree.flatten(inputs)
+    elif isinstance(inputs, Mapping) and set(names) <= set(inputs):
+        return [inputs[name] for name in names]
+    if _paths(inputs) == _paths(structure) or not _has_names(inputs):
+        return flat
+    if len(names) == len(flat) == 1:
+        return flat
+    given = ", ".join(f"{name!r}: …" for name in keys or names)
+    raise ExportError(
+        f"`inputs` must have the inputs of the model by name: {list(keys or names)}. "
+        f"Received: {len(flat)} arrays{_keys(inputs)}.",
+        model=model.name,
+        hint=f"Pass `inputs={{{given}}}`, or a list of arrays in that order.",
+    )
+
+
+def _paths(nested: Any) -> list[tuple]:
+    return [path for path, _ in keras.tree.flatten_with_path(nested)]
+
+
+def _has_names(nested: Any) -> bool:
+    return any(isinstance(part, str) for path in _paths(nested) for part in path)
 
 
 def _declared_inputs(model) -> list[Any] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from keras import ops
+from keras import backend, ops
 
 from kerasnorm.graph.keras_add import is_added_in_place
 
@@ -34,4 +34,8 @@ def add(x: Any, y: Any) -> Any:
         x, y = y, x
     if is_added_in_place(tuple(np.shape(x)), tuple(np.shape(y))):
         return ops.add(x, y)
-    return ops.subtract(x, -y if isinstance(y, np.ndarray) else ops.negative(y))
+    if isinstance(y, np.ndarray):
+        return ops.subtract(x, -y)
+    if "uint" in backend.standardize_dtype(y.dtype):  # TensorFlow has no negative of those
+        return ops.subtract(x, ops.subtract(ops.zeros_like(y), y))
+    return ops.subtract(x, ops.negative(y))

@@ -21,15 +21,18 @@ def _write_erfc(graph, node, name, args):
 
 
 def _write_log1p(graph, node, name, args):
-    # log(1 + x) = x·log(u)/(u − 1) where u is what 1 + x is rounded to, x itself where u is 1
+    # log(1 + x) = x·log(u)/(u − 1) where u is what 1 + x is rounded to, x itself where u is 1.
+    # Where x is infinite, so is u, and x/(u − 1) NaN: there, and where 1 is too small to count
+    # beside x, log(u) is all of it.
     scope = Scope(graph, node, {})
     [x] = scope.inputs
     one = scope.constant(np.ones((), scope.dtype(x)))
     u = scope("Add", x, one)
     rounded_off = scope("Equal", u, one)
+    log = scope("Log", u)
     beside = scope("Where", rounded_off, one, scope("Sub", u, one))
-    ratio = scope("Div", scope("Log", u), beside)
-    scope.result("Where", rounded_off, x, scope("Mul", x, ratio))
+    near = scope("Where", rounded_off, x, scope("Mul", x, scope("Div", log, beside)))
+    scope.result("Where", scope("Equal", u, x), log, near)
 
 
 def _write_bucketize(graph, node, name, args):
